@@ -1,0 +1,167 @@
+// Package kernels declares what a device does for a model: the types of stored
+// numbers, handles to what lies in a device's memory, and Ops, the coarse
+// operations that runtime/model calls. It computes nothing itself.
+//
+// ref, cpu and cuda implement Ops. ref is the definition: the others are tested
+// against it on odd shapes.
+//
+// The law of bits (shared by all implementations): what an operation computes
+// for a row depends on that row's inputs, the layout and the device kind, never
+// on how many rows stand beside it nor on how a sequence was cut into steps.
+package kernels
+
+import "fmt"
+
+// BlockTokens is the number of tokens whose keys and values one block holds.
+const BlockTokens = 16
+
+// A Matrix is a weight as its file stores it: Rows × Cols values of Type in
+// host memory that is mapped and never written. Row r begins at byte r·Stride
+// of Data.
+type Matrix struct {
+	Name       string
+	Type       DType
+	Rows, Cols int
+	Stride     int // bytes from one row to the next
+	Data       []byte
+}
+
+// SliceRows gives rows [lo, hi) without copying.
+func (m Matrix) SliceRows(lo, hi int) (Matrix, error) {
+	if lo < 0 || hi < lo || hi > m.Rows {
+		return Matrix{}, fmt.Errorf("kernels: %s: rows [%d, %d) of %d", m.Name, lo, hi, m.Rows)
+	}
+	m.Data, m.Rows = m.Data[lo*m.Stride:], hi-lo
+	return m, nil
+}
+
+// SliceCols gives columns [lo, hi) without copying. Both must fall on the
+// type's block boundary.
+func (m Matrix) SliceCols(lo, hi int) (Matrix, error) {
+	block := m.Type.BlockSize()
+	if lo < 0 || hi < lo || hi > m.Cols || lo%block != 0 || (hi%block != 0 && hi != m.Cols) {
+		return Matrix{}, fmt.Errorf("kernels: %s: columns [%d, %d) of %d in blocks of %d", m.Name, lo, hi, m.Cols, block)
+	}
+	m.Data, m.Cols = m.Data[lo/block*m.Type.BlockBytes():], hi-lo
+	return m, nil
+}
+
+// A Tensor is activations in a device's memory: Rows × Cols values, row-major.
+// The number format is the device's choice (float32 on ref and cpu). Only the
+// Ops that made it reads Mem.
+type Tensor struct {
+	Rows, Cols int
+	Mem        any
+}
+
+// Top gives a view of the first rows.
+func (t Tensor) Top(rows int) Tensor {
+	t.Rows = rows
+	return t
+}
+
+// Handles to what a model loads once. Each is used only with the Ops that made
+// it and lives until that is closed.
+type (
+	// A Weight is a Rows × Cols matrix in the layout that the device's products want.
+	Weight interface{ Shape() (rows, cols int) }
+	// A Vector is a bias or a norm's weight.
+	Vector interface{ Len() int }
+	// A RopeTable holds the angles of rotary position embeddings.
+	RopeTable interface{ Dim() int }
+	// A Cache is the paged keys and values of the layers of one attention group.
+	Cache interface{ Spec() CacheSpec }
+)
+
+// CacheSpec sizes a Cache. Bytes: 2 · Layers · Blocks · BlockTokens · KVHeads · HeadDim · Type.
+type CacheSpec struct {
+	Layers, Blocks   int
+	KVHeads, HeadDim int // of this rank
+	Type             DType
+}
+
+// Bytes is the device memory that the cache takes.
+func (s CacheSpec) Bytes() int64 {
+	return 2 * int64(s.Layers) * int64(s.Blocks) * BlockTokens * int64(s.KVHeads) * int64(s.Type.Bytes(s.HeadDim))
+}
+
+// A Batch is one step's rows as a device sees them. It is not modified after Begin.
+type Batch struct {
+	// Tokens holds one token a row; a negative value -1-s means «the token that
+	// was sampled last for seat s», which the host may not know yet.
+	Tokens    []int32
+	Positions []int32 // absolute position of each row in its sequence
+	Spans     []Span  // in row order; they cover all rows
+	Wanted    []int32 // rows whose logits are wanted, ascending
+}
+
+// A Span is the consecutive rows of one sequence within a batch.
+type Span struct {
+	Row, Count int // rows [Row, Row+Count) …
+	Start      int // … are positions [Start, Start+Count)
+	// Blocks[g][i] is the block of group g that holds positions
+	// [i·BlockTokens, (i+1)·BlockTokens); -1 where a window has passed it.
+	Blocks [][]int32
+}
+
+// Ops is a device. One goroutine at a time calls it. Operations run in the order
+// of the calls, perhaps after the call returns; a device error sticks and comes
+// out of the step's Pending. Shapes are checked by the caller (runtime/model)
+// when a model is loaded; a call with shapes that do not fit panics.
+type Ops interface {
+	// Tensor gives rows × cols of scratch memory that lives until Close.
+	Tensor(rows, cols int) (Tensor, error)
+	// Weight stacks the rows of parts (equal columns) into one matrix.
+	Weight(parts ...Matrix) (Weight, error)
+	Vector(values []float32) (Vector, error)
+	// Rope: pair i turns by position · inverse[i]; cos and sin are times scale.
+	Rope(inverse []float32, scale float32, positions int) (RopeTable, error)
+	Cache(spec CacheSpec) (Cache, error)
+
+	// Begin starts a step; the operations up to End belong to it.
+	Begin(b *Batch) error
+	Embed(out Tensor, a Embed)
+	Norm(out, x Tensor, n Norm)
+	Linear(out, x Tensor, a Linear)
+	Attention(out, qkv Tensor, a Attention)
+	Experts(out, x Tensor, a Experts)
+	// Add computes x += norm(y); n may be nil.
+	Add(x, y Tensor, n *Norm)
+	// Gather copies the wanted rows of x to the top of out.
+	Gather(out, x Tensor)
+	// Sample draws or scores tokens from logits whose row i is wanted row i.
+	Sample(logits Tensor, rows []SampleRow)
+	// End closes the step. The batch and rows passed stay untouched until Wait.
+	End() Pending
+
+	// Seat prepares a sampler seat for a sequence: its prompt and output so far.
+	Seat(seat int32, prompt, output []int32)
+	// Feed sets the token last sampled for a seat (by another rank).
+	Feed(seat, token int32)
+
+	// Put and Get move activations between host bytes and a tensor, in order with
+	// the other operations; Get waits for them.
+	Put(t Tensor, src []byte) error
+	Get(dst []byte, t Tensor) error
+	// RowBytes is the number of bytes of one row in Put and Get.
+	RowBytes(t Tensor) int
+
+	Close() error
+}
+
+// A Pending is a step that has been handed to the device.
+type Pending interface {
+	// Wait gives what Sample drew, in the order of its rows, or the device's error.
+	Wait() ([]Sampled, error)
+}
+
+// A Reducer combines what the tensor ranks of a stage each hold a part of.
+// Sums run in rank order whatever the algorithm.
+type Reducer interface {
+	Rank() int
+	Size() int
+	// AllReduce adds t over all ranks, in place.
+	AllReduce(ops Ops, t Tensor) error
+	// AllGather puts the columns of every rank's part side by side into out.
+	AllGather(ops Ops, out, part Tensor) error
+}

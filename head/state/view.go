@@ -1,0 +1,129 @@
+// Package state is the raft state machine of the heads: the commands that change
+// what users intend and where it is placed, and the View that everything else
+// reads. It holds nothing that moves per token.
+package state
+
+import (
+	"time"
+
+	"manta/parallel/shard"
+	"manta/runtime/plan"
+)
+
+// A View is a snapshot of the state. It is immutable: whoever publishes one
+// never touches it again, so readers take no lock.
+type View struct {
+	Index       uint64 // of the last raft entry applied
+	Deployments map[string]Deployment
+	Replicas    map[string]Replica
+	Nodes       map[string]Node
+	Heads       map[string]Head
+	Jobs        map[string]Job
+}
+
+// A Deployment is what a user asked for.
+type Deployment struct {
+	Name      string   // the model name that the API serves
+	Aliases   []string // further served names
+	Model     string   // the reference as given
+	Revision  string   // what it resolved to, once
+	Shapes    plan.Shapes
+	Tokenizer Digest // of a token.Source (CBOR) in the store
+	Template  Digest // of the chat template in the store; zero: none
+	// Generation holds the model's own sampling defaults and end tokens.
+	Generation Generation
+	Layout     shard.Layout
+	Replicas   int
+	Settings   Settings
+	Created    time.Time
+	Version    uint64 // raised at each change
+}
+
+// Settings are the engine's flags, in vLLM's words; zero means the default.
+type Settings struct {
+	MaxModelLen          int
+	MaxNumSeqs           int
+	MaxNumBatchedTokens  int
+	DType                string
+	KVCacheDType         string
+	Seed                 uint64
+	GPUMemoryUtilization float64
+	PrefixCaching        bool
+	DownloadDir          string
+}
+
+// Generation is what generation_config.json or the GGUF says.
+type Generation struct {
+	EndTokens         []int32
+	Temperature       *float32
+	TopP              *float32
+	TopK              *int
+	RepetitionPenalty *float32
+}
+
+// A Digest names bytes in the store by their SHA-256.
+type Digest [32]byte
+
+// A Replica is one running copy of a deployment.
+type Replica struct {
+	ID         string
+	Deployment string
+	Epoch      uint64 // raised whenever its group starts again
+	Layout     shard.Layout
+	Blocks     []int // per block group, equal on all ranks
+	MaxLen     int   // tokens a sequence may have
+	Shards     []Placement
+	Phase      Phase
+	Reason     string // why it is not ready, for people
+}
+
+// Phase is how far a replica has come.
+type Phase string
+
+const (
+	Placed   Phase = "placed"
+	Loading  Phase = "loading"
+	Ready    Phase = "ready"
+	Draining Phase = "draining"
+	Failed   Phase = "failed"
+)
+
+// A Placement puts one rank on a device of a node.
+type Placement struct {
+	Stage, Rank int
+	Node        string
+	Device      string
+}
+
+// A Node is a worker as raft knows it; who lives is gossip's to say.
+type Node struct {
+	ID      string
+	Devices []Device
+	Labels  map[string]string
+	Drained bool
+}
+
+// A Device is one place for a shard.
+type Device struct {
+	ID     string // "cpu:0", a GPU's UUID
+	Kind   string // "cpu", "cuda", "sim"
+	Name   string
+	Memory int64 // bytes that shards may use
+}
+
+// A Head is a raft server.
+type Head struct {
+	ID   string // stable name plus the id on its disk
+	Name string
+	API  string // address of its HTTP API
+}
+
+// A Job is work submitted to the API.
+type Job struct {
+	ID         string
+	Kind       string // "serve" or "batch"
+	Deployment string
+	Status     string
+	Message    string
+	Created    time.Time
+}

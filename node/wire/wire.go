@@ -75,17 +75,18 @@ const (
 
 // Frame carries what a step gave to one choice of one request.
 type Frame struct {
-	Version  int          `cbor:"1,keyasint"`
-	Request  RequestID    `cbor:"2,keyasint"`
-	Attempt  uint32       `cbor:"3,keyasint"`
-	Epoch    uint64       `cbor:"4,keyasint"`
-	Choice   int          `cbor:"5,keyasint"`
-	Offset   int          `cbor:"6,keyasint"` // output tokens of this choice before Tokens
+	Version int       `cbor:"1,keyasint"`
+	Request RequestID `cbor:"2,keyasint"`
+	Attempt uint32    `cbor:"3,keyasint"`
+	Epoch   uint64    `cbor:"4,keyasint"`
+	Choice  int       `cbor:"5,keyasint"`
+	Offset  int       `cbor:"6,keyasint"` // output tokens of this choice before Tokens
+	// Tokens includes the stop or end token that finished the choice (Finish is
+	// then FinishStop): it counts as usage, and the head keeps it out of the text.
 	Tokens   []int32      `cbor:"7,keyasint,omitempty"`
 	Logprobs []Logprob    `cbor:"8,keyasint,omitempty"` // one a token, when asked for
 	Prompt   []Logprob    `cbor:"9,keyasint,omitempty"` // prompt logprobs, with choice 0's first frame
 	Finish   FinishReason `cbor:"10,keyasint,omitempty"`
-	StopID   int32        `cbor:"11,keyasint,omitempty"` // the stop token that ended it, 0: none
 	Cached   int          `cbor:"12,keyasint,omitempty"` // prompt tokens found in the prefix cache
 	Err      *Error       `cbor:"13,keyasint,omitempty"`
 }

@@ -34,10 +34,11 @@ type Sampler struct {
 	edge     []candidate
 }
 
-// A candidate is a token that may be drawn, with its logit over the temperature.
+// A candidate is a token that may be drawn, with its logit over the temperature
+// and, once weighed, exp(logit - highest).
 type candidate struct {
-	logit float32
-	token int32
+	logit, weight float32
+	token         int32
 }
 
 // greedyBelow is the temperature under which sampling is greedy, as vLLM's.
@@ -72,15 +73,12 @@ func (s *Sampler) draw(logits []float32, row kernels.SampleRow, counts *Counts) 
 	if k := int(row.TopK); k > 0 && k < len(s.kept) {
 		s.keepTop(k, math.Inf(1))
 	}
+	total := s.weigh()
 	if row.TopP < 1 {
-		total := 0.0
-		highest := highestOf(s.kept)
-		for _, c := range s.kept {
-			total += float64(exp(c.logit - highest))
-		}
 		s.keepTop(len(s.kept), float64(row.TopP)*total)
+		total = s.total()
 	}
-	return s.pick(kernels.Uniform(row.Seed, row.Choice, row.Position))
+	return s.pick(total * float64(kernels.Uniform(row.Seed, row.Choice, row.Position)))
 }
 
 // adjust applies bias, bans, mask and penalties, on a copy where there are any.
@@ -166,29 +164,38 @@ func (s *Sampler) candidates(x []float32, row kernels.SampleRow) {
 	for t, v := range x {
 		if v > never {
 			if v = min(v/row.Temperature, math.MaxFloat32); v >= lowest {
-				s.kept = append(s.kept, candidate{v, int32(t)})
+				s.kept = append(s.kept, candidate{logit: v, token: int32(t)})
 			}
 		}
 	}
 }
 
-// pick walks the candidates in token order until their probabilities exceed u.
-func (s *Sampler) pick(u float32) int32 {
-	if len(s.kept) == 0 {
-		return -1
-	}
+// weigh gives every candidate its weight, and their sum.
+func (s *Sampler) weigh() float64 {
 	highest := highestOf(s.kept)
-	total := 0.0
-	for _, c := range s.kept {
-		total += float64(exp(c.logit - highest))
+	for i := range s.kept {
+		s.kept[i].weight = exp(s.kept[i].logit - highest)
 	}
-	goal, sum, last := float64(u)*total, 0.0, int32(-1)
+	return s.total()
+}
+
+// total adds the weights in token order.
+func (s *Sampler) total() float64 {
+	sum := 0.0
 	for _, c := range s.kept {
-		p := float64(exp(c.logit - highest))
-		if p == 0 {
+		sum += float64(c.weight)
+	}
+	return sum
+}
+
+// pick walks the candidates in token order until their weights exceed goal.
+func (s *Sampler) pick(goal float64) int32 {
+	sum, last := 0.0, int32(-1)
+	for _, c := range s.kept {
+		if c.weight == 0 {
 			continue
 		}
-		sum += p
+		sum += float64(c.weight)
 		last = c.token
 		if sum > goal {
 			break

@@ -15,8 +15,8 @@ type bucket struct {
 }
 
 // keepTop keeps, of the candidates in falling order of logit (then rising order
-// of token), the shortest prefix that counts k or whose weights exp(logit -
-// highest) reach mass. kept stays in token order. It never sorts the vocabulary:
+// of token), the shortest prefix that counts k or whose weights reach mass
+// (infinite before they are weighed). kept stays in token order. It never sorts the vocabulary:
 // a histogram finds the bucket in which the prefix ends, and that alone is sorted.
 func (s *Sampler) keepTop(k int, mass float64) {
 	if len(s.kept) == 0 {
@@ -41,7 +41,7 @@ func (s *Sampler) keepTop(k int, mass float64) {
 	for _, c := range s.kept {
 		b := &s.buckets[index(c.logit)]
 		b.count++
-		b.mass += float64(exp(c.logit - highest))
+		b.mass += float64(c.weight)
 	}
 	edge := 0
 	for ; edge < bucketCount-1; edge++ {
@@ -73,7 +73,7 @@ func (s *Sampler) keepTop(k int, mass float64) {
 			break
 		}
 		cut = append(cut, c)
-		mass -= float64(exp(c.logit - highest))
+		mass -= float64(c.weight)
 	}
 	if len(cut) == 0 { // the prefix ended with the bucket before
 		s.kept = slices.DeleteFunc(s.kept, func(c candidate) bool { return index(c.logit) >= edge })
@@ -99,7 +99,7 @@ func exp(x float32) float32 {
 	if !(x >= -87.3) {
 		return 0
 	}
-	n := float32(math.Floor(float64(x*math.Log2E + 0.5)))
+	n := float32(int32(x*math.Log2E - 0.5)) // x ≤ 0: towards zero is to the nearest
 	x -= n * 0.693359375
 	x -= n * -2.12194440e-4
 	p := float32(1.9875691500e-4)

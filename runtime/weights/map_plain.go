@@ -1,0 +1,13 @@
+//go:build unix && !linux
+
+package weights
+
+import "golang.org/x/sys/unix"
+
+func adviseHuge([]byte) {}
+
+func populate(data []byte) { touch(data) }
+
+func readAhead(data []byte) {
+	_ = unix.Madvise(data, unix.MADV_WILLNEED)
+}

@@ -1,0 +1,442 @@
+package dispatch
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math"
+	"sync"
+	"time"
+
+	"manta/head/route"
+	"manta/head/state"
+	"manta/node/wire"
+)
+
+// maxResends bounds how often one request is sent again after its driver was
+// lost or sent faulty frames.
+const maxResends = 16
+
+// Config is what a Dispatcher needs. Zero limits mean the defaults.
+type Config struct {
+	Head  string // this head's name in requests
+	Views Views
+	Link  Link
+	Meter Meter
+	Log   *slog.Logger
+	// MaxQueue bounds the requests of one deployment that wait here.
+	MaxQueue int
+	// MaxBacklog bounds the bytes that wait for one slow client.
+	MaxBacklog int
+}
+
+const (
+	defaultMaxQueue   = 512
+	defaultMaxBacklog = 4 << 20
+)
+
+// Dispatcher is the head's queue and switchboard. It is safe for concurrent use.
+// Lock order: Dispatcher.mu before mailbox.mu.
+type Dispatcher struct {
+	name       string
+	views      Views
+	link       Link
+	meter      Meter
+	log        *slog.Logger
+	maxQueue   int
+	maxBacklog int
+
+	mu       sync.Mutex
+	streams  map[wire.RequestID]*Stream // guarded by mu
+	queues   map[string]*queue          // guarded by mu, by deployment
+	loads    map[string]route.Load      // guarded by mu, by replica
+	rates    map[string]*rate           // guarded by mu, by deployment
+	arrivals uint64                     // guarded by mu
+	draining bool                       // guarded by mu
+	idle     chan struct{}              // guarded by mu: closed when draining and empty
+}
+
+// New makes a dispatcher; Run must run for it to notice changes of the View.
+func New(config Config) *Dispatcher {
+	d := &Dispatcher{
+		name: config.Head, views: config.Views, link: config.Link, meter: config.Meter, log: config.Log,
+		maxQueue: config.MaxQueue, maxBacklog: config.MaxBacklog,
+		streams: map[wire.RequestID]*Stream{}, queues: map[string]*queue{},
+		loads: map[string]route.Load{}, rates: map[string]*rate{},
+		idle: make(chan struct{}),
+	}
+	if d.maxQueue == 0 {
+		d.maxQueue = defaultMaxQueue
+	}
+	if d.maxBacklog == 0 {
+		d.maxBacklog = defaultMaxBacklog
+	}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	return d
+}
+
+// Run follows the View until ctx ends: requests of replicas that are gone resume,
+// and those that wait go to replicas that have come.
+func (d *Dispatcher) Run(ctx context.Context) error {
+	view := d.views.View()
+	for {
+		d.observe(view)
+		next, err := d.views.Wait(ctx, view.Index)
+		if err != nil {
+			return ctx.Err()
+		}
+		view = next
+	}
+}
+
+// Submit queues a request. The caller reads the stream and closes it.
+func (d *Dispatcher) Submit(request Request) (*Stream, error) {
+	s := &Stream{
+		dispatcher: d, request: request, place: notQueued, running: request.Choices,
+		times:   times{accepted: time.Now(), last: make([]time.Time, request.Choices)},
+		mailbox: mailbox{attempt: request.Attempt, wake: make(chan struct{}, 1)},
+	}
+	if request.Seen != nil && len(request.Seen) != request.Choices {
+		return nil, fmt.Errorf("request %s: %d choices, the id names %d: %w",
+			request.ID, request.Choices, len(request.Seen), ErrNotFound)
+	}
+	if !request.Deadline.IsZero() {
+		s.deadline = time.After(time.Until(request.Deadline))
+	}
+	for i := range request.Choices {
+		s.choices = append(s.choices, newChoice(i, &s.request))
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.draining {
+		return nil, ErrDraining
+	}
+	if _, taken := d.streams[request.ID]; taken {
+		// The connection that the client gave up is still being closed.
+		return nil, fmt.Errorf("request %s is still in progress on its first connection: %w", request.ID, ErrBusy)
+	}
+	waiting := d.queue(request.Deployment)
+	if waiting.Len() >= d.maxQueue {
+		return nil, &QueueFullError{
+			Deployment: request.Deployment, Waiting: waiting.Len(),
+			RetryAfter: d.rate(request.Deployment).wait(waiting.Len()),
+		}
+	}
+	d.arrivals++
+	s.arrival = d.arrivals
+	d.streams[request.ID] = s
+	d.enqueue(s)
+	d.pump(d.views.View(), request.Deployment)
+	return s, nil
+}
+
+// Frame takes what a driver sent. It never blocks.
+func (d *Dispatcher) Frame(frame wire.Frame) {
+	d.mu.Lock()
+	s := d.streams[frame.Request]
+	d.mu.Unlock()
+	if s == nil {
+		return // ended or cancelled; the driver has been told
+	}
+	if s.mailbox.deliver(frame, d.maxBacklog) {
+		d.meter.Fault(s.request.Deployment, "stale")
+	}
+}
+
+// Credit takes a driver's grant: the choices that this head may have there.
+func (d *Dispatcher) Credit(credit wire.Credit) {
+	view := d.views.View()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	load := d.loads[credit.Replica]
+	if credit.Epoch < load.Epoch {
+		return
+	}
+	load.Epoch, load.Credit = credit.Epoch, credit.Choices
+	d.loads[credit.Replica] = load
+	if replica, ok := view.Replicas[credit.Replica]; ok {
+		d.pump(view, replica.Deployment)
+	}
+}
+
+// Disconnected tells that messages to or from a node may be lost: its requests
+// are sent again, and drivers there grant anew.
+func (d *Dispatcher) Disconnected(node string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range d.streams {
+		s.mailbox.lose(func(t target) bool { return t.node == node })
+	}
+}
+
+// Drain refuses new requests and waits until those in progress have ended.
+func (d *Dispatcher) Drain(ctx context.Context) error {
+	d.mu.Lock()
+	if !d.draining {
+		d.draining = true
+		d.checkIdle()
+	}
+	d.mu.Unlock()
+	select {
+	case <-d.idle:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Draining reports whether Drain was called.
+func (d *Dispatcher) Draining() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.draining
+}
+
+// Waiting is the number of requests of a deployment that wait here.
+func (d *Dispatcher) Waiting(deployment string) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if q, ok := d.queues[deployment]; ok {
+		return q.Len()
+	}
+	return 0
+}
+
+// observe acts on a new View.
+func (d *Dispatcher) observe(view *state.View) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id, load := range d.loads {
+		replica, ok := view.Replicas[id]
+		if !ok && load.Outstanding == 0 {
+			delete(d.loads, id)
+		} else if ok && load.Epoch < replica.Epoch {
+			load.Credit = 0
+			d.loads[id] = load
+		}
+	}
+	for _, s := range d.streams {
+		s.mailbox.lose(func(t target) bool {
+			replica, ok := view.Replicas[t.replica]
+			return !ok || replica.Epoch != t.epoch || replica.Phase == state.Failed
+		})
+	}
+	for deployment, waiting := range d.queues {
+		if _, ok := view.Deployments[deployment]; !ok {
+			for _, s := range waiting.items {
+				s.mailbox.delete()
+			}
+			continue
+		}
+		d.pump(view, deployment)
+	}
+}
+
+// pump grants what waits, in order, for as long as there is credit. It holds mu.
+func (d *Dispatcher) pump(view *state.View, deployment string) {
+	waiting := d.queue(deployment)
+	for waiting.Len() > 0 {
+		s := waiting.first()
+		choices := max(s.running, 1)
+		replica, ok := route.Choose(view, deployment, d.loads, choices)
+		if !ok {
+			break
+		}
+		node, ok := route.Driver(replica)
+		if !ok {
+			d.log.Error("replica without a driver", "replica", replica.ID)
+			break
+		}
+		d.dequeue(s)
+		load := d.loads[replica.ID]
+		load.Outstanding += choices
+		d.loads[replica.ID] = load
+		s.charged = choices
+		s.mailbox.grant(target{replica: replica.ID, node: node, epoch: replica.Epoch})
+	}
+	if waiting.Len() == 0 {
+		delete(d.queues, deployment)
+	}
+}
+
+func (d *Dispatcher) queue(deployment string) *queue {
+	q, ok := d.queues[deployment]
+	if !ok {
+		q = &queue{}
+		d.queues[deployment] = q
+	}
+	return q
+}
+
+func (d *Dispatcher) rate(deployment string) *rate {
+	r, ok := d.rates[deployment]
+	if !ok {
+		r = &rate{}
+		d.rates[deployment] = r
+	}
+	return r
+}
+
+func (d *Dispatcher) enqueue(s *Stream) {
+	d.queue(s.request.Deployment).add(s)
+	d.meter.Waiting(s.request.Deployment, 1)
+}
+
+func (d *Dispatcher) dequeue(s *Stream) {
+	d.queue(s.request.Deployment).remove(s)
+	d.meter.Waiting(s.request.Deployment, -1)
+	d.meter.Running(s.request.Deployment, 1)
+}
+
+// detach takes a request off its replica, and tells where it ran.
+func (d *Dispatcher) detach(s *Stream) (*target, uint32) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.credit(s, s.charged)
+	d.meter.Running(s.request.Deployment, -1)
+	return s.mailbox.withdraw()
+}
+
+// requeue lets a detached request wait again. It is not held to the queue's
+// bound: it was admitted.
+func (d *Dispatcher) requeue(s *Stream) {
+	view := d.views.View()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.enqueue(s)
+	d.pump(view, s.request.Deployment)
+}
+
+// uncharge gives back the credit of choices that ended, and tells where they ran.
+func (d *Dispatcher) uncharge(s *Stream, choices int) (*target, uint32) {
+	view := d.views.View()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.credit(s, min(choices, s.charged))
+	d.rate(s.request.Deployment).count(time.Now())
+	d.pump(view, s.request.Deployment)
+	return s.mailbox.where()
+}
+
+// credit takes choices off the load of the stream's replica. It holds mu.
+func (d *Dispatcher) credit(s *Stream, choices int) {
+	to, _ := s.mailbox.where()
+	if to == nil || choices == 0 {
+		return
+	}
+	load := d.loads[to.replica]
+	load.Outstanding = max(0, load.Outstanding-choices)
+	d.loads[to.replica] = load
+	s.charged -= choices
+}
+
+// forget removes a stream, and tells where it ran, if it did.
+func (d *Dispatcher) forget(s *Stream) (*target, uint32) {
+	view := d.views.View()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.streams[s.request.ID] == s {
+		delete(d.streams, s.request.ID)
+	}
+	if s.place != notQueued {
+		d.queue(s.request.Deployment).remove(s)
+		d.meter.Waiting(s.request.Deployment, -1)
+	} else if to, _ := s.mailbox.where(); to != nil {
+		d.meter.Running(s.request.Deployment, -1)
+	}
+	d.credit(s, s.charged)
+	d.pump(view, s.request.Deployment)
+	d.checkIdle()
+	return s.mailbox.withdraw()
+}
+
+func (d *Dispatcher) checkIdle() {
+	if d.draining && len(d.streams) == 0 {
+		select {
+		case <-d.idle:
+		default:
+			close(d.idle)
+		}
+	}
+}
+
+// cancel tells a driver. What can't be told is found by the driver itself: its
+// frames have no reader, or its head is gone.
+func (d *Dispatcher) cancel(id wire.RequestID, attempt uint32, to target, choices []int) {
+	message := &wire.Cancel{Version: wire.Version, ID: id, Attempt: attempt, Choices: choices}
+	ctx, stop := context.WithTimeout(context.Background(), cancelTimeout)
+	defer stop()
+	if err := d.link.Cancel(ctx, to.node, message); err != nil {
+		d.log.Warn("cancel not sent", "request", id, "node", to.node, "error", err)
+	}
+}
+
+const cancelTimeout = 2 * time.Second
+
+// grant gives the request a place to run.
+func (b *mailbox) grant(to target) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.target, b.granted, b.lost, b.frames, b.weight = &to, true, false, nil, 0
+	b.signal()
+}
+
+// lose marks the target as gone if it is one that gone names.
+func (b *mailbox) lose(gone func(target) bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.target != nil && !b.lost && gone(*b.target) {
+		b.lost = true
+		b.signal()
+	}
+}
+
+// delete marks the deployment as gone.
+func (b *mailbox) delete() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.deleted = true
+	b.signal()
+}
+
+// where gives the target without changing it.
+func (b *mailbox) where() (*target, uint32) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.target, b.attempt
+}
+
+// withdraw takes the target away: what still comes from there is stale. A target
+// that was granted but never sent to needs no cancel, so it is not given.
+func (b *mailbox) withdraw() (*target, uint32) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	to := b.target
+	if b.granted {
+		to = nil
+	}
+	b.target, b.granted, b.lost, b.frames, b.weight = nil, false, false, nil, 0
+	return to, b.attempt
+}
+
+// rate is how fast a deployment ends choices, to guess when trying again helps.
+type rate struct {
+	last     time.Time
+	interval float64 // seconds between ends, a moving mean
+}
+
+func (r *rate) count(now time.Time) {
+	if !r.last.IsZero() {
+		const weight = 0.1
+		r.interval += weight * (now.Sub(r.last).Seconds() - r.interval)
+	}
+	r.last = now
+}
+
+// wait guesses how long so many take, between one second and one minute.
+func (r *rate) wait(waiting int) time.Duration {
+	seconds := math.Ceil(r.interval * float64(waiting))
+	return time.Duration(min(max(seconds, 1), 60)) * time.Second
+}

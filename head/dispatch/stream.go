@@ -1,0 +1,400 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"manta/node/wire"
+)
+
+// errFault marks what a driver should never have sent. The stream asks again,
+// with a new attempt, and goes on from the tokens that it has.
+var errFault = errors.New("faulty frames")
+
+// errLost marks that the View no longer has the replica at the request's epoch.
+var errLost = errors.New("driver lost")
+
+// errUnsure marks that the driver refused or could not be reached, which the View
+// does not explain yet.
+var errUnsure = errors.New("driver refused or out of reach")
+
+// Stream is a request in progress. One goroutine reads it, calling Next until
+// io.EOF or an error, then Close. That goroutine also does the request's work:
+// it sends, decodes and resumes, so a request costs no goroutine of its own.
+type Stream struct {
+	dispatcher *Dispatcher
+	request    Request
+	arrival    uint64 // order among the requests of this head
+	place      int    // index in the queue; guarded by Dispatcher.mu
+	charged    int    // choices counted against target's credit; guarded by Dispatcher.mu
+
+	// The reader's own.
+	choices  []*choice
+	ready    []Event
+	running  int // choices that have not finished
+	resends  int
+	released bool
+	failed   error
+	times    times
+	cached   int
+	deadline <-chan time.Time // nil: none
+	pause    <-chan time.Time // not nil: neither queued nor running until it fires
+
+	mailbox mailbox
+}
+
+// times are a request's moments, for the meter.
+type times struct {
+	accepted, sent, first time.Time
+	last                  []time.Time // per choice
+}
+
+// target is where a request runs.
+type target struct {
+	replica string
+	node    string
+	epoch   uint64
+}
+
+// mailbox is what others leave for the reader. Its lock comes after Dispatcher.mu.
+type mailbox struct {
+	mu       sync.Mutex
+	frames   []wire.Frame // guarded by mu
+	weight   int          // guarded by mu: sum of frameWeight of frames
+	overflow bool         // guarded by mu: a frame was dropped, the client is too slow
+	attempt  uint32       // guarded by mu: frames of another are dropped
+	target   *target      // guarded by mu: nil while queued
+	granted  bool         // guarded by mu: target is new, the request must be sent
+	lost     bool         // guarded by mu: target is gone
+	deleted  bool         // guarded by mu: the deployment is gone
+	wake     chan struct{}
+}
+
+// ID gives the request's id.
+func (s *Stream) ID() wire.RequestID { return s.request.ID }
+
+// Attempt gives the number of the newest sending.
+func (s *Stream) Attempt() uint32 {
+	s.mailbox.mu.Lock()
+	defer s.mailbox.mu.Unlock()
+	return s.mailbox.attempt
+}
+
+// Seed gives the seed that the tokens are drawn with.
+func (s *Stream) Seed() uint64 { return s.request.Params.Seed }
+
+// Next gives the next piece of any choice, io.EOF after the last, or why the
+// request failed. When ctx ends the reader should Close.
+func (s *Stream) Next(ctx context.Context) (Event, error) {
+	for {
+		if len(s.ready) > 0 {
+			event := s.ready[0]
+			s.ready = s.ready[1:]
+			return event, nil
+		}
+		if s.failed != nil {
+			return Event{}, s.failed
+		}
+		if s.running == 0 {
+			s.release(nil)
+			return Event{}, io.EOF
+		}
+		if s.step(ctx) {
+			continue
+		}
+		select {
+		case <-s.mailbox.wake:
+		case <-s.pause:
+			s.pause = nil
+			s.dispatcher.requeue(s)
+		case <-s.deadline:
+			s.late()
+		case <-ctx.Done():
+			return Event{}, ctx.Err()
+		}
+	}
+}
+
+// late ends the request at its deadline.
+func (s *Stream) late() {
+	if s.times.sent.IsZero() {
+		s.fail(fmt.Errorf("request %s: %w", s.request.ID, ErrUnavailable))
+		return
+	}
+	s.fail(fmt.Errorf("request %s: %w", s.request.ID, ErrDeadline))
+}
+
+// step does what the mailbox asks for, and reports whether there was anything.
+func (s *Stream) step(ctx context.Context) bool {
+	box := &s.mailbox
+	box.mu.Lock()
+	frames, overflow, granted, lost, deleted := box.frames, box.overflow, box.granted, box.lost, box.deleted
+	box.frames, box.weight, box.granted, box.lost = nil, 0, false, false
+	box.mu.Unlock()
+
+	switch {
+	case overflow:
+		s.fail(fmt.Errorf("request %s: %w", s.request.ID, ErrSlowReader))
+		return true
+	case deleted:
+		s.fail(fmt.Errorf("deployment %s was deleted: %w", s.request.Deployment, ErrUnknown))
+		return true
+	case granted && !lost:
+		if err := s.send(ctx); err != nil {
+			s.recover(fmt.Errorf("%w: %w", errUnsure, err))
+			return true
+		}
+	}
+	for i := range frames {
+		if err := s.collect(&frames[i]); err != nil {
+			s.recover(err)
+			return true
+		}
+		if s.failed != nil {
+			return true
+		}
+	}
+	if lost && s.running > 0 {
+		s.recover(errLost)
+	}
+	return granted || lost || len(frames) > 0
+}
+
+// send gives the request to the replica that it was granted, with the tokens
+// that its choices already have, and withdraws the choices that have ended.
+func (s *Stream) send(ctx context.Context) error {
+	box := &s.mailbox
+	box.mu.Lock()
+	box.attempt++
+	attempt, to := box.attempt, *box.target
+	box.mu.Unlock()
+
+	message := &wire.Request{
+		Version: wire.Version, ID: s.request.ID, Attempt: attempt,
+		Replica: to.replica, Epoch: to.epoch, Head: s.dispatcher.name,
+		Prompt: s.request.Prompt, Choices: s.request.Choices, Params: s.request.Params,
+		Priority: s.request.Priority, Owner: s.request.Owner, Body: s.request.Body,
+	}
+	if !s.request.Deadline.IsZero() {
+		message.DeadlineMS = s.request.Deadline.UnixMilli()
+	}
+	var ended []int
+	for _, c := range s.choices {
+		if c.finished {
+			ended = append(ended, c.index)
+		}
+		if len(c.tokens) > 0 && message.Outputs == nil {
+			message.Outputs = make([][]int32, len(s.choices))
+		}
+	}
+	for i := range message.Outputs {
+		message.Outputs[i] = s.choices[i].tokens
+	}
+	if s.times.sent.IsZero() {
+		s.times.sent = time.Now()
+	}
+	if err := s.dispatcher.link.Send(ctx, to.node, message); err != nil {
+		s.dispatcher.log.Warn("request not sent", "request", s.request.ID, "node", to.node, "error", err)
+		return err
+	}
+	if len(ended) > 0 {
+		s.dispatcher.cancel(s.request.ID, attempt, to, ended)
+	}
+	return nil
+}
+
+// collect takes one frame. An error is a fault of the driver or the link, and
+// mends by asking again; what the client must hear goes to fail.
+func (s *Stream) collect(frame *wire.Frame) error {
+	if frame.Err != nil {
+		return s.refused(frame.Err)
+	}
+	if frame.Choice < 0 || frame.Choice >= len(s.choices) {
+		return fmt.Errorf("%w: choice %d of %d", errFault, frame.Choice, len(s.choices))
+	}
+	c := s.choices[frame.Choice]
+	if c.finished {
+		return nil
+	}
+	before := len(c.tokens)
+	event, err := c.accept(frame)
+	if err != nil {
+		return err
+	}
+	s.measure(c, len(c.tokens)-before, frame)
+	if event != nil {
+		event.Prompt, event.Cached = frame.Prompt, s.cached
+		s.ready = append(s.ready, *event)
+	} else if frame.Prompt != nil {
+		s.ready = append(s.ready, Event{Choice: c.index, Offset: len(c.tokens), Prompt: frame.Prompt, Cached: s.cached})
+	}
+	if c.finished {
+		s.end(c, frame.Finish == wire.Unfinished)
+	}
+	return nil
+}
+
+// measure tells the meter of new tokens.
+func (s *Stream) measure(c *choice, tokens int, frame *wire.Frame) {
+	s.cached = max(s.cached, frame.Cached)
+	if tokens == 0 {
+		return
+	}
+	now := time.Now()
+	since, first := s.times.last[c.index], false
+	if since.IsZero() {
+		since, first = s.times.accepted, true
+	}
+	if s.times.first.IsZero() {
+		s.times.first = now
+	}
+	s.times.last[c.index] = now
+	s.dispatcher.meter.Output(s.request.Deployment, tokens, first, now.Sub(since))
+}
+
+// end releases a choice that has finished. The driver is told when it was the
+// head that ended it.
+func (s *Stream) end(c *choice, tell bool) {
+	s.running--
+	to, attempt := s.dispatcher.uncharge(s, 1)
+	if !tell || to == nil {
+		return
+	}
+	var which []int // nil: all
+	if s.running > 0 {
+		which = []int{c.index}
+	}
+	s.dispatcher.cancel(s.request.ID, attempt, *to, which)
+}
+
+// refused handles a driver's error.
+func (s *Stream) refused(e *wire.Error) error {
+	switch e.Code {
+	case wire.ErrInvalid:
+		s.fail(fmt.Errorf("%w: %s", ErrInvalid, e.Message))
+	case wire.ErrDeadline:
+		s.fail(fmt.Errorf("request %s: %w", s.request.ID, ErrDeadline))
+	case wire.ErrLost, wire.ErrStale, wire.ErrBusy:
+		return fmt.Errorf("%w: %w", errUnsure, e)
+	default:
+		s.fail(fmt.Errorf("request %s: %w: %s", s.request.ID, ErrInternal, e.Message))
+	}
+	return nil
+}
+
+// recover takes the request off its replica, to go on elsewhere or there again.
+// It queues at its old place: at once when the View says that the replica is
+// gone, after a pause when asking again at once may only give the same answer.
+func (s *Stream) recover(cause error) {
+	d := s.dispatcher
+	to, attempt := d.detach(s)
+	if errors.Is(cause, errFault) {
+		d.meter.Fault(s.request.Deployment, "frame")
+		if to != nil {
+			d.cancel(s.request.ID, attempt, *to, nil)
+		}
+	}
+	s.resends++
+	d.log.Warn("request resumes", "request", s.request.ID, "resends", s.resends, "cause", cause)
+	switch {
+	case s.resends > maxResends:
+		s.fail(fmt.Errorf("request %s: %w: %w", s.request.ID, ErrReplica, cause))
+	case errors.Is(cause, errLost):
+		d.requeue(s)
+	default:
+		s.pause = time.After(firstPause << min(s.resends-1, 8))
+	}
+}
+
+// firstPause doubles with each resend, up to 256 times.
+const firstPause = 5 * time.Millisecond
+
+// fail ends the request with an error that its client sees.
+func (s *Stream) fail(err error) {
+	s.failed = err
+	s.release(err)
+}
+
+// Close withdraws what is unfinished. It is safe after the end and more than once.
+func (s *Stream) Close() {
+	if s.failed == nil && s.running > 0 {
+		s.failed = context.Canceled
+	}
+	s.release(s.failed)
+}
+
+// release takes the request out of the dispatcher, once.
+func (s *Stream) release(err error) {
+	if s.released {
+		return
+	}
+	s.released = true
+	to, attempt := s.dispatcher.forget(s)
+	if to != nil && s.running > 0 {
+		s.dispatcher.cancel(s.request.ID, attempt, *to, nil)
+	}
+	s.dispatcher.meter.Ended(s.request.Deployment, s.summary(err))
+}
+
+func (s *Stream) summary(err error) Summary {
+	now := time.Now()
+	sum := Summary{
+		Err: err, Prompt: len(s.request.Prompt), Cached: s.cached,
+		MaxTokens: s.request.Params.MaxTokens, Total: now.Sub(s.times.accepted),
+	}
+	for _, c := range s.choices {
+		sum.Outputs = append(sum.Outputs, len(c.tokens))
+		if c.finished {
+			sum.Finishes = append(sum.Finishes, c.finish)
+		}
+	}
+	if !s.times.sent.IsZero() {
+		sum.Queue = s.times.sent.Sub(s.times.accepted)
+	}
+	if !s.times.first.IsZero() {
+		sum.Prefill, sum.Decode = s.times.first.Sub(s.times.sent), now.Sub(s.times.first)
+	}
+	return sum
+}
+
+// deliver leaves a frame for the reader. Frames of an older attempt or epoch are
+// stale and dropped; so is everything once the reader lags too far behind.
+func (b *mailbox) deliver(frame wire.Frame, limit int) (stale bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.target == nil || b.granted || frame.Attempt != b.attempt || frame.Epoch != b.target.epoch {
+		return true
+	}
+	b.weight += frameWeight(&frame)
+	if b.weight > limit {
+		b.overflow, b.frames = true, nil
+	} else if !b.overflow {
+		b.frames = append(b.frames, frame)
+	}
+	b.signal()
+	return false
+}
+
+// signal wakes the reader; one that is awake finds everything anyway.
+func (b *mailbox) signal() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// frameWeight is about the bytes that a frame holds while it waits.
+func frameWeight(f *wire.Frame) int {
+	weight := 160 + 4*len(f.Tokens)
+	for i := range f.Logprobs {
+		weight += 48 + 8*len(f.Logprobs[i].Top)
+	}
+	for i := range f.Prompt {
+		weight += 48 + 8*len(f.Prompt[i].Top)
+	}
+	return weight
+}

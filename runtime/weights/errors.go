@@ -1,6 +1,10 @@
 package weights
 
-import "errors"
+import (
+	"errors"
+
+	"manta/runtime/weights/disk"
+)
 
 var (
 	// ErrUnsupported: the file is sound, but holds what the project does not do.
@@ -10,5 +14,5 @@ var (
 	// ErrNotFound: nothing is there under that name.
 	ErrNotFound = errors.New("not found")
 	// ErrDiskFull: there is no room for what is pulled.
-	ErrDiskFull = errors.New("disk is full")
+	ErrDiskFull = disk.ErrFull
 )

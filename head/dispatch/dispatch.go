@@ -102,8 +102,8 @@ func (d *Dispatcher) Submit(request Request) (*Stream, error) {
 		return nil, fmt.Errorf("request %s: %d choices, the id names %d: %w",
 			request.ID, request.Choices, len(request.Seen), ErrNotFound)
 	}
-	if !request.Deadline.IsZero() {
-		s.deadline = time.After(time.Until(request.Deadline))
+	if until := request.waitUntil(); !until.IsZero() {
+		s.deadline = time.After(time.Until(until))
 	}
 	for i := range request.Choices {
 		s.choices = append(s.choices, newChoice(i, &s.request))
@@ -113,9 +113,12 @@ func (d *Dispatcher) Submit(request Request) (*Stream, error) {
 	if d.draining {
 		return nil, ErrDraining
 	}
-	if _, taken := d.streams[request.ID]; taken {
-		// The connection that the client gave up is still being closed.
-		return nil, fmt.Errorf("request %s is still in progress on its first connection: %w", request.ID, ErrBusy)
+	if old, taken := d.streams[request.ID]; taken {
+		if request.Seen == nil {
+			return nil, fmt.Errorf("request %s is in progress: %w", request.ID, ErrInvalid)
+		}
+		// The client came back before its first connection was found dead.
+		s.mailbox.attempt = max(request.Attempt, d.supersede(old))
 	}
 	waiting := d.queue(request.Deployment)
 	if waiting.Len() >= d.maxQueue {
@@ -130,6 +133,21 @@ func (d *Dispatcher) Submit(request Request) (*Stream, error) {
 	d.enqueue(s)
 	d.pump(d.views.View(), request.Deployment)
 	return s, nil
+}
+
+// supersede takes a request from the stream that has it, whose connection is
+// dead or soon will be, and gives its newest attempt. It holds mu. The driver
+// hears nothing until the new stream's sending.
+func (d *Dispatcher) supersede(old *Stream) uint32 {
+	delete(d.streams, old.request.ID)
+	if old.place != notQueued {
+		d.queue(old.request.Deployment).remove(old)
+		d.meter.Waiting(old.request.Deployment, -1)
+	} else if to, _ := old.mailbox.where(); to != nil {
+		d.meter.Running(old.request.Deployment, -1)
+	}
+	d.credit(old, old.charged)
+	return old.mailbox.supersede()
 }
 
 // Frame takes what a driver sent. It never blocks.
@@ -294,6 +312,9 @@ func (d *Dispatcher) dequeue(s *Stream) {
 func (d *Dispatcher) detach(s *Stream) (*target, uint32) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.streams[s.request.ID] != s {
+		return nil, 0 // superseded
+	}
 	d.credit(s, s.charged)
 	d.meter.Running(s.request.Deployment, -1)
 	return s.mailbox.withdraw()
@@ -305,8 +326,10 @@ func (d *Dispatcher) requeue(s *Stream) {
 	view := d.views.View()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.enqueue(s)
-	d.pump(view, s.request.Deployment)
+	if d.streams[s.request.ID] == s { // else superseded
+		d.enqueue(s)
+		d.pump(view, s.request.Deployment)
+	}
 }
 
 // uncharge gives back the credit of choices that ended, and tells where they ran.
@@ -399,6 +422,16 @@ func (b *mailbox) delete() {
 	defer b.mu.Unlock()
 	b.deleted = true
 	b.signal()
+}
+
+// supersede takes the request away from its reader.
+func (b *mailbox) supersede() uint32 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.target, b.granted, b.lost, b.frames, b.weight = nil, false, false, nil, 0
+	b.superseded = true
+	b.signal()
+	return b.attempt
 }
 
 // where gives the target without changing it.

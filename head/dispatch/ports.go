@@ -74,6 +74,7 @@ var (
 	ErrSlowReader  = errors.New("the client reads too slowly")
 	ErrInvalid     = errors.New("the request can't be served")
 	ErrBusy        = errors.New("busy")
+	ErrSuperseded  = errors.New("the client reads this request on another connection")
 	ErrNotFound    = errors.New("no request of this id with this key and body")
 	ErrReplica     = errors.New("the request was lost with its replicas too often")
 	ErrInternal    = errors.New("internal error")
@@ -102,12 +103,21 @@ type Request struct {
 	Choices    int
 	Params     sample.Params
 	Priority   int
-	Deadline   time.Time // zero: none
+	Deadline   time.Time // when it must have ended; zero: none
+	WaitUntil  time.Time // when it must have been sent; zero: Deadline
 	Owner      [32]byte  // SHA-256 of the API key
 	Body       [32]byte  // SHA-256 of the body
 	// Seen[c] is how much of choice c the client of a resumed stream has; nil for
 	// a new request. What it has is computed or collected again, and not given.
 	Seen []Seen
+}
+
+// waitUntil is how long the request may wait for a replica.
+func (r *Request) waitUntil() time.Time {
+	if r.WaitUntil.IsZero() || (!r.Deadline.IsZero() && r.Deadline.Before(r.WaitUntil)) {
+		return r.Deadline
+	}
+	return r.WaitUntil
 }
 
 // Event is the next piece of one choice.

@@ -71,7 +71,9 @@ type mailbox struct {
 	granted  bool         // guarded by mu: target is new, the request must be sent
 	lost     bool         // guarded by mu: target is gone
 	deleted  bool         // guarded by mu: the deployment is gone
-	wake     chan struct{}
+	// superseded: the client reads this request on another connection; guarded by mu.
+	superseded bool
+	wake       chan struct{}
 }
 
 // ID gives the request's id.
@@ -132,13 +134,17 @@ func (s *Stream) late() {
 func (s *Stream) step(ctx context.Context) bool {
 	box := &s.mailbox
 	box.mu.Lock()
-	frames, overflow, granted, lost, deleted := box.frames, box.overflow, box.granted, box.lost, box.deleted
+	frames, overflow, granted, lost := box.frames, box.overflow, box.granted, box.lost
+	deleted, superseded := box.deleted, box.superseded
 	box.frames, box.weight, box.granted, box.lost = nil, 0, false, false
 	box.mu.Unlock()
 
 	switch {
 	case overflow:
 		s.fail(fmt.Errorf("request %s: %w", s.request.ID, ErrSlowReader))
+		return true
+	case superseded:
+		s.fail(fmt.Errorf("request %s: %w", s.request.ID, ErrSuperseded))
 		return true
 	case deleted:
 		s.fail(fmt.Errorf("deployment %s was deleted: %w", s.request.Deployment, ErrUnknown))
@@ -169,6 +175,10 @@ func (s *Stream) step(ctx context.Context) bool {
 func (s *Stream) send(ctx context.Context) error {
 	box := &s.mailbox
 	box.mu.Lock()
+	if box.target == nil { // superseded between step and here
+		box.mu.Unlock()
+		return nil
+	}
 	box.attempt++
 	attempt, to := box.attempt, *box.target
 	box.mu.Unlock()
@@ -196,6 +206,10 @@ func (s *Stream) send(ctx context.Context) error {
 	}
 	if s.times.sent.IsZero() {
 		s.times.sent = time.Now()
+		s.deadline = nil
+		if !s.request.Deadline.IsZero() {
+			s.deadline = time.After(time.Until(s.request.Deadline))
+		}
 	}
 	if err := s.dispatcher.link.Send(ctx, to.node, message); err != nil {
 		s.dispatcher.log.Warn("request not sent", "request", s.request.ID, "node", to.node, "error", err)

@@ -131,7 +131,8 @@ type Ops interface {
 	Gather(out, x Tensor)
 	// Sample draws or scores tokens from logits whose row i is wanted row i.
 	Sample(logits Tensor, rows []SampleRow)
-	// End closes the step. The batch and rows passed stay untouched until Wait.
+	// End closes the step. The batch and the sample rows stay untouched until Wait
+	// returns; the block tables in Spans only until End does.
 	End() Pending
 
 	// Seat prepares a sampler seat for a sequence: its prompt and output so far.

@@ -241,4 +241,15 @@ func mix(z uint64) uint64 {
 	return z ^ z>>31
 }
 
+// blocksFor is the number of blocks that so many tokens fill, the last perhaps in part.
 func blocksFor(tokens int) int { return (tokens + BlockTokens - 1) / BlockTokens }
+
+// MostBlocks is the most blocks of a group that a sequence of so many tokens holds
+// at once, with steps of at most rows tokens: a windowed group keeps the window
+// and the rows of one step.
+func MostBlocks(tokens, window, rows int) int {
+	if window > 0 {
+		tokens = min(tokens, window+rows+BlockTokens)
+	}
+	return blocksFor(tokens)
+}

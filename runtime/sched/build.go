@@ -8,10 +8,9 @@ import (
 )
 
 // builder makes one step. Whatever it does to the driver's ledger stands in the
-// step, and a rank that obeys the step in its own order (Keep, Drop, the slides
-// of Rows, Evict, New, Rows) ends with the same counts: keeps come first, a
-// sequence that loses its blocks has no row in the step, and what is evicted is
-// used by none.
+// step, and a rank that obeys the step in the order of Step.Account ends with the
+// same counts: keeps come first, a sequence that loses its blocks has no row in
+// the step, and what is evicted is used by none.
 type builder struct {
 	*Scheduler
 	step      *Step
@@ -209,7 +208,7 @@ func (b *builder) fits(q *Sequence, hits []kv.Hash) bool {
 				shared++
 			}
 		}
-		need := b.blocksOf(len(q.Tokens)+1, w)
+		need := kv.MostBlocks(len(q.Tokens)+1, w, b.limits.MaxRows)
 		if w == 0 {
 			need -= shared
 		}

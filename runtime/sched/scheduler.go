@@ -113,20 +113,12 @@ func (s *Scheduler) Add(q *Sequence) error {
 	}
 	end := min(s.limits.MaxLen, q.Prompt+q.Params.MaxTokens)
 	for g, w := range s.limits.Windows {
-		if need := s.blocksOf(end, w); need > s.limits.Blocks[g] {
+		if need := kv.MostBlocks(end, w, s.limits.MaxRows); need > s.limits.Blocks[g] {
 			return fmt.Errorf("%w: %d tokens take %d blocks of %d", ErrTooLong, end, need, s.limits.Blocks[g])
 		}
 	}
 	s.wait(q)
 	return nil
-}
-
-// blocksOf is the most blocks that a sequence of so many tokens holds at once.
-func (s *Scheduler) blocksOf(tokens, window int) int {
-	if window > 0 {
-		tokens = min(tokens, window+s.limits.MaxRows+kv.BlockTokens)
-	}
-	return (tokens + kv.BlockTokens - 1) / kv.BlockTokens
 }
 
 func (s *Scheduler) wait(q *Sequence) {
@@ -261,4 +253,15 @@ func (s *Scheduler) keep(q *Sequence) {
 	for ; q.kept < full; q.kept++ {
 		s.keeps = append(s.keeps, Kept{Seq: q.ID, Block: q.kept, Hash: q.chain[q.kept]})
 	}
+}
+
+// Slots counts the tokens' places in the blocks that running sequences hold, and
+// those that hold a token; the difference is what paging wastes.
+func (s *Scheduler) Slots() (taken, used int) {
+	for _, q := range s.running {
+		n := s.ledger.Slots(q.ID)
+		used += n
+		taken += kv.MostBlocks(n, 0, 0) * kv.BlockTokens
+	}
+	return taken, used
 }

@@ -22,8 +22,8 @@ const Version = 1
 // StepID counts the steps of an epoch from 1.
 type StepID uint64
 
-// A Step is the one message that every rank of a replica obeys: first Keep, then
-// Drop, Evict, New, then Rows in order. It is plain data and sent as a difference
+// A Step is the one message that every rank of a replica obeys, in the order of
+// Account. It is plain data and sent as a difference
 // from what the ranks know.
 type Step struct {
 	Version int             `cbor:"1,keyasint"`
@@ -97,6 +97,39 @@ type Sample struct {
 	Logprob  float32                `cbor:"4,keyasint,omitempty"`
 	Rank     int32                  `cbor:"5,keyasint,omitempty"`
 	Top      []kernels.TokenLogprob `cbor:"6,keyasint,omitempty"`
+}
+
+// Account does to a rank's ledger what the driver did to its own.
+func (s *Step) Account(l *kv.Ledger) error {
+	for _, k := range s.Keep {
+		if err := l.Keep(k.Seq, k.Block, k.Hash); err != nil {
+			return err
+		}
+	}
+	for _, id := range s.Drop {
+		if err := l.Drop(id); err != nil {
+			return err
+		}
+	}
+	for _, row := range s.Rows {
+		l.Slide(row.Seq, row.Start)
+	}
+	for _, e := range s.Evict {
+		if err := l.Evict(e.Group, e.Hash); err != nil {
+			return err
+		}
+	}
+	for _, start := range s.New {
+		if err := l.Open(start.Seq, start.Hit); err != nil {
+			return err
+		}
+	}
+	for _, row := range s.Rows {
+		if err := l.Grow(row.Seq, row.Start, row.Start+row.Count); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 var decoding = func() cbor.DecMode {

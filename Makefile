@@ -1,0 +1,62 @@
+# Manta. The two commands to know: make run, make test.
+
+GO        ?= go
+BIN       := bin/manta
+VERSION   := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS   := -s -w -X manta/internal/version.Version=$(VERSION)
+STATIC    := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+PKGS      := ./...
+FUZZTIME  ?= 10s
+GOLDEN_DIR ?= ../shared/golden
+
+export CGO_ENABLED := 0
+
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: build ## serve SmolLM2 on http://127.0.0.1:8000 (make run ARGS="MODEL --flags")
+	@$(BIN) up $(ARGS)
+
+build: toolchain ## build bin/manta
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) .
+
+test: toolchain ## run every test that this machine can run
+	$(GO) test -timeout 20m $(PKGS)
+
+race: toolchain ## the tests again, under the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GO) test -race -timeout 40m $(PKGS)
+
+check: toolchain ## gofmt, vet, staticcheck, house rules
+	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
+	  if [ -n "$$unformatted" ]; then echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet $(PKGS)
+	$(GO) run $(STATIC) $(PKGS)
+	$(GO) run ./internal/check
+	GOOS=darwin GOARCH=arm64 $(GO) vet .
+	GOOS=windows $(GO) build -o /dev/null .
+
+golden: toolchain ## run the references in GOLDEN_DIR (default ../shared/golden)
+	GOLDEN_DIR=$(abspath $(GOLDEN_DIR)) $(GO) test -count=1 -timeout 60m -run Golden -json $(PKGS) | $(GO) run ./internal/golden
+
+fuzz: toolchain ## run each fuzz target for FUZZTIME (default 10s)
+	@$(GO) list -f '{{.Dir}} {{.ImportPath}}' $(PKGS) | while read -r dir pkg; do \
+	  for target in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go 2>/dev/null | cut -c6-); do \
+	    echo "$$pkg $$target"; \
+	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+	  done; done
+
+bench: build ## measure this machine: kernels, then serving through HTTP
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./kernels/... ./runtime/token
+	@$(BIN) bench --self
+
+e2e: build ## clients, faults and processes against the real program
+	$(GO) test -count=1 -timeout 30m -tags e2e ./deploy/e2e/...
+
+toolchain:
+	@command -v $(GO) >/dev/null || { echo "Go 1.26 or later is needed: https://go.dev/dl"; exit 1; }
+
+-include cuda.mk
+
+.PHONY: help run build test race check golden fuzz bench e2e toolchain

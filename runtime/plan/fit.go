@@ -24,7 +24,7 @@ type Budget struct {
 
 // A Fit is how the memory of the fullest rank is divided.
 type Fit struct {
-	Blocks       []int // per block group
+	Blocks       []int // per block group, equal on all ranks
 	MaxLen       int
 	WeightBytes  int64
 	ScratchBytes int64
@@ -32,91 +32,130 @@ type Fit struct {
 	Concurrency  float64 // sequences of MaxLen tokens that fit at once
 }
 
-// Compute divides a rank's memory. Weights and scratch come first; what is left
+// Compute divides the ranks' memory. Weights and scratch come first; what is left
 // goes to blocks, so split between the groups that the same number of longest
 // sequences fits into each, and at most MaxSequences of them.
 func Compute(s Shapes, layout shard.Layout, b Budget) (Fit, error) {
-	layout.Tensor, layout.Pipeline = max(1, layout.Tensor), max(1, layout.Pipeline)
-	f := Fit{WeightBytes: s.rankWeights(layout), ScratchBytes: s.scratch(b)}
-	room := b.Memory - f.WeightBytes - f.ScratchBytes
-	f.MaxLen = min(s.Context, b.MaxLen)
-	if b.MaxLen == 0 {
-		f.MaxLen = s.Context
-	}
 	if b.MaxLen > s.Context {
-		return f, fmt.Errorf("plan: max_model_len=%d is more than the model's context of %d", b.MaxLen, s.Context)
+		return Fit{}, fmt.Errorf("plan: max_model_len=%d is more than the model's context of %d", b.MaxLen, s.Context)
 	}
-	if b.MaxLen == 0 {
-		f.MaxLen = s.longest(layout, b, room, f.MaxLen)
+	ranks, err := s.ranks(layout, b)
+	if err != nil {
+		return Fit{}, err
 	}
-	perSequence := s.sequenceBytes(layout, b, f.MaxLen)
-	if f.MaxLen < 2*kernels.BlockTokens || perSequence > room {
-		return f, fmt.Errorf("%w: weights %s + scratch %s + one sequence of %d tokens %s are more than %s; give more memory, or a smaller max_model_len",
-			ErrNoRoom, Bytes(f.WeightBytes), Bytes(f.ScratchBytes), f.MaxLen, Bytes(perSequence), Bytes(b.Memory))
+	maxLen := b.MaxLen
+	if maxLen == 0 {
+		maxLen = s.Context
+		for _, r := range ranks {
+			maxLen = min(maxLen, r.longest(b, maxLen))
+		}
 	}
-	f.Concurrency = min(float64(room)/float64(perSequence), float64(b.MaxSequences))
-	for g, window := range s.Groups() {
-		blocks := int(f.Concurrency * float64(kv.MostBlocks(f.MaxLen, window, b.MaxRows)))
-		f.Blocks = append(f.Blocks, blocks)
-		f.KVBytes += int64(blocks) * s.blockBytes(layout, g, b.KVType)
+	fit := Fit{MaxLen: maxLen, Concurrency: float64(b.MaxSequences)}
+	for _, r := range ranks {
+		need := r.sequence(b, maxLen)
+		if room := r.room(b); maxLen < 2*kernels.BlockTokens || need > room {
+			return Fit{}, fmt.Errorf("%w: weights %s + scratch %s + one sequence of %d tokens %s are more than %s; give more memory, or a smaller max_model_len",
+				ErrNoRoom, Bytes(r.weights), Bytes(r.scratch), max(maxLen, 2*kernels.BlockTokens),
+				Bytes(r.sequence(b, max(maxLen, 2*kernels.BlockTokens))), Bytes(b.Memory))
+		} else if need > 0 {
+			fit.Concurrency = min(fit.Concurrency, float64(room)/float64(need))
+		}
 	}
-	return f, nil
+	for _, window := range s.Groups() {
+		fit.Blocks = append(fit.Blocks, int(fit.Concurrency*float64(kv.MostBlocks(maxLen, window, b.MaxRows))))
+	}
+	for _, r := range ranks {
+		if kv := r.blocks(fit.Blocks); r.weights+r.scratch+kv > fit.WeightBytes+fit.ScratchBytes+fit.KVBytes {
+			fit.WeightBytes, fit.ScratchBytes, fit.KVBytes = r.weights, r.scratch, kv
+		}
+	}
+	return fit, nil
 }
 
-// longest is the longest sequence, in whole blocks, that fits into room.
-func (s Shapes) longest(layout shard.Layout, b Budget, room int64, most int) int {
-	low, high := 0, ceil(most, kernels.BlockTokens)
+// rank is what one rank of a layout must hold.
+type rank struct {
+	weights, scratch int64
+	windows          []int   // per group
+	block            []int64 // bytes of one block of each group; 0 without layers of that kind
+}
+
+// ranks gives every rank of a layout.
+func (s Shapes) ranks(layout shard.Layout, b Budget) ([]rank, error) {
+	var ranks []rank
+	for stage := range layout.Pipeline {
+		for tensor := range layout.Tensor {
+			slice, err := shard.Cut(layout, s.Shape(), stage, tensor)
+			if err != nil {
+				return nil, err
+			}
+			ranks = append(ranks, s.rank(slice, b))
+		}
+	}
+	if len(ranks) == 0 {
+		return nil, layout.Check(s.Shape())
+	}
+	return ranks, nil
+}
+
+func (s Shapes) rank(slice shard.Slice, b Budget) rank {
+	groups := s.Groups()
+	r := rank{windows: groups, block: make([]int64, len(groups))}
+	share := func(bytes int64, part, whole int) int64 { return (bytes*int64(part) + int64(whole) - 1) / int64(whole) }
+	for l := slice.Layers.Lo; l < slice.Layers.Hi; l++ {
+		r.weights += share(s.AttentionBytes, slice.Heads.Len()+2*slice.KVHeads.Len(), s.Heads+2*s.KVHeads)
+		r.weights += share(s.FFNBytes, slice.FFN.Len(), s.FFN)
+		r.block[s.Group(l)] += 2 * kernels.BlockTokens * int64(slice.KVHeads.Len()) * int64(b.KVType.Bytes(s.HeadDim))
+	}
+	if slice.First() {
+		r.weights += s.EmbeddingBytes
+	}
+	if slice.Last() {
+		output := s.OutputBytes
+		if s.Tied && !slice.First() {
+			output = s.EmbeddingBytes
+		}
+		r.weights += share(output, slice.Vocab.Len(), s.Vocab)
+		r.scratch += 4 * int64(b.MaxSequences) * int64(s.Vocab)
+	}
+	// A bound on the rest of a step in float32: the residual, and the widest rows
+	// between two products.
+	inner := max((slice.Heads.Len()+2*slice.KVHeads.Len())*s.HeadDim, 2*slice.FFN.Len())
+	r.scratch += 4 * int64(b.MaxRows) * int64(2*s.Hidden+2*inner)
+	return r
+}
+
+func (r rank) room(b Budget) int64 { return b.Memory - r.weights - r.scratch }
+
+// sequence is the memory of one sequence's keys and values.
+func (r rank) sequence(b Budget, tokens int) int64 {
+	var bytes int64
+	for g, window := range r.windows {
+		bytes += int64(kv.MostBlocks(tokens, window, b.MaxRows)) * r.block[g]
+	}
+	return bytes
+}
+
+// blocks is the memory of so many blocks of each group.
+func (r rank) blocks(counts []int) int64 {
+	var bytes int64
+	for g, n := range counts {
+		bytes += int64(n) * r.block[g]
+	}
+	return bytes
+}
+
+// longest is the longest sequence, in whole blocks and up to most tokens, that fits.
+func (r rank) longest(b Budget, most int) int {
+	low, high := 0, (most+kernels.BlockTokens-1)/kernels.BlockTokens
 	for low < high {
 		middle := (low + high + 1) / 2
-		if s.sequenceBytes(layout, b, middle*kernels.BlockTokens) <= room {
+		if r.sequence(b, middle*kernels.BlockTokens) <= r.room(b) {
 			low = middle
 		} else {
 			high = middle - 1
 		}
 	}
 	return min(most, low*kernels.BlockTokens)
-}
-
-// sequenceBytes is the memory of one sequence's keys and values on the fullest rank.
-func (s Shapes) sequenceBytes(layout shard.Layout, b Budget, tokens int) int64 {
-	var bytes int64
-	for g, window := range s.Groups() {
-		bytes += int64(kv.MostBlocks(tokens, window, b.MaxRows)) * s.blockBytes(layout, g, b.KVType)
-	}
-	return bytes
-}
-
-// blockBytes is the size of one block of a group on the fullest rank:
-// 2 · layers · KV heads · head size · BlockTokens · element.
-func (s Shapes) blockBytes(layout shard.Layout, group int, kv kernels.DType) int64 {
-	layers := 0
-	for l := range s.Layers {
-		if s.Group(l) == group {
-			layers++
-		}
-	}
-	heads := ceil(s.KVHeads, layout.Tensor)
-	return 2 * int64(ceil(layers, layout.Pipeline)) * int64(heads) * int64(kv.Bytes(s.HeadDim)) * kernels.BlockTokens
-}
-
-// rankWeights is the size of the weights of the fullest rank, as stored.
-func (s Shapes) rankWeights(layout shard.Layout) int64 {
-	layers := int64(ceil(s.Layers, layout.Pipeline)) * (s.AttentionBytes + s.FFNBytes) / int64(layout.Tensor)
-	ends := s.EmbeddingBytes
-	if layout.Pipeline == 1 {
-		ends += s.OutputBytes
-	} else {
-		ends = max(ends, s.OutputBytes)
-	}
-	return layers + ends
-}
-
-// scratch is a bound on the activations of one step in float32: the residual, the
-// widest inner rows, and the logits of the wanted rows.
-func (s Shapes) scratch(b Budget) int64 {
-	attention := (s.Heads + 2*s.KVHeads) * s.HeadDim
-	widest := 2*s.Hidden + 2*max(attention, 2*s.FFN)
-	return 4 * (int64(b.MaxRows)*int64(widest) + int64(b.MaxSequences)*int64(s.Vocab))
 }
 
 // Bytes prints a size for people.
@@ -131,5 +170,3 @@ func Bytes(n int64) string {
 	}
 	return fmt.Sprintf("%.1f %ciB", f, units[u])
 }
-
-func ceil(n, d int) int { return (n + d - 1) / d }

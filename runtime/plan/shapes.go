@@ -3,7 +3,10 @@
 // touches no device, so heads, `manta plan` and simulations use it alike.
 package plan
 
-import "manta/kernels"
+import (
+	"manta/kernels"
+	"manta/parallel/shard"
+)
 
 // Shapes is what placement must know of a model. It is made once, where the
 // model's files are, and travels with the deployment. Byte counts are those of
@@ -34,6 +37,16 @@ type Shapes struct {
 	// Unit is the number of columns that a tensor slice of the feed-forward layer
 	// must be a multiple of (quantization blocks).
 	Unit int
+	// WholeAttention: every tensor rank computes all heads (norms across heads).
+	WholeAttention bool
+}
+
+// Shape is what the cut of the model depends on.
+func (s Shapes) Shape() shard.Shape {
+	return shard.Shape{
+		Layers: s.Layers, Heads: s.Heads, KVHeads: s.KVHeads, HeadDim: s.HeadDim, FFN: s.FFN,
+		Vocab: s.Vocab, Unit: s.Unit, WholeAttention: s.WholeAttention,
+	}
 }
 
 // Groups gives the distinct windows in the order of first use.

@@ -62,6 +62,7 @@ var (
 	// Names that begin with a letter or digit can't be taken for an option of pip.
 	projectName  = regexp.MustCompile(`^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$`)
 	wheelVersion = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.+!_-]{0,63}$`)
+	hubShort     = regexp.MustCompile(`^[A-Za-z0-9][\w.-]{0,95}$`) // «gpt2», from before there were organisations
 	hubName      = regexp.MustCompile(`^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$`)
 	hubRevision  = regexp.MustCompile(`^[\w.-]+(?:/[\w.-]+){0,7}$`)
 	hexSHA256    = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -149,7 +150,7 @@ func parseHub(s, spec string) (Reference, error) {
 	spec, variant, hasVariant := strings.Cut(spec, ":")
 	name, revision, hasRevision := strings.Cut(spec, "@")
 	r := Reference{Kind: Hub, Name: name, Revision: revision, Variant: variant}
-	bad := !hubName.MatchString(name) || strings.Contains(name, "..") || strings.Contains(name, "--") ||
+	bad := !hubName.MatchString(name) && !(strings.HasPrefix(s, "hf:") && hubShort.MatchString(name)) || strings.Contains(name, "..") || strings.Contains(name, "--") ||
 		hasRevision && (!hubRevision.MatchString(revision) || strings.Contains(revision, "..")) ||
 		hasVariant && (!hubVariant.MatchString(variant) || strings.Contains(variant, ".."))
 	if bad {
@@ -172,6 +173,9 @@ func (r Reference) String() string {
 		return "wheel:" + r.Name + "==" + r.Version
 	}
 	s := r.Name
+	if !strings.Contains(s, "/") {
+		s = "hf:" + s
+	}
 	if r.Revision != "" {
 		s += "@" + r.Revision
 	}

@@ -1,0 +1,338 @@
+package jinja
+
+import (
+	"math/big"
+	"strings"
+	"unicode/utf8"
+)
+
+// attribute is object.name: a method or field first, then an item.
+func (m *machine) attribute(object Value, name string) (Value, error) {
+	value, ok, err := m.field(object, name)
+	if err != nil || ok {
+		return value, err
+	}
+	if d, isDict := object.(*Dict); isDict {
+		if value, ok := d.GetText(name); ok {
+			return value, nil
+		}
+	}
+	return undefinedField(object, name), nil
+}
+
+// index is object[key]: an item first, then a method or field.
+func (m *machine) index(object, key Value) (Value, error) {
+	value, ok, err := m.item(object, key)
+	if err != nil || ok {
+		return value, err
+	}
+	if name, isText := text(key); isText {
+		if value, ok, err := m.field(object, name); err != nil || ok {
+			return value, err
+		}
+		return undefinedField(object, name), nil
+	}
+	shown, err := m.repr(key)
+	if err != nil {
+		return nil, err
+	}
+	return undefinedHint("%s has no element %s", objectName(object), shown), nil
+}
+
+// item is object[key] without the fallback.
+func (m *machine) item(object, key Value) (Value, bool, error) {
+	if u, ok := object.(*undefined); ok {
+		return nil, false, u.fail()
+	}
+	if d, ok := object.(*Dict); ok {
+		value, ok, err := d.get(key)
+		return value, ok && err == nil, nil // an unhashable key is a TypeError, which Jinja swallows
+	}
+	at, ok := integer(key)
+	if !ok {
+		return nil, false, nil
+	}
+	place := func(n int64) bool {
+		if at < 0 {
+			at += n
+		}
+		return at >= 0 && at < n
+	}
+	switch o := object.(type) {
+	case *List:
+		if place(int64(len(o.Items))) {
+			return o.Items[at], true, nil
+		}
+	case *Tuple:
+		if place(int64(len(o.Items))) {
+			return o.Items[at], true, nil
+		}
+	case rangeValue:
+		if place(o.length()) {
+			return o.at(at), true, nil
+		}
+	case string, Markup:
+		s, _ := text(o)
+		if isASCII(s) {
+			if place(int64(len(s))) {
+				return like(o, s[at:at+1]), true, nil
+			}
+			return nil, false, nil
+		}
+		if place(int64(utf8.RuneCountInString(s))) {
+			start := byteOffset(s, at)
+			_, size := utf8.DecodeRuneInString(s[start:])
+			return like(o, s[start:start+size]), true, m.scan(len(s))
+		}
+	}
+	return nil, false, nil
+}
+
+// byteOffset tells where code point n of s begins.
+func byteOffset(s string, n int64) int {
+	at := 0
+	for ; n > 0 && at < len(s); n-- {
+		_, size := utf8.DecodeRuneInString(s[at:])
+		at += size
+	}
+	return at
+}
+
+// field is getattr(object, name) in the sandbox.
+func (m *machine) field(object Value, name string) (Value, bool, error) {
+	if u, ok := object.(*undefined); ok && !strings.HasPrefix(name, "__") {
+		return nil, false, u.fail()
+	}
+	if strings.HasPrefix(name, "__") && strings.HasSuffix(name, "__") && len(name) > 4 {
+		if _, ok := object.(*namespace); !ok && dunders[name] {
+			return unsafe(object, name), true, nil
+		}
+		return nil, false, nil
+	}
+	switch o := object.(type) {
+	case *loopState:
+		return o.attribute(name)
+	case *namespace:
+		value, ok := o.fields.GetText(name)
+		return value, ok, nil
+	case *macroValue:
+		value, ok := o.attribute(name)
+		return value, ok, nil
+	case *cycler:
+		value, ok := o.attribute(name)
+		return value, ok, nil
+	case int64, bool, float64, *big.Int:
+		return m.numberField(o, name)
+	}
+	kind := typeName(object)
+	if kind == "Markup" {
+		kind = "str"
+	}
+	if mutators[kind][name] {
+		return unsafe(object, name), true, nil
+	}
+	if method, ok := m.methods[kind][name]; ok {
+		return &function{builtin: method, self: object, method: true}, true, nil
+	}
+	return nil, false, nil
+}
+
+// unsafe is what the sandbox gives for what it hides.
+func unsafe(object Value, name string) *undefined {
+	return &undefined{class: "SecurityError", message: "access to attribute " + quote(name) + " of " + quote(typeName(object)) + " object is unsafe."}
+}
+
+// dunders are the double-underscore fields that every Python object has.
+var dunders = map[string]bool{
+	"__class__": true, "__init__": true, "__doc__": true, "__dict__": true, "__module__": true,
+	"__str__": true, "__repr__": true, "__hash__": true, "__eq__": true, "__ne__": true,
+	"__getattribute__": true, "__setattr__": true, "__delattr__": true, "__dir__": true,
+	"__new__": true, "__reduce__": true, "__reduce_ex__": true, "__sizeof__": true,
+	"__subclasshook__": true, "__init_subclass__": true, "__format__": true,
+	"__lt__": true, "__le__": true, "__gt__": true, "__ge__": true,
+}
+
+// mutators are the methods that ImmutableSandboxedEnvironment hides.
+var mutators = map[string]map[string]bool{
+	"list": {"append": true, "clear": true, "pop": true, "reverse": true, "insert": true, "sort": true, "extend": true, "remove": true},
+	"dict": {"clear": true, "pop": true, "popitem": true, "setdefault": true, "update": true},
+}
+
+func (m *machine) numberField(v Value, name string) (Value, bool, error) {
+	_, isFloat := v.(float64)
+	switch name {
+	case "real":
+		return v, true, nil
+	case "imag":
+		if isFloat {
+			return 0.0, true, nil
+		}
+		return int64(0), true, nil
+	case "numerator":
+		return v, !isFloat, nil
+	case "denominator":
+		return int64(1), !isFloat, nil
+	}
+	kind := "int"
+	if isFloat {
+		kind = "float"
+	}
+	if method, ok := m.methods[kind][name]; ok {
+		return &function{builtin: method, self: v, method: true}, true, nil
+	}
+	return nil, false, nil
+}
+
+func (v *macroValue) attribute(name string) (Value, bool) {
+	switch name {
+	case "name":
+		return v.macro.name, true
+	case "arguments":
+		names := make([]Value, len(v.macro.parameters))
+		for i, parameter := range v.macro.parameters {
+			names[i] = parameter.name
+		}
+		return &Tuple{Items: names}, true
+	case "caller":
+		return v.macro.usesCaller, true
+	case "catch_kwargs":
+		return v.macro.usesKeywords, true
+	case "catch_varargs":
+		return v.macro.usesVariadic, true
+	}
+	return nil, false
+}
+
+// bound evaluates one end of a slice.
+func (m *machine) bound(e expression, s *scope) (value int64, given bool, err error) {
+	if e == nil {
+		return 0, false, nil
+	}
+	v, err := m.evaluate(e, s)
+	if err != nil || v == nil {
+		return 0, false, err
+	}
+	n, ok := integer(v)
+	if !ok {
+		if _, isBig := v.(*big.Int); isBig {
+			return 0, false, raise("OverflowError", "slice index out of range")
+		}
+		return 0, false, typeError("slice indices must be integers or None or have an __index__ method")
+	}
+	return n, true, nil
+}
+
+// evaluateSlice is object[start:stop:step]. What can't be sliced gives
+// undefined, as every TypeError of an index does in Jinja.
+func (m *machine) evaluateSlice(object Value, e slice, s *scope) (Value, error) {
+	var ends [3]int64
+	var given [3]bool
+	var problem error
+	for i, part := range []expression{e.start, e.stop, e.step} {
+		var err error
+		if ends[i], given[i], err = m.bound(part, s); err != nil {
+			failure, _ := err.(*Error)
+			if failure == nil || failure.Class != "TypeError" || failure.Line != 0 {
+				return nil, err
+			}
+			problem = err
+		}
+	}
+	if u, ok := object.(*undefined); ok {
+		return nil, u.fail()
+	}
+	switch object.(type) {
+	case string, Markup, *List, *Tuple, rangeValue:
+	default:
+		problem = typeError("not sliceable")
+	}
+	if problem != nil {
+		return undefinedHint("%s has no element slice", objectName(object)), nil
+	}
+	if given[2] && ends[2] == 0 {
+		return nil, valueError("slice step cannot be zero")
+	}
+	if !given[2] {
+		ends[2] = 1
+	}
+	return m.slice(object, ends, given)
+}
+
+// clamp is Python's slice.indices.
+func clamp(n int64, ends [3]int64, given [3]bool) (start, stop, step int64) {
+	step = ends[2]
+	low, high := int64(0), n
+	if step < 0 {
+		low, high = -1, n-1
+	}
+	place := func(i int, unset int64) int64 {
+		if !given[i] {
+			return unset
+		}
+		v := ends[i]
+		if v < 0 {
+			v = max(v+n, low)
+		}
+		return min(v, high)
+	}
+	if step < 0 {
+		return place(0, high), place(1, low), step
+	}
+	return place(0, low), place(1, high), step
+}
+
+func (m *machine) slice(object Value, ends [3]int64, given [3]bool) (Value, error) {
+	n, err := length(object)
+	if err != nil {
+		return nil, err
+	}
+	start, stop, step := clamp(n, ends, given)
+	picked := rangeValue{start: start, stop: stop, step: step}
+	count := picked.length()
+	pick := func(items []Value) ([]Value, error) {
+		if step == 1 {
+			if count == 0 {
+				return nil, nil
+			}
+			return items[start:stop:stop], m.churn(0)
+		}
+		if err := m.churn(valueBytes * int(count)); err != nil {
+			return nil, err
+		}
+		some := make([]Value, count)
+		for i := range some {
+			some[i] = items[picked.at(int64(i))]
+		}
+		return some, nil
+	}
+	switch o := object.(type) {
+	case *List:
+		items, err := pick(o.Items)
+		return &List{Items: items}, err
+	case *Tuple:
+		items, err := pick(o.Items)
+		return &Tuple{Items: items}, err
+	case rangeValue:
+		return rangeValue{start: o.at(start), stop: o.at(start) + count*o.step*step, step: o.step * step}, nil
+	}
+	s, _ := text(object)
+	if err := m.churn(len(s)); err != nil {
+		return nil, err
+	}
+	if step == 1 {
+		if count == 0 {
+			return like(object, ""), nil
+		}
+		if int(n) == len(s) {
+			return like(object, s[start:stop]), nil
+		}
+		from := byteOffset(s, start)
+		return like(object, s[from:from+byteOffset(s[from:], stop-start)]), nil
+	}
+	points := []rune(s)
+	var b strings.Builder
+	for i := range count {
+		b.WriteRune(points[picked.at(i)])
+	}
+	return like(object, b.String()), nil
+}

@@ -1,0 +1,210 @@
+package model
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"manta/kernels"
+	"manta/kernels/ref"
+	"manta/runtime/weights"
+)
+
+// ggufFamilies gives the architecture of each general.architecture. Read only.
+var ggufFamilies = map[string]func(*metadata) *Spec{
+	"llama": ggufLlama,
+}
+
+// A metadata reads the keys "ARCHITECTURE.…" of a GGUF and notes which were read;
+// of those that nobody read, finish refuses by name all that are not known to be
+// without effect. The first error sticks.
+type metadata struct {
+	meta         weights.Metadata
+	source       Source
+	architecture string
+	read         map[string]bool
+	err          error
+}
+
+func describeGGUF(w Source) (*Spec, error) {
+	m := &metadata{meta: w.Meta(), source: w, read: map[string]bool{}}
+	m.architecture, _ = m.meta.String("general.architecture")
+	describe, ok := ggufFamilies[m.architecture]
+	if !ok {
+		return nil, fmt.Errorf("%w: GGUF of architecture %q; this program knows %s", ErrUnsupported, m.architecture, known(ggufFamilies))
+	}
+	s := describe(m)
+	return s, m.finish()
+}
+
+func (m *metadata) key(name string) string {
+	m.read[m.architecture+"."+name] = true
+	return m.architecture + "." + name
+}
+
+func (m *metadata) fail(kind error, name, format string, args ...any) {
+	if m.err == nil {
+		m.err = fmt.Errorf("%w: %s.%s: %s", kind, m.architecture, name, fmt.Sprintf(format, args...))
+	}
+}
+
+// integer gives a number; without one, otherwise.
+func (m *metadata) integer(name string, otherwise int) int {
+	n, ok := m.meta.Uint(m.key(name))
+	if !ok {
+		return otherwise
+	}
+	if n > sizeLimit {
+		m.fail(ErrConfig, name, "is %d, more than %d", n, sizeLimit)
+		return 1
+	}
+	return int(n)
+}
+
+func (m *metadata) size(name string, otherwise int) int {
+	n := m.integer(name, otherwise)
+	if n < 1 {
+		m.fail(ErrConfig, name, "is missing or 0")
+		return 1
+	}
+	return n
+}
+
+func (m *metadata) float(name string, otherwise float64) float64 {
+	if x, ok := m.meta.Float(m.key(name)); ok {
+		return x
+	}
+	return otherwise
+}
+
+func (m *metadata) text(name, otherwise string) string {
+	if x, ok := m.meta.String(m.key(name)); ok {
+		return x
+	}
+	return otherwise
+}
+
+func (m *metadata) flag(name string, otherwise bool) bool {
+	if x, ok := m.meta.Bool(m.key(name)); ok {
+		return x
+	}
+	return otherwise
+}
+
+// finish refuses what nobody has read.
+func (m *metadata) finish() error {
+	var unread []string
+	for _, key := range m.meta.Keys() {
+		name, ours := strings.CutPrefix(key, m.architecture+".")
+		if ours && !m.read[key] && !slices.Contains(ggufEffectless, name) {
+			if n, ok := m.meta.Uint(key); ok && n == 0 {
+				continue // asks for nothing
+			}
+			unread = append(unread, key)
+		}
+	}
+	if len(unread) > 0 {
+		slices.Sort(unread)
+		m.err = errors.Join(m.err, fmt.Errorf("%w: GGUF metadata asks for %s", ErrUnsupported, strings.Join(unread, ", ")))
+	}
+	return m.err
+}
+
+// ggufEffectless is read only.
+var ggufEffectless = []string{"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "rope.scale_linear"}
+
+// has tells whether the file holds a tensor.
+func (m *metadata) has(tensor string) bool {
+	_, ok := m.source.Tensor(tensor)
+	return ok
+}
+
+// ggufBase reads what nearly all families share.
+func ggufBase(m *metadata) *Spec {
+	s := &Spec{
+		Architecture: m.architecture,
+		Hidden:       m.size("embedding_length", 0),
+		Heads:        m.size("attention.head_count", 0),
+		FFN:          m.size("feed_forward_length", 0),
+		Context:      m.size("context_length", 0),
+		Norm:         kernels.RMSNorm,
+		Activation:   kernels.SiLU,
+		Gated:        true,
+		Tied:         !m.has("output.weight"),
+		Names:        ggufNames(),
+		Layers:       make([]Layer, m.size("block_count", 0)),
+	}
+	if eps := m.float("attention.layer_norm_rms_epsilon", -1); eps >= 0 {
+		s.Eps = float32(eps)
+	} else {
+		s.Norm, s.Eps = kernels.LayerNorm, float32(m.float("attention.layer_norm_epsilon", 1e-5))
+	}
+	table, ok := m.source.Tensor("token_embd.weight")
+	if !ok {
+		m.err = fmt.Errorf("%w: token_embd.weight is missing", ErrTensor)
+	}
+	s.Vocab = max(table.Rows, 1)
+	s.KVHeads = m.size("attention.head_count_kv", s.Heads)
+	s.HeadDim = m.size("attention.key_length", s.Hidden/s.Heads)
+	if v := m.integer("attention.value_length", s.HeadDim); v != s.HeadDim {
+		m.fail(ErrUnsupported, "attention.value_length", "values of %d beside keys of %d", v, s.HeadDim)
+	}
+	s.AttentionScale = inverseRoot(float64(s.HeadDim))
+	return s
+}
+
+func ggufNames() Names {
+	const layer = "blk.{l}."
+	return Names{
+		Embedding: "token_embd", FinalNorm: "output_norm", Output: "output",
+		AttentionNorm: layer + "attn_norm", FFNNorm: layer + "ffn_norm",
+		Q: layer + "attn_q", K: layer + "attn_k", V: layer + "attn_v", Out: layer + "attn_output",
+		Gate: layer + "ffn_gate", Up: layer + "ffn_up", Down: layer + "ffn_down",
+		Ignored: []string{"rope_freqs.weight", layer + "attn_rot_embd.weight"},
+	}
+}
+
+// ggufLlama: its queries and keys are stored permuted, so that pairs (2i, 2i+1)
+// turn (llama.cpp: LLAMA_ROPE_TYPE_NORM). Mistral comes under this name too.
+func ggufLlama(m *metadata) *Spec {
+	s := ggufBase(m)
+	s.Interleaved = true
+	s.QKVBias = m.has("blk.0.attn_q.bias")
+	s.OutBias = m.has("blk.0.attn_output.bias")
+	s.FFNBias = m.has("blk.0.ffn_up.bias")
+	s.setRope(m.rope(s.HeadDim))
+	return s
+}
+
+// rope reads the rotation of a GGUF.
+func (m *metadata) rope(headDim int) Rope {
+	trained := m.integer("context_length", 0)
+	r := Rope{
+		Kind: RopeDefault, Trained: trained,
+		Dim:      m.integer("rope.dimension_count", headDim),
+		Base:     m.float("rope.freq_base", 10000),
+		Factor:   m.float("rope.scaling.factor", 1),
+		Original: m.integer("rope.scaling.original_context_length", trained),
+	}
+	attention := m.float("rope.scaling.attn_factor", 1)
+	switch kind := m.text("rope.scaling.type", "none"); kind {
+	case "none":
+	case "linear":
+		r.Kind = RopeLinear
+	case "yarn":
+		r.Kind = RopeYarn
+		r.BetaFast, r.BetaSlow = m.float("rope.scaling.yarn_beta_fast", 0), m.float("rope.scaling.yarn_beta_slow", 0)
+		r.Attention = attention * yarnScale(r.Factor)
+	default:
+		m.fail(ErrUnsupported, "rope.scaling.type", "%q", kind)
+	}
+	if divisors, ok := m.source.Tensor("rope_freqs.weight"); ok && divisors.Rows == 1 {
+		r.Divisors = make([]float32, divisors.Cols)
+		ref.Dequantize(divisors, 0, r.Divisors)
+	}
+	if err := r.check(); err != nil && m.err == nil {
+		m.err = err
+	}
+	return r
+}

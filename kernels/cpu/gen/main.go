@@ -1,0 +1,32 @@
+// Command gen writes the AVX-512 kernels of package cpu: kernels_amd64.s and the
+// declarations beside it. It is a module of its own, so that the program does not
+// depend on avo. Run by go generate in kernels/cpu.
+package main
+
+import (
+	"fmt"
+
+	. "github.com/mmcloughlin/avo/build"
+)
+
+func main() {
+	for _, f := range formats {
+		for rows := 1; rows <= maxRows; rows++ {
+			product(f, rows)
+		}
+	}
+	for _, s := range stores {
+		for rows := 1; rows <= maxQueries; rows++ {
+			scores(s, rows)
+			for _, panels := range []int{1, 4} {
+				values(s, rows, panels)
+			}
+		}
+	}
+	elementwise()
+	spin()
+	table()
+	Generate()
+}
+
+func name(format string, a ...any) string { return fmt.Sprintf(format, a...) }

@@ -1,0 +1,21 @@
+package cpu
+
+import "golang.org/x/sys/cpu"
+
+//go:generate sh -c "cd gen && go run . -out ../kernels_amd64.s -stubs ../kernels_amd64.go -pkg cpu && gofmt -w ../table_amd64.go"
+
+// fastest gives the kernels of the best instruction set that this processor has.
+func fastest() *kernelSet {
+	x := cpu.X86
+	if !(x.HasAVX512F && x.HasAVX512BW && x.HasAVX512DQ && x.HasAVX512VL && x.HasBMI2 && x.HasFMA) {
+		return plain()
+	}
+	return &kernelSet{
+		name:     "avx512",
+		products: avx512Products, scores: avx512Scores, values: avx512Values,
+		addTo: addTo, mulScale: mulScale, scaleTo: scaleTo, blend: blend, sumSquares: sumSquares,
+		siluTo: siluTo, siluMul: siluMul, highest: highest, expSum: expSum, blockSums: blockSums,
+		narrow: [storeCount]func(*uint16, *float32, uintptr){storeF16: narrowF16, storeBF16: narrowBF16},
+		spin:   spin,
+	}
+}

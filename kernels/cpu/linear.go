@@ -1,0 +1,245 @@
+package cpu
+
+import (
+	"manta/kernels"
+	"manta/kernels/ref"
+)
+
+// A linearTask is a product in units of one packed group (with Gated the group of
+// the gates and the group of what they gate) times some tiles of rows.
+type linearTask struct {
+	o    *Ops
+	a    kernels.Linear
+	w    *weight
+	out  buffer
+	x    buffer
+	rows int
+	cols int // of out
+	id   uint64
+
+	tiles, tilesPerUnit, unitsPerGroup int
+	sums                               []float32
+	lazy                               bool // each worker prepares x for itself
+}
+
+// tileOf gives the rows of a tile: all tiles are nearly equal.
+func (t *linearTask) tileOf(i int) (lo, hi int) {
+	return i * t.rows / t.tiles, (i + 1) * t.rows / t.tiles
+}
+
+const (
+	lazyRows    = 2 // up to so many rows are prepared by each worker for itself
+	unitTiles   = 8 // tiles of a unit in a wide product
+	sumsOfATile = 16
+)
+
+// Linear computes out (+)= act(norm(x) · Weightᵀ + Bias), gated or not.
+func (o *Ops) Linear(out, x kernels.Tensor, a kernels.Linear) {
+	w := a.Weight.(*weight)
+	width := w.rows
+	if a.Gated {
+		width /= 2
+	}
+	check(out.Rows == x.Rows && out.Cols == width && x.Cols == w.cols, "linear", out, x)
+	if a.Gated && width%groupRows != 0 {
+		o.gatedApart(out, x, a)
+		return
+	}
+	o.product(*bufferOf(out), *bufferOf(x), x.Rows, a)
+}
+
+// product runs a linearTask.
+func (o *Ops) product(out, x buffer, rows int, a kernels.Linear) {
+	w := a.Weight.(*weight)
+	if rows == 0 || w.rows == 0 {
+		return
+	}
+	if err := o.pack(w); err != nil {
+		o.fail(err)
+		return
+	}
+	t := &o.linear
+	*t = linearTask{o: o, a: a, w: w, out: out, x: x, rows: rows, cols: w.rows, id: t.id + 1}
+	groups := w.groups
+	if a.Gated {
+		t.cols, groups = w.rows/2, w.groups/2
+	}
+	t.tiles = (rows + maxRows - 1) / maxRows
+	t.tilesPerUnit = min(t.tiles, unitTiles)
+	t.unitsPerGroup = (t.tiles + t.tilesPerUnit - 1) / t.tilesPerUnit
+	o.prepareRows(t)
+	o.pool.run(t, groups*t.unitsPerGroup)
+	t.a, t.w = kernels.Linear{}, nil
+}
+
+// prepareRows normalises x and sums its blocks where the product needs that.
+func (o *Ops) prepareRows(t *linearTask) {
+	if t.a.Norm == nil && !t.w.format.offset {
+		return
+	}
+	stride := strideOf(t.w.cols)
+	if t.rows <= lazyRows {
+		t.lazy = true
+		for i := range o.workers {
+			o.grow(&o.workers[i].x, t.rows*stride)
+			o.grow(&o.workers[i].sums, t.w.blocks*sumsOfATile)
+		}
+		return
+	}
+	if t.w.format.offset {
+		t.sums = o.grow(&o.scratch.sums, t.tiles*t.w.blocks*sumsOfATile)
+	}
+	o.prepare = prepareTask{t: t, x: t.x}
+	if t.a.Norm != nil {
+		o.prepare.normed = buffer{o.grow(&o.scratch.x, t.rows*stride), stride}
+	}
+	o.pool.run(&o.prepare, t.tiles)
+	if t.a.Norm != nil {
+		t.x = o.prepare.normed
+	}
+	o.prepare = prepareTask{}
+}
+
+// A prepareTask prepares the rows of a product, a tile at a time.
+type prepareTask struct {
+	t         *linearTask
+	x, normed buffer
+}
+
+func (p *prepareTask) do(_, tile int) {
+	lo, hi := p.t.tileOf(tile)
+	var sums []float32
+	if p.t.w.format.offset {
+		sums = p.t.sums[tile*p.t.w.blocks*sumsOfATile:]
+	}
+	p.t.prepareTile(p.x, p.normed, sums, lo, hi)
+}
+
+// prepareTile normalises rows [lo, hi) of x into those of normed and writes the
+// sums of their blocks.
+func (t *linearTask) prepareTile(x, normed buffer, sums []float32, lo, hi int) {
+	for r := lo; r < hi; r++ {
+		src := x.data[r*x.stride:]
+		if t.a.Norm != nil {
+			dst := normed.data[r*normed.stride:][:normed.stride]
+			t.o.kernels.normalise(dst[:t.w.cols], src[:t.w.cols], t.a.Norm)
+			clear(dst[t.w.cols:])
+			src = dst
+		}
+		if t.w.format.offset {
+			t.o.kernels.blockSums(&sums[r-lo], &src[0], uintptr(t.w.blocks))
+		}
+	}
+}
+
+// source gives the prepared rows as a worker reads them.
+func (t *linearTask) source(worker int) (buffer, []float32) {
+	if !t.lazy {
+		return t.x, t.sums
+	}
+	w := &t.o.workers[worker]
+	own := buffer{w.x, strideOf(t.w.cols)}
+	if w.ready != t.id {
+		w.ready = t.id
+		t.prepareTile(t.x, own, w.sums, 0, t.rows)
+	}
+	if t.a.Norm == nil {
+		own = t.x
+	}
+	return own, w.sums
+}
+
+func (t *linearTask) do(worker, unit int) {
+	group := unit / t.unitsPerGroup
+	first := unit % t.unitsPerGroup * t.tilesPerUnit
+	x, sums := t.source(worker)
+	y := t.o.workers[worker].tile
+	up := y[maxRows*groupRows:]
+	stride := uintptr(4 * x.stride)
+	blocks := uintptr(t.w.blocks)
+	for tile := first; tile < min(first+t.tilesPerUnit, t.tiles); tile++ {
+		lo, hi := t.tileOf(tile)
+		kernel := t.o.kernels.products[t.w.format.kind][hi-lo-1]
+		var sum *float32
+		if t.w.format.offset {
+			sum = &sums[tile*t.w.blocks*sumsOfATile]
+		}
+		from := &x.data[lo*x.stride]
+		kernel(&y[0], from, stride, sum, t.w.group(group), blocks)
+		if t.a.Gated {
+			kernel(&up[0], from, stride, sum, t.w.group(group+t.w.groups/2), blocks)
+		}
+		t.finish(y, up, group*groupRows, lo, hi)
+	}
+}
+
+// finish takes a tile of sums to the output: bias, softcap, activation, gate.
+func (t *linearTask) finish(y, up []float32, column, lo, hi int) {
+	n := min(groupRows, t.cols-column)
+	bias := floats(t.a.Bias)
+	for r := lo; r < hi; r++ {
+		v, u := y[(r-lo)*groupRows:][:n], up[(r-lo)*groupRows:][:n]
+		if bias != nil {
+			t.o.kernels.addTo(&v[0], &bias[column], uintptr(n))
+			if t.a.Gated {
+				t.o.kernels.addTo(&u[0], &bias[t.cols+column], uintptr(n))
+			}
+		}
+		t.o.kernels.activate(v, u, t.a)
+		dst := t.out.data[r*t.out.stride+column:][:n]
+		if t.a.Accumulate {
+			t.o.kernels.addTo(&dst[0], &v[0], uintptr(n))
+		} else {
+			copy(dst, v)
+		}
+	}
+}
+
+// activate applies softcap, activation and gate to v in place.
+func (s *kernelSet) activate(v, up []float32, a kernels.Linear) {
+	if a.Softcap > 0 {
+		for i := range v {
+			v[i] = ref.Softcap(a.Softcap, v[i])
+		}
+	}
+	n := uintptr(len(v))
+	switch {
+	case a.Activation == kernels.SiLU && a.Gated:
+		s.siluMul(&v[0], &v[0], &up[0], n)
+		return
+	case a.Activation == kernels.SiLU:
+		s.siluTo(&v[0], &v[0], n)
+		return
+	case a.Activation != kernels.Identity:
+		for i := range v {
+			v[i] = ref.Activate(a.Activation, v[i])
+		}
+	}
+	if a.Gated {
+		for i := range v {
+			v[i] *= up[i]
+		}
+	}
+}
+
+// gatedApart computes gates and what they gate side by side, then joins them:
+// where half the outputs are no whole number of groups.
+func (o *Ops) gatedApart(out, x kernels.Tensor, a kernels.Linear) {
+	w := a.Weight.(*weight)
+	stride := strideOf(w.rows)
+	y := buffer{o.grow(&o.scratch.wide, x.Rows*stride), stride}
+	plain := kernels.Linear{Weight: a.Weight, Bias: a.Bias, Norm: a.Norm}
+	o.product(y, *bufferOf(x), x.Rows, plain)
+	if out.Cols == 0 {
+		return
+	}
+	for r := range x.Rows {
+		gate, up := y.row(r, out.Cols), y.row(r, w.rows)[out.Cols:]
+		o.kernels.activate(gate, up, a)
+		if dst := row(out, r); a.Accumulate {
+			o.kernels.addTo(&dst[0], &gate[0], uintptr(out.Cols))
+		} else {
+			copy(dst, gate)
+		}
+	}
+}

@@ -44,9 +44,17 @@ func (b *builder) settle() error {
 
 // run gives rows to running sequences in their order. A sequence that has many
 // tokens to catch up with leaves one row to each that comes after it.
+//
+// With S stages the step takes one of S cohorts: while it is in the first stage,
+// the others are in the later ones, and no stage waits for a token that is still
+// being sampled. Known tokens may follow in consecutive steps.
 func (b *builder) run() error {
+	b.turn()
 	for i := 0; i < len(b.running); i++ {
 		q := b.running[i]
+		if q.cohort != b.cohort && q.remaining(b.limits.MaxLen) == 1 {
+			continue
+		}
 		behind := len(b.running) - 1 - i
 		n := b.count(q, b.limits.MaxRows-b.used-behind, b.limits.MaxWanted-b.wanted-behind)
 		if n == 0 {
@@ -57,6 +65,28 @@ func (b *builder) run() error {
 		}
 	}
 	return nil
+}
+
+// turn picks the next cohort that has something to run.
+func (b *builder) turn() {
+	for i := range b.limits.Stages {
+		cohort := (b.cohort + 1 + i) % b.limits.Stages
+		for _, q := range b.running {
+			if q.cohort == cohort && q.remaining(b.limits.MaxLen) > 0 {
+				b.cohort = cohort
+				return
+			}
+		}
+	}
+}
+
+// smallest is the cohort with the fewest sequences.
+func (b *builder) smallest() int {
+	counts := make([]int, max(1, b.limits.Stages))
+	for _, q := range b.running {
+		counts[q.cohort]++
+	}
+	return slices.Index(counts, slices.Min(counts))
 }
 
 // count is how many rows q runs with so many rows and wanted rows left.
@@ -226,6 +256,7 @@ func (b *builder) open(q *Sequence, hits []kv.Hash) error {
 		return err
 	}
 	b.waiting = b.waiting[1:]
+	q.cohort = b.smallest()
 	i, _ := slices.BinarySearchFunc(b.running, q, func(r, q *Sequence) int {
 		if r.before(q) {
 			return -1

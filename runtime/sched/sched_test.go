@@ -50,7 +50,7 @@ type workload struct {
 func newWorkload(t *testing.T, rng *rand.Rand) *workload {
 	limits := sched.Limits{
 		MaxSequences: 1 + rng.IntN(6), MaxLen: 40 + rng.IntN(100), Epoch: 3,
-		PrefixCaching: rng.IntN(4) > 0, Seed: kv.Seed([32]byte{1}),
+		PrefixCaching: rng.IntN(4) > 0, Seed: kv.Seed([32]byte{1}), Stages: rng.IntN(4),
 	}
 	limits.MaxRows = limits.MaxSequences + rng.IntN(40)
 	limits.MaxWanted = limits.MaxSequences + rng.IntN(8)
@@ -67,7 +67,7 @@ func newWorkload(t *testing.T, rng *rand.Rand) *workload {
 		t.Fatal(err)
 	}
 	return &workload{
-		t: t, rng: rng, limits: limits, scheduler: s, rank: r, depth: 1 + rng.IntN(3), shared: randomTokens(rng, 64),
+		t: t, rng: rng, limits: limits, scheduler: s, rank: r, depth: 1 + rng.IntN(max(1, limits.Stages)+1), shared: randomTokens(rng, 64),
 		want: make(map[*sched.Sequence][]int32), cancelled: make(map[*sched.Sequence]bool),
 	}
 }

@@ -29,6 +29,7 @@ type Limits struct {
 	PrefixCaching bool
 	Seed          kv.Hash // of the prefix chain: the model's digest
 	Epoch         uint64
+	Stages        int // pipeline stages; 0 is 1
 }
 
 // Check reports a limit that can't work.
@@ -64,6 +65,7 @@ type Scheduler struct {
 	keeps   []Kept
 	flights []flight // steps in flight, oldest first
 	step    StepID
+	cohort  int // of the newest step
 	stats   Stats
 }
 

@@ -28,6 +28,7 @@ type Sequence struct {
 	chain    []kv.Hash // hashes of the full blocks of Tokens
 	kept     int       // leading blocks that are in the index, or were
 	run      int       // how often it was preempted
+	cohort   int       // with S stages a sequence decodes in every S-th step
 	opened   bool      // the ranks know it
 	done     FinishReason
 	finished bool

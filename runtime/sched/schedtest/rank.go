@@ -45,6 +45,7 @@ type Rank struct {
 type sequence struct {
 	start  sched.Start
 	tokens []int32
+	last   sched.StepID // the step that sampled the newest token
 }
 
 // NewRank makes a rank with empty pools.
@@ -90,7 +91,7 @@ func (r *Rank) obey(payload []byte) ([]byte, error) {
 		}
 	}
 	for _, row := range step.Rows {
-		result.Samples = append(result.Samples, r.sample(row)...)
+		result.Samples = append(result.Samples, r.sample(step.ID, row)...)
 	}
 	return sched.Encode(result)
 }
@@ -108,6 +109,9 @@ func (r *Rank) compute(row sched.Row) error {
 	q := r.seqs[row.Seq]
 	if row.Start+row.Count > len(q.tokens) {
 		return fmt.Errorf("sequence %d: rows up to %d of %d tokens", row.Seq, row.Start+row.Count, len(q.tokens))
+	}
+	if row.From != 0 && (row.From != q.last || row.Count != 1 || row.Start != len(q.tokens)-1) {
+		return fmt.Errorf("sequence %d: row %d+%d from step %d; step %d sampled its newest token", row.Seq, row.Start, row.Count, row.From, q.last)
 	}
 	for p := row.Start; p < row.Start+row.Count; p++ {
 		for g := range r.windows {
@@ -138,7 +142,7 @@ func (r *Rank) see(q *sequence, id kv.SequenceID, g, p int) error {
 	return nil
 }
 
-func (r *Rank) sample(row sched.Row) []sched.Sample {
+func (r *Rank) sample(step sched.StepID, row sched.Row) []sched.Sample {
 	q := r.seqs[row.Seq]
 	end := row.Start + row.Count
 	var out []sched.Sample
@@ -149,7 +153,7 @@ func (r *Rank) sample(row sched.Row) []sched.Sample {
 	}
 	if row.Want != sched.WantNone && end == len(q.tokens) {
 		t := NextToken(q.tokens)
-		q.tokens = append(q.tokens, t)
+		q.tokens, q.last = append(q.tokens, t), step
 		out = append(out, sched.Sample{Seq: row.Seq, Position: -1, Token: t})
 	}
 	return out

@@ -23,22 +23,26 @@ type addedTokens struct {
 	raw, normalized *matcher // normalized is nil where no token asks for it
 }
 
-// newAddedTokens marks the tokens in the vocabulary and builds the matchers.
+// newAddedTokens enters the tokens into the vocabulary and builds the matchers.
+// As in the reference the id of a token is that of its text in the model's
+// vocabulary, or else the next free one, whatever the file says: files that
+// were saved agree with it.
 func newAddedTokens(v *vocabulary, tokens []addedToken, normalize normalizer) (*addedTokens, error) {
 	a := &addedTokens{raw: newMatcher()}
+	next := int32(v.own)
 	for _, token := range tokens {
 		if token.Content == "" {
 			continue
 		}
-		if id, ok := v.find(token.Content); ok {
-			token.ID = id // the reference looks the text up and does not read the id
+		id, ok := v.find(token.Content)
+		if !ok {
+			id = next
 		}
-		if token.ID < 0 || int(token.ID) >= len(v.pieces) {
-			return nil, fmt.Errorf("%w: added token %q has id %d", ErrMalformed, clip([]byte(token.Content)), token.ID)
-		}
-		if v.present[token.ID] && !v.isAdded[token.ID] && v.text(token.ID) != token.Content {
-			return nil, fmt.Errorf("%w: added token %q has the id %d of token %q", ErrMalformed,
-				clip([]byte(token.Content)), token.ID, clip([]byte(v.text(token.ID))))
+		token.ID = id
+		next = max(next, id+1)
+		if v.has(id) && v.text(id) != token.Content {
+			return nil, fmt.Errorf("%w: added token %q gets the id %d of token %q", ErrMalformed,
+				clip([]byte(token.Content)), id, clip([]byte(v.text(id))))
 		}
 		v.markAdded(token)
 		pattern, into := token.Content, a.raw
@@ -61,6 +65,13 @@ func newAddedTokens(v *vocabulary, tokens []addedToken, normalize normalizer) (*
 
 // markAdded enters an added token into the vocabulary.
 func (v *vocabulary) markAdded(token addedToken) {
+	for int(token.ID) >= len(v.pieces) {
+		v.pieces = append(v.pieces, "")
+		v.present = append(v.present, false)
+		v.literal = append(v.literal, false)
+		v.isAdded = append(v.isAdded, false)
+		v.special = append(v.special, false)
+	}
 	v.other[token.Content] = token.ID
 	v.isAdded[token.ID] = true
 	v.special[token.ID] = v.special[token.ID] || token.Special

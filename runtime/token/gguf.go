@@ -30,20 +30,24 @@ type ggufSplit struct {
 func newGGUFSplit(pre string) (ggufSplit, error) {
 	table := classes()
 	switch pre {
-	case "gpt-2", "mpt", "olmo", "jais", "phi-2", "roberta-bpe":
+	case "gpt-2", "phi-2", "mpt", "default", "": // files older than the key are of GPT-2's kin
 		return ggufSplit{splits: []splitter{gpt2Scanner{table}}}, nil
-	case "gpt-neox", "default", "":
-		// Files without a name come from GPT-2's kin; that of Pythia has NFC too.
+	case "olmo", "gpt-neox": // OLMo 1 and Pythia
 		return ggufSplit{splits: []splitter{gpt2Scanner{table}}, normalizer: unicodeForm("NFC")}, nil
-	case "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b":
+	case "smollm", "starcoder", "refact", "codeshell":
 		return ggufSplit{splits: []splitter{digitScanner{table, true}, gpt2Scanner{table}}}, nil
-	case "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral-llama3", "dbrx", "smaug-bpe", "chatglm-bpe", "glm4", "dots1":
-		ignore := strings.HasPrefix(pre, "llama") || strings.HasPrefix(pre, "falcon") || strings.HasPrefix(pre, "pixtral")
-		return ggufSplit{splits: []splitter{llama3Scanner{table, 3}}, ignoreMerges: ignore}, nil
-	case "qwen2", "deepseek-r1-qwen", "hunyuan", "megrez":
-		return ggufSplit{splits: []splitter{llama3Scanner{table, 1}}, normalizer: unicodeForm("NFC")}, nil
-	case "stablelm2", "grok-2":
-		return ggufSplit{splits: []splitter{llama3Scanner{table, 1}}}, nil
+	case "command-r":
+		return ggufSplit{splits: []splitter{digitScanner{table, true}, gpt2Scanner{table}}, normalizer: unicodeForm("NFC")}, nil
+	case "llama-bpe", "llama3", "llama-v3":
+		return ggufSplit{splits: []splitter{llama3Scanner{table, 3, letter}}, ignoreMerges: true}, nil
+	case "dbrx": // OLMo 2 and Phi 4 too
+		return ggufSplit{splits: []splitter{llama3Scanner{table, 3, letter}}}, nil
+	case "qwen2", "deepseek-r1-qwen":
+		return ggufSplit{splits: []splitter{llama3Scanner{table, 1, letter}}, normalizer: unicodeForm("NFC")}, nil
+	case "qwen35":
+		return ggufSplit{splits: []splitter{llama3Scanner{table, 1, letter | mark}}, normalizer: unicodeForm("NFC")}, nil
+	case "stablelm2":
+		return ggufSplit{splits: []splitter{llama3Scanner{table, 1, letter}}}, nil
 	case "gpt-4o", "llama4":
 		return ggufSplit{splits: []splitter{o200kScanner{table, 3, true}}, ignoreMerges: true}, nil
 	case "tekken":
@@ -170,7 +174,7 @@ func (g *Vocabulary) build(byteLevel bool) (*vocabulary, error) {
 			return nil, err
 		}
 	}
-	return b.build(nil)
+	return b.build()
 }
 
 func (g *Vocabulary) finish(t *Tokenizer) (*Tokenizer, error) {

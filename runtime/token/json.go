@@ -63,7 +63,7 @@ func newFromJSON(data, configJSON []byte) (*Tokenizer, error) {
 		return nil, err
 	}
 	added = config.addMissing(added)
-	if t.vocabulary, err = readVocabulary(spec.vocab, byteLevel, added); err != nil {
+	if t.vocabulary, err = readVocabulary(spec.vocab, byteLevel); err != nil {
 		return nil, err
 	}
 	if t.model, err = newModel(spec, t.vocabulary); err != nil {
@@ -158,8 +158,8 @@ func (spec *modelSpec) check() error {
 	return nil
 }
 
-// readVocabulary reads model.vocab, leaving room for the added tokens.
-func readVocabulary(raw []byte, byteLevel bool, added []addedToken) (*vocabulary, error) {
+// readVocabulary reads model.vocab.
+func readVocabulary(raw []byte, byteLevel bool) (*vocabulary, error) {
 	b := &vocabularyBuilder{byteLevel: byteLevel, arena: make([]byte, 0, len(raw)/2), entries: make([]builderEntry, 0, len(raw)/16)}
 	c := &cursor{data: raw}
 	err := c.object(func(key []byte) error {
@@ -172,7 +172,7 @@ func readVocabulary(raw []byte, byteLevel bool, added []addedToken) (*vocabulary
 	if err != nil {
 		return nil, err
 	}
-	return b.build(added)
+	return b.build()
 }
 
 // errUnknownPart is a merge of something that the vocabulary lacks.

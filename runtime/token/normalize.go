@@ -121,9 +121,10 @@ func always(f func(string) string) normalizer {
 	return func(text string) (string, error) { return f(text), nil }
 }
 
-// lowercase maps each character by itself, without the final sigma's rule.
+// lowercase maps each character by itself, without the final sigma's rule; one
+// alone becomes two (SpecialCasing.txt).
 func lowercase(text string) string {
-	return strings.Map(unicode.ToLower, text)
+	return strings.Map(unicode.ToLower, strings.ReplaceAll(text, "\u0130", "i\u0307"))
 }
 
 // stripAccents drops nonspacing marks.

@@ -30,7 +30,7 @@ func (o o200kScanner) next(text string) int {
 		}
 		return end
 	}
-	return o.table.rest(text, c, n, o.digits, true)
+	return rest{o.table, o.digits, space | letter | number, true}.next(text, c, n)
 }
 
 // word tries the pattern's first two alternatives, each first with the

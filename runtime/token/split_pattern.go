@@ -159,9 +159,11 @@ func knownPattern(expression string) splitter {
 	case gpt2Pattern:
 		return gpt2Scanner{classes()}
 	case llama3Pattern:
-		return llama3Scanner{classes(), 3}
+		return llama3Scanner{classes(), 3, letter}
 	case qwen2Pattern:
-		return llama3Scanner{classes(), 1}
+		return llama3Scanner{classes(), 1, letter}
+	case qwen35Pattern:
+		return llama3Scanner{classes(), 1, letter | mark}
 	case o200kPattern:
 		return o200kScanner{classes(), 3, true}
 	case tekkenPattern:

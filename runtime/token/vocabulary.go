@@ -16,6 +16,7 @@ const spaceMark = "▁"
 // ("Ġthe" as " the"), else as the vocabulary's text ("▁the", "<0x0A>").
 type vocabulary struct {
 	byteLevel bool
+	own       int      // number of the model's own tokens
 	pieces    []string // by id; "" for an id that is not there
 	present   []bool
 	literal   []bool // byteLevel only: the piece is no byte-level text and kept as it is
@@ -92,21 +93,19 @@ func (b *vocabularyBuilder) add(id int64, text []byte) error {
 	return nil
 }
 
-// build makes the vocabulary, with room for the added tokens.
-func (b *vocabularyBuilder) build(added []addedToken) (*vocabulary, error) {
+// build makes the vocabulary.
+func (b *vocabularyBuilder) build() (*vocabulary, error) {
 	largest := int64(-1)
 	for _, e := range b.entries {
 		largest = max(largest, int64(e.id))
 	}
-	for _, token := range added {
-		largest = max(largest, int64(token.ID))
-	}
-	if largest >= 16*int64(len(b.entries)+len(added))+1<<16 { // a small file makes no large table
+	if largest >= 16*int64(len(b.entries))+1<<16 { // a small file makes no large table
 		return nil, fmt.Errorf("%w: id %d in a vocabulary of %d tokens", ErrMalformed, largest, len(b.entries))
 	}
 	n := int(largest) + 1
 	v := &vocabulary{
 		byteLevel: b.byteLevel,
+		own:       len(b.entries),
 		pieces:    make([]string, n),
 		present:   make([]bool, n),
 		literal:   make([]bool, n),

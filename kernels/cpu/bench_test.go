@@ -1,0 +1,182 @@
+package cpu
+
+import (
+	"fmt"
+	"testing"
+	"unsafe"
+
+	"manta/kernels"
+)
+
+// A layer's shapes, for benchmarks.
+type shape struct {
+	layers, hidden, heads, kv, dim, ffn, vocabulary int
+	layer, head                                     kernels.DType
+}
+
+var smollm2 = shape{30, 576, 9, 3, 64, 1536, 49152, kernels.Q4_1, kernels.Q8_0}
+
+// A stack is a model of random weights.
+type stack struct {
+	shape
+	o                         *Ops
+	norm                      *kernels.Norm
+	qkv, out, gateUp, down    []kernels.Weight
+	head                      kernels.Weight
+	cache                     kernels.Cache
+	rope                      kernels.RopeTable
+	x, wide, attended, hidden kernels.Tensor
+	last, logits              kernels.Tensor
+	headMap                   []int32
+}
+
+func newStack(b testing.TB, o *Ops, s shape, rows, blocks int) *stack {
+	rng := newRand(1)
+	m := &stack{shape: s, o: o}
+	w := func(dtype kernels.DType, rows, cols int) kernels.Weight { return weightOf(b, o, matrix(rng, dtype, rows, cols)) }
+	ones := make([]float32, s.hidden)
+	for i := range ones {
+		ones[i] = 1
+	}
+	m.norm = &kernels.Norm{Weight: vectorOf(b, o, ones), Eps: 1e-5}
+	for range s.layers {
+		m.qkv = append(m.qkv, w(s.layer, (s.heads+2*s.kv)*s.dim, s.hidden))
+		m.out = append(m.out, w(s.layer, s.hidden, s.heads*s.dim))
+		m.gateUp = append(m.gateUp, w(s.layer, 2*s.ffn, s.hidden))
+		m.down = append(m.down, w(s.layer, s.hidden, s.ffn))
+	}
+	m.head = w(s.shape().head, s.vocabulary, s.hidden)
+	inverse := make([]float32, s.dim/2)
+	for i := range inverse {
+		inverse[i] = 1 / float32(1+i*i)
+	}
+	var err error
+	if m.rope, err = o.Rope(inverse, 1, 8192); err != nil {
+		b.Fatal(err)
+	}
+	if m.cache, err = o.Cache(kernels.CacheSpec{Layers: s.layers, Blocks: blocks, KVHeads: s.kv, HeadDim: s.dim, Type: kernels.F16}); err != nil {
+		b.Fatal(err)
+	}
+	for h := range s.heads {
+		m.headMap = append(m.headMap, int32(h*s.kv/s.heads))
+	}
+	t := func(cols int) kernels.Tensor { return tensor(b, o, rows, cols, make([]float32, rows*cols)) }
+	m.x, m.wide, m.attended, m.hidden, m.last = t(s.hidden), t((s.heads+2*s.kv)*s.dim), t(s.heads*s.dim), t(s.ffn), t(s.hidden)
+	m.logits = tensor(b, o, 32, s.vocabulary, make([]float32, 32*s.vocabulary))
+	return m
+}
+
+func (s shape) shape() shape { return s }
+
+// step runs a whole forward pass and samples greedily.
+func (m *stack) step(b testing.TB, batch *kernels.Batch, rows []kernels.SampleRow) {
+	o, n := m.o, len(batch.Tokens)
+	if err := o.Begin(batch); err != nil {
+		b.Fatal(err)
+	}
+	x := m.x.Top(n)
+	o.Embed(x, kernels.Embed{Table: m.head, Scale: 1})
+	for l := range m.layers {
+		o.Linear(m.wide.Top(n), x, kernels.Linear{Weight: m.qkv[l], Norm: m.norm})
+		o.Attention(m.attended.Top(n), m.wide.Top(n), kernels.Attention{Cache: m.cache, Layer: l, Heads: m.heads, KVHeads: m.kv, HeadDim: m.dim, HeadMap: m.headMap, Scale: 0.125, Rope: m.rope})
+		o.Linear(x, m.attended.Top(n), kernels.Linear{Weight: m.out[l], Accumulate: true})
+		o.Linear(m.hidden.Top(n), x, kernels.Linear{Weight: m.gateUp[l], Norm: m.norm, Gated: true, Activation: kernels.SiLU})
+		o.Linear(x, m.hidden.Top(n), kernels.Linear{Weight: m.down[l], Accumulate: true})
+	}
+	last := m.last.Top(len(batch.Wanted))
+	o.Gather(last, x)
+	logits := m.logits.Top(len(batch.Wanted))
+	o.Linear(logits, last, kernels.Linear{Weight: m.head, Norm: m.norm})
+	o.Sample(logits, rows)
+	if _, err := o.End().Wait(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// batchOf makes a step of some sequences with count rows each from start on.
+func batchOf(sequences, start, count int) (*kernels.Batch, []kernels.SampleRow) {
+	b := &kernels.Batch{}
+	var rows []kernels.SampleRow
+	perSequence := (start+count+15)/16 + 1
+	for s := range sequences {
+		var blocks []int32
+		for i := range perSequence {
+			blocks = append(blocks, int32(s*perSequence+i))
+		}
+		b.Spans = append(b.Spans, kernels.Span{Row: len(b.Tokens), Start: start, Count: count, Blocks: [][]int32{blocks}})
+		for r := range count {
+			b.Tokens, b.Positions = append(b.Tokens, int32(r+s)), append(b.Positions, int32(start+r))
+		}
+		b.Wanted = append(b.Wanted, int32(len(b.Tokens)-1))
+		rows = append(rows, kernels.SampleRow{Row: int32(s), Seat: -1, Target: -1, TopLogprobs: -1, TopP: 1, RepetitionPenalty: 1})
+	}
+	return b, rows
+}
+
+// BenchmarkModel runs whole steps of SmolLM2's shape.
+func BenchmarkModel(b *testing.B) {
+	o := device(b, 0, fastest())
+	m := newStack(b, o, smollm2, 1024, 4096)
+	for _, c := range []struct {
+		name                    string
+		sequences, start, count int
+	}{{"decode", 1, 100, 1}, {"decode-1k", 1, 1024, 1}, {"decode-16", 16, 200, 1}, {"prompt-512", 1, 0, 512}, {"prompt-64", 1, 0, 64}} {
+		b.Run(c.name, func(b *testing.B) {
+			batch, rows := batchOf(c.sequences, c.start, c.count)
+			b.ReportAllocs()
+			for b.Loop() {
+				m.step(b, batch, rows)
+			}
+			b.ReportMetric(float64(c.sequences*c.count)*float64(b.N)/b.Elapsed().Seconds(), "tokens/s")
+		})
+	}
+}
+
+// readTask reads memory once, as fast as it goes: the limit of decoding.
+type readTask struct {
+	o    *Ops
+	data []byte
+	part int
+}
+
+func (t *readTask) do(worker, unit int) {
+	s := t.data[unit*t.part : (unit+1)*t.part]
+	t.o.kernels.highest((*float32)(unsafe.Pointer(&s[0])), uintptr(t.part/4))
+}
+
+// BenchmarkProduct gives each format's speed as weights stream by (one row), as
+// bytes a second, and as a wide product, with the machine's limits first.
+func BenchmarkProduct(b *testing.B) {
+	o := device(b, 0, fastest())
+	b.Run("read", func(b *testing.B) {
+		data, err := o.memory.take(256 << 20)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for i := range data {
+			data[i] = 1
+		}
+		t := &readTask{o, data, 64 << 10}
+		b.SetBytes(int64(len(data)))
+		for b.Loop() {
+			o.pool.run(t, len(data)/t.part)
+		}
+	})
+	for _, dtype := range []kernels.DType{kernels.F32, kernels.BF16, kernels.F16, kernels.Q8_0, kernels.Q4_1, kernels.Q4_0} {
+		const rows, cols = 16384, 2048
+		w := weightOf(b, o, matrix(newRand(1), dtype, rows, cols)).(*weight)
+		for _, m := range []int{1, 2, 4, 8, 12, 96} {
+			x := tensor(b, o, m, cols, random(newRand(2), m*cols))
+			y := tensor(b, o, m, rows, nil)
+			b.Run(fmt.Sprintf("%s/%d", dtype, m), func(b *testing.B) {
+				if m <= 2 {
+					b.SetBytes(int64(w.groups * w.groupBytes()))
+				}
+				for b.Loop() {
+					o.Linear(y, x, kernels.Linear{Weight: w})
+				}
+				b.ReportMetric(2*rows*cols*float64(m)*float64(b.N)/b.Elapsed().Seconds()/1e9, "GFLOP/s")
+			})
+		}
+	}
+}

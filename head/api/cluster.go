@@ -1,0 +1,121 @@
+package api
+
+import (
+	"time"
+
+	"manta/head/state"
+	"manta/parallel/shard"
+)
+
+// deploymentRequest is what POST /api/cluster/deployments takes; zero means the
+// default everywhere.
+type deploymentRequest struct {
+	Name                 string   `json:"name"`
+	Aliases              []string `json:"aliases"`
+	Model                string   `json:"model"`
+	Replicas             *int     `json:"replicas"`
+	TensorParallelSize   int      `json:"tensor_parallel_size"`
+	PipelineParallelSize int      `json:"pipeline_parallel_size"`
+	MaxModelLen          int      `json:"max_model_len"`
+	MaxNumSeqs           int      `json:"max_num_seqs"`
+	MaxNumBatchedTokens  int      `json:"max_num_batched_tokens"`
+	DType                string   `json:"dtype"`
+	KVCacheDType         string   `json:"kv_cache_dtype"`
+	Seed                 uint64   `json:"seed"`
+	GPUMemoryUtilization float64  `json:"gpu_memory_utilization"`
+	PrefixCaching        *bool    `json:"enable_prefix_caching"`
+}
+
+func (d *deploymentRequest) deployment() (state.Deployment, error) {
+	if d.Model == "" {
+		return state.Deployment{}, badField("model", "model must be given")
+	}
+	for field, value := range map[string]int{
+		"tensor_parallel_size": d.TensorParallelSize, "pipeline_parallel_size": d.PipelineParallelSize,
+		"max_model_len": d.MaxModelLen, "max_num_seqs": d.MaxNumSeqs, "max_num_batched_tokens": d.MaxNumBatchedTokens,
+	} {
+		if value < 0 {
+			return state.Deployment{}, badField(field, "%s must not be negative, got %d", field, value)
+		}
+	}
+	if d.GPUMemoryUtilization < 0 || d.GPUMemoryUtilization > 1 {
+		return state.Deployment{}, badField("gpu_memory_utilization", "gpu_memory_utilization must be in (0, 1], got %v", d.GPUMemoryUtilization)
+	}
+	replicas := 1
+	if d.Replicas != nil {
+		if replicas = *d.Replicas; replicas < 0 {
+			return state.Deployment{}, badField("replicas", "replicas must not be negative, got %d", replicas)
+		}
+	}
+	name := d.Name
+	if name == "" {
+		name = d.Model
+	}
+	return state.Deployment{
+		Name: name, Aliases: d.Aliases, Model: d.Model, Replicas: replicas,
+		Layout:  shard.Layout{Tensor: max(d.TensorParallelSize, 1), Pipeline: max(d.PipelineParallelSize, 1)},
+		Created: time.Now(),
+		Settings: state.Settings{
+			MaxModelLen: d.MaxModelLen, MaxNumSeqs: d.MaxNumSeqs, MaxNumBatchedTokens: d.MaxNumBatchedTokens,
+			DType: d.DType, KVCacheDType: d.KVCacheDType, Seed: d.Seed, GPUMemoryUtilization: d.GPUMemoryUtilization,
+			PrefixCaching: d.PrefixCaching == nil || *d.PrefixCaching,
+		},
+	}, nil
+}
+
+// Deployment is a deployment's state, for `manta list` and `manta status`.
+type Deployment struct {
+	Name        string    `json:"name"`
+	Aliases     []string  `json:"aliases,omitempty"`
+	Model       string    `json:"model"`
+	Revision    string    `json:"revision"`
+	Tensor      int       `json:"tensor_parallel_size"`
+	Pipeline    int       `json:"pipeline_parallel_size"`
+	Wanted      int       `json:"replicas"`
+	Ready       int       `json:"ready"`
+	Waiting     int       `json:"waiting"` // requests, on this head
+	MaxModelLen int       `json:"max_model_len"`
+	Created     time.Time `json:"created"`
+	Replicas    []Replica `json:"replica_states"`
+}
+
+// Replica is a replica's state.
+type Replica struct {
+	ID     string   `json:"id"`
+	Epoch  uint64   `json:"epoch"`
+	Phase  string   `json:"phase"`
+	Reason string   `json:"reason,omitempty"`
+	Blocks []int    `json:"blocks,omitempty"`
+	Shards []string `json:"shards"`
+}
+
+// ClusterState is what GET /api/cluster gives.
+type ClusterState struct {
+	Index       uint64       `json:"index"`
+	Version     string       `json:"version"`
+	Heads       []Head       `json:"heads"`
+	Nodes       []Node       `json:"nodes"`
+	Deployments []Deployment `json:"deployments"`
+}
+
+// Head is a raft server.
+type Head struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+	API  string `json:"api"`
+}
+
+// Node is a worker.
+type Node struct {
+	ID      string   `json:"id"`
+	Drained bool     `json:"drained"`
+	Devices []Device `json:"devices"`
+}
+
+// Device is one place for a shard.
+type Device struct {
+	ID     string `json:"id"`
+	Kind   string `json:"kind"`
+	Name   string `json:"name"`
+	Memory int64  `json:"memory"`
+}

@@ -1,0 +1,128 @@
+package api
+
+import (
+	"cmp"
+	"fmt"
+	"net/http"
+	"slices"
+
+	"manta/head/state"
+	"manta/internal/version"
+)
+
+func (s *Server) clusterState(w http.ResponseWriter, r *http.Request) {
+	view := s.views.View()
+	answer := ClusterState{
+		Index: view.Index, Version: version.String(),
+		Heads: []Head{}, Nodes: []Node{}, Deployments: s.describeAll(view),
+	}
+	for _, head := range view.Heads {
+		answer.Heads = append(answer.Heads, Head{ID: head.ID, Name: head.Name, API: head.API})
+	}
+	slices.SortFunc(answer.Heads, func(a, b Head) int { return cmp.Compare(a.ID, b.ID) })
+	for _, node := range view.Nodes {
+		entry := Node{ID: node.ID, Drained: node.Drained, Devices: []Device{}}
+		for _, device := range node.Devices {
+			entry.Devices = append(entry.Devices, Device{ID: device.ID, Kind: device.Kind, Name: device.Name, Memory: device.Memory})
+		}
+		answer.Nodes = append(answer.Nodes, entry)
+	}
+	slices.SortFunc(answer.Nodes, func(a, b Node) int { return cmp.Compare(a.ID, b.ID) })
+	s.reply(w, http.StatusOK, answer)
+}
+
+func (s *Server) describeAll(view *state.View) []Deployment {
+	list := []Deployment{}
+	for _, deployment := range sorted(view) {
+		list = append(list, s.describeDeployment(view, deployment))
+	}
+	return list
+}
+
+func (s *Server) describeDeployment(view *state.View, d state.Deployment) Deployment {
+	out := Deployment{
+		Name: d.Name, Aliases: d.Aliases, Model: d.Model, Revision: d.Revision,
+		Tensor: d.Layout.Tensor, Pipeline: d.Layout.Pipeline, Wanted: d.Replicas,
+		Waiting: s.dispatch.Waiting(d.Name), MaxModelLen: maxLength(view, d), Created: d.Created, Replicas: []Replica{},
+	}
+	for _, replica := range view.Replicas {
+		if replica.Deployment != d.Name {
+			continue
+		}
+		entry := Replica{
+			ID: replica.ID, Epoch: replica.Epoch, Phase: string(replica.Phase), Reason: replica.Reason,
+			Blocks: replica.Blocks, Shards: []string{},
+		}
+		for _, shard := range replica.Shards {
+			entry.Shards = append(entry.Shards, fmt.Sprintf("%d.%d on %s %s", shard.Stage, shard.Rank, shard.Node, shard.Device))
+		}
+		if replica.Phase == state.Ready {
+			out.Ready++
+		}
+		out.Replicas = append(out.Replicas, entry)
+	}
+	slices.SortFunc(out.Replicas, func(a, b Replica) int { return cmp.Compare(a.ID, b.ID) })
+	return out
+}
+
+func (s *Server) listDeployments(w http.ResponseWriter, r *http.Request) {
+	s.reply(w, http.StatusOK, struct {
+		Deployments []Deployment `json:"deployments"`
+	}{s.describeAll(s.views.View())})
+}
+
+func (s *Server) getDeployment(w http.ResponseWriter, r *http.Request) {
+	view := s.views.View()
+	deployment, ok := view.Deployments[r.PathValue("name")]
+	if !ok {
+		s.fail(w, r, noDeployment(r.PathValue("name")))
+		return
+	}
+	s.reply(w, http.StatusOK, s.describeDeployment(view, deployment))
+}
+
+func (s *Server) createDeployment(w http.ResponseWriter, r *http.Request) {
+	data, err := s.body(w, r)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	var request deploymentRequest
+	if err := parse(data, &request); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	deployment, err := request.deployment()
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	accepted, err := s.cluster.Deploy(r.Context(), deployment)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.reply(w, http.StatusCreated, s.describeDeployment(s.views.View(), accepted))
+}
+
+func (s *Server) deleteDeployment(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("name")
+	if _, ok := s.views.View().Deployments[name]; !ok {
+		s.fail(w, r, noDeployment(name))
+		return
+	}
+	if err := s.cluster.Delete(r.Context(), name); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.reply(w, http.StatusOK, struct {
+		Deleted string `json:"deleted"`
+	}{name})
+}
+
+func noDeployment(name string) *Error {
+	return &Error{
+		Status: http.StatusNotFound, Type: "NotFoundError", Param: "name",
+		Message: fmt.Sprintf("there is no deployment %q", name),
+	}
+}

@@ -1,0 +1,64 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"manta/head/dispatch"
+	"manta/head/state"
+)
+
+// Views gives the newest View; it is immutable.
+type Views interface {
+	View() *state.View
+}
+
+// Texts gives what turns a deployment's text into tokens and back. It may read
+// the store and build a tokenizer on the first call, and keeps what it made.
+type Texts interface {
+	Text(ctx context.Context, deployment state.Deployment) (*Text, error)
+}
+
+// Text is a deployment's tokenizer and template. It is immutable and shared.
+type Text struct {
+	Tokenizer  dispatch.Tokenizer
+	Template   Template // nil: the model has none
+	Vocabulary int
+	EndToken   int32 // the tokenizer's own; -1: none
+}
+
+// Template renders messages to a prompt.
+type Template interface {
+	Render(conversation Conversation) (string, error)
+}
+
+// Conversation is what a chat template sees. Every raw message is valid JSON.
+type Conversation struct {
+	Messages             json.RawMessage
+	Tools                json.RawMessage // nil: none
+	Documents            json.RawMessage // nil: none
+	AddGenerationPrompt  bool
+	ContinueFinalMessage bool
+	Kwargs               map[string]json.RawMessage
+	Now                  time.Time
+}
+
+// Submitter queues requests: the Dispatcher.
+type Submitter interface {
+	Submit(request dispatch.Request) (*dispatch.Stream, error)
+	Draining() bool
+	Drain(ctx context.Context) error
+	Waiting(deployment string) int
+}
+
+// Cluster changes what the cluster runs. A write returns when it is committed.
+type Cluster interface {
+	Deploy(ctx context.Context, deployment state.Deployment) (state.Deployment, error)
+	Delete(ctx context.Context, name string) error
+}
+
+// ErrNoLeader is wrapped by writes that found no leader in time; the client may
+// try again.
+var ErrNoLeader = errors.New("the cluster has no leader at the moment")

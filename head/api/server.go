@@ -1,0 +1,234 @@
+package api
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+)
+
+// Limits bound what one client can make the head hold. Zero means the default.
+type Limits struct {
+	BodyBytes   int64
+	BodyTime    time.Duration // to send the body
+	WriteTime   time.Duration // to take a piece of the answer
+	RequestTime time.Duration // of a whole request
+	WaitTime    time.Duration // for a replica to take it
+	Requests    int           // in progress at once on this head, waiting ones included
+	Heartbeat   time.Duration // between comments on a silent stream
+}
+
+func (l Limits) withDefaults() Limits {
+	byDefault := func(value *time.Duration, otherwise time.Duration) {
+		if *value == 0 {
+			*value = otherwise
+		}
+	}
+	byDefault(&l.BodyTime, time.Minute)
+	byDefault(&l.WriteTime, 30*time.Second)
+	byDefault(&l.RequestTime, time.Hour)
+	byDefault(&l.WaitTime, 5*time.Minute)
+	byDefault(&l.Heartbeat, 15*time.Second)
+	if l.BodyBytes == 0 {
+		l.BodyBytes = 16 << 20
+	}
+	if l.Requests == 0 {
+		l.Requests = 4096
+	}
+	return l
+}
+
+// Config is what a Server needs.
+type Config struct {
+	Views    Views
+	Texts    Texts
+	Dispatch Submitter
+	Cluster  Cluster
+	Keys     *Keys        // nil: none is demanded
+	Metrics  http.Handler // of /metrics; nil: none
+	Limits   Limits
+	Log      *slog.Logger
+	// CanQueue tells /readyz whether this head can queue and place work; nil: it can.
+	CanQueue func() error
+}
+
+// Server answers HTTP. Handler is safe for concurrent use.
+type Server struct {
+	views    Views
+	texts    Texts
+	dispatch Submitter
+	cluster  Cluster
+	keys     *Keys
+	metrics  http.Handler
+	limits   Limits
+	log      *slog.Logger
+	canQueue func() error
+	progress atomic.Int64 // generation requests in hand
+}
+
+// New makes a server.
+func New(config Config) *Server {
+	s := &Server{
+		views: config.Views, texts: config.Texts, dispatch: config.Dispatch, cluster: config.Cluster,
+		keys: config.Keys, metrics: config.Metrics, limits: config.Limits.withDefaults(), log: config.Log,
+		canQueue: config.CanQueue,
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	return s
+}
+
+// Handler gives the whole surface.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	for pattern, handler := range map[string]http.HandlerFunc{
+		"GET /health":                               s.health,
+		"GET /livez":                                s.live,
+		"GET /readyz":                               s.ready,
+		"GET /version":                              s.version,
+		"GET /ping":                                 s.health,
+		"GET /v1/models":                            s.models,
+		"GET /v1/models/{model...}":                 s.model,
+		"POST /v1/completions":                      s.limited(s.completions),
+		"POST /v1/chat/completions":                 s.limited(s.chat),
+		"POST /tokenize":                            s.limited(s.tokenize),
+		"POST /detokenize":                          s.limited(s.detokenize),
+		"POST /generate":                            s.limited(s.generate),
+		"POST /batch-generate":                      s.limited(s.batchGenerate),
+		"GET /api/cluster":                          s.clusterState,
+		"GET /api/cluster/deployments":              s.listDeployments,
+		"POST /api/cluster/deployments":             s.createDeployment,
+		"GET /api/cluster/deployments/{name...}":    s.getDeployment,
+		"DELETE /api/cluster/deployments/{name...}": s.deleteDeployment,
+	} {
+		mux.HandleFunc(pattern, handler)
+	}
+	if s.metrics != nil {
+		mux.Handle("GET /metrics", s.metrics)
+	}
+	return s.named(s.crossOrigin(s.authorized(s.routed(mux))))
+}
+
+// routed answers in OpenAI's shape where the mux would answer in plain text.
+func (s *Server) routed(mux *http.ServeMux) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, pattern := mux.Handler(r); pattern != "" {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		probe := r.Clone(r.Context())
+		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
+			probe.Method = method
+			if _, pattern := mux.Handler(probe); pattern != "" {
+				w.Header().Set("Allow", method)
+				s.fail(w, r, &Error{
+					Status: http.StatusMethodNotAllowed, Type: "MethodNotAllowedError",
+					Message: r.URL.Path + " takes " + method + ", not " + r.Method,
+				})
+				return
+			}
+		}
+		s.fail(w, r, &Error{Status: http.StatusNotFound, Type: "NotFoundError", Message: "there is nothing at " + r.URL.Path})
+	})
+}
+
+// limited bounds the requests whose bodies and answers this head holds.
+func (s *Server) limited(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		defer s.progress.Add(-1)
+		if s.progress.Add(1) > int64(s.limits.Requests) {
+			s.fail(w, r, &Error{
+				Status: http.StatusTooManyRequests, Type: "RateLimitError", RetryAfter: 1,
+				Message: "this head has as many requests in progress as it can hold",
+			})
+			return
+		}
+		next(w, r)
+	}
+}
+
+const requestIDHeader = "X-Request-Id"
+
+// named gives each answer a request id: the client's own, if it is a sane one.
+func (s *Server) named(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := r.Header.Get(requestIDHeader)
+		if !sane(id) {
+			id = rand.Text()
+		}
+		w.Header().Set(requestIDHeader, id)
+		next.ServeHTTP(w, r)
+	})
+}
+
+func sane(id string) bool {
+	if id == "" || len(id) > 128 {
+		return false
+	}
+	for _, c := range []byte(id) {
+		if c <= ' ' || c > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+// crossOrigin allows browsers from anywhere, as vLLM does by default. Keys are
+// sent by the page itself, never by the browser, so credentials stay off.
+func (s *Server) crossOrigin(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Origin") != "" {
+			w.Header().Set("Access-Control-Allow-Origin", "*")
+			w.Header().Set("Access-Control-Expose-Headers", requestIDHeader+", Retry-After")
+		}
+		if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
+			w.Header().Set("Access-Control-Allow-Methods", "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT")
+			if asked := r.Header.Get("Access-Control-Request-Headers"); asked != "" {
+				w.Header().Set("Access-Control-Allow-Headers", asked)
+			}
+			w.Header().Set("Access-Control-Max-Age", "600")
+			w.WriteHeader(http.StatusOK)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// extend gives the client its time to take the next piece. A recorder in a test
+// has no deadlines; a real connection does.
+func (s *Server) extend(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.limits.WriteTime))
+}
+
+// Serve answers on a listener until ctx ends. Then it drains: new requests are
+// refused, those in progress have grace to end.
+func (s *Server) Serve(ctx context.Context, listener net.Listener, grace time.Duration) error {
+	server := &http.Server{
+		Handler: s.Handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	limit, stop := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer stop()
+	drained := s.dispatch.Drain(limit)
+	err := server.Shutdown(limit)
+	if drained != nil || err != nil {
+		s.log.Warn("requests cut off at shutdown", "drain", drained, "shutdown", err)
+		err = server.Close()
+	}
+	if serveErr := <-served; !errors.Is(serveErr, http.ErrServerClosed) {
+		return serveErr
+	}
+	return err
+}

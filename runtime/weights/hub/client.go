@@ -327,7 +327,7 @@ func (h *Hub) explain(req Request, file string, err error) error {
 			errors.Is(err, ErrCorrupt) || errors.Is(err, disk.ErrFull) || errors.As(err, &local) {
 			return err
 		}
-		return fmt.Errorf("%w: %w: check the network (HTTPS_PROXY, HF_ENDPOINT), or set HF_HUB_OFFLINE=1 to use the cache alone", ErrUnavailable, err)
+		return fmt.Errorf("%w: %w: check the network (HTTPS_PROXY, HF_ENDPOINT), or set HF_HUB_OFFLINE=1 to use the cache alone; what was fetched is kept", ErrUnavailable, err)
 	}
 	switch {
 	case s.code == http.StatusUnauthorized && h.options.Token == "":

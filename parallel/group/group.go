@@ -34,6 +34,9 @@ type Local struct {
 	ranks   []Rank
 	in      []chan []byte
 	answers chan Answer
+	// End, if set before Run, is called once as soon as the epoch ends, so that
+	// ranks that wait for each other stop waiting.
+	End func()
 }
 
 // NewLocal makes a group of ranks that takes up to depth payloads unanswered.
@@ -66,6 +69,10 @@ func (g *Local) Answers() <-chan Answer { return g.answers }
 // Run works until ctx ends or a rank fails; then every rank has stopped.
 func (g *Local) Run(ctx context.Context) error {
 	run, ctx := errgroup.WithContext(ctx)
+	if g.End != nil {
+		stop := context.AfterFunc(ctx, g.End)
+		defer stop()
+	}
 	for i, r := range g.ranks {
 		waits := make(chan func() ([]byte, error), cap(g.in[i]))
 		run.Go(func() error { return g.begin(ctx, i, r, waits) })

@@ -4,14 +4,18 @@ import (
 	"fmt"
 
 	"manta/kernels"
+	"manta/parallel/comm"
 	"manta/runtime/kv"
 	"manta/runtime/sched"
 )
 
 // A Forwarder computes a batch between Begin and End of its Ops: a model's slice.
-// It gives the logits of the wanted rows.
 type Forwarder interface {
+	// Forward gives the logits of the wanted rows on the last stage, and the hidden
+	// rows on any other.
 	Forward(b *kernels.Batch) (kernels.Tensor, error)
+	// Input is where the hidden rows of the stage before go.
+	Input() kernels.Tensor
 }
 
 // A Rank obeys a driver's steps on one device. It mirrors the driver's account of
@@ -21,27 +25,56 @@ type Forwarder interface {
 type Rank struct {
 	ops    kernels.Ops
 	model  Forwarder
+	place  Place
 	epoch  uint64
 	ledger *kv.Ledger
 	seqs   map[kv.SequenceID]*rankSequence
 	seats  []int32 // free sampler seats
 	last   sched.StepID
+	rows   []byte // hidden rows on their way between stages
+}
+
+// Place is where a rank stands in its replica.
+type Place struct {
+	First, Last bool // stage
+	// Samples: tensor rank 0 of the last stage draws the tokens.
+	Samples bool
+	// Pipe joins the rank to the others; nil if it is alone.
+	Pipe Pipe
+}
+
+// Alone is the place of the only rank.
+func Alone() Place { return Place{First: true, Last: true, Samples: true} }
+
+// A Pipe joins a rank to the stages before and after it. Steps go through it in
+// order; its errors end the epoch. parallel/comm implements it.
+type Pipe interface {
+	// Send gives the hidden rows of a step to the next stage; Receive waits for
+	// those of the stage before. Receive's slice is valid until the next call.
+	Send(step uint64, rows []byte) error
+	Receive(step uint64) ([]byte, error)
+	// Tell gives the tokens that a step sampled to every rank of the first stage.
+	// Hear gives them there, step by step; without wait it gives nil if none came.
+	Tell(step uint64, drawn []comm.Drawn) error
+	Hear(wait bool) (step uint64, drawn []comm.Drawn, err error)
 }
 
 // rankSequence is a sequence as a rank knows it.
 type rankSequence struct {
-	start sched.Start
-	known int // start.Tokens, and one for each token sampled since
-	seat  int32
+	start  sched.Start
+	known  int // start.Tokens, and one for each token sampled since
+	heard  int // the same, as far as this rank's device knows the tokens
+	seat   int32
+	opened sched.StepID
 }
 
 // NewRank makes a rank with empty pools.
-func NewRank(ops kernels.Ops, model Forwarder, limits sched.Limits) (*Rank, error) {
+func NewRank(ops kernels.Ops, model Forwarder, limits sched.Limits, place Place) (*Rank, error) {
 	ledger, err := kv.NewLedger(limits.Blocks, limits.Windows)
 	if err != nil {
 		return nil, err
 	}
-	r := &Rank{ops: ops, model: model, epoch: limits.Epoch, ledger: ledger, seqs: make(map[kv.SequenceID]*rankSequence)}
+	r := &Rank{ops: ops, model: model, place: place, epoch: limits.Epoch, ledger: ledger, seqs: make(map[kv.SequenceID]*rankSequence)}
 	for seat := limits.MaxSequences - 1; seat >= 0; seat-- {
 		r.seats = append(r.seats, int32(seat))
 	}
@@ -65,34 +98,65 @@ func (r *Rank) Begin(payload []byte) (func() ([]byte, error), error) {
 		return nil, fmt.Errorf("engine: step %d: %w", step.ID, err)
 	}
 	result := &sched.Result{Version: sched.Version, Epoch: r.epoch, ID: step.ID, Digest: r.ledger.Digest()}
+	wait, err := r.compute(step, result)
+	if err != nil {
+		return nil, fmt.Errorf("engine: step %d: %w", step.ID, err)
+	}
+	return func() ([]byte, error) {
+		if err := wait(); err != nil {
+			return nil, fmt.Errorf("engine: step %d: %w", step.ID, err)
+		}
+		return sched.Encode(result)
+	}, nil
+}
+
+// compute hands the step's rows to the device. The function it gives waits for
+// them and fills in the result.
+func (r *Rank) compute(step *sched.Step, result *sched.Result) (func() error, error) {
 	if len(step.Rows) == 0 {
-		return func() ([]byte, error) { return sched.Encode(result) }, nil
+		return func() error { return nil }, nil
 	}
 	b, rows, err := r.batch(step, result)
 	if err != nil {
-		return nil, fmt.Errorf("engine: step %d: %w", step.ID, err)
+		return nil, err
+	}
+	if err := r.hear(step); err != nil {
+		return nil, err
 	}
 	if err := r.ops.Begin(b); err != nil {
-		return nil, fmt.Errorf("engine: step %d: %w", step.ID, err)
+		return nil, err
 	}
-	logits, err := r.model.Forward(b)
+	if err := r.receive(step, b); err != nil {
+		return nil, err
+	}
+	out, err := r.model.Forward(b)
 	if err != nil {
-		return nil, fmt.Errorf("engine: step %d: %w", step.ID, err)
+		return nil, err
 	}
-	if len(rows) > 0 {
-		r.ops.Sample(logits, rows)
+	switch {
+	case !r.place.Last:
+		err = r.send(step, out)
+	case r.place.Samples && len(rows) > 0:
+		r.ops.Sample(out, rows)
 	}
 	pending := r.ops.End()
-	return func() ([]byte, error) {
+	if err != nil {
+		return nil, err
+	}
+	return func() error {
 		sampled, err := pending.Wait()
 		if err != nil {
-			return nil, fmt.Errorf("engine: step %d: %w", step.ID, err)
+			return err
+		}
+		if !r.place.Samples {
+			result.Samples = nil
+			return nil
 		}
 		for i, s := range sampled {
 			out := &result.Samples[i]
 			out.Token, out.Logprob, out.Rank, out.Top = s.Token, s.Logprob, s.Rank, s.Top
 		}
-		return sched.Encode(result)
+		return r.tell(result)
 	}, nil
 }
 
@@ -116,7 +180,7 @@ func (r *Rank) seat(step *sched.Step) error {
 		seat := r.seats[len(r.seats)-1]
 		r.seats = r.seats[:len(r.seats)-1]
 		r.ops.Seat(seat, start.Tokens[:start.Prompt], start.Tokens[start.Prompt:])
-		r.seqs[start.Seq] = &rankSequence{start: start, known: len(start.Tokens), seat: seat}
+		r.seqs[start.Seq] = &rankSequence{start: start, known: len(start.Tokens), heard: len(start.Tokens), seat: seat, opened: step.ID}
 	}
 	return nil
 }

@@ -1,0 +1,86 @@
+package engine
+
+import (
+	"fmt"
+
+	"manta/kernels"
+	"manta/parallel/comm"
+	"manta/runtime/kv"
+	"manta/runtime/sched"
+)
+
+// receive puts the hidden rows of the stage before into the model.
+func (r *Rank) receive(step *sched.Step, b *kernels.Batch) error {
+	if r.place.First {
+		return nil
+	}
+	rows, err := r.place.Pipe.Receive(uint64(step.ID))
+	if err != nil {
+		return err
+	}
+	input := r.model.Input().Top(len(b.Tokens))
+	if want := len(b.Tokens) * r.ops.RowBytes(input); len(rows) != want {
+		return fmt.Errorf("received %d bytes of hidden rows, want %d", len(rows), want)
+	}
+	return r.ops.Put(input, rows)
+}
+
+// send gives the hidden rows to the next stage.
+func (r *Rank) send(step *sched.Step, hidden kernels.Tensor) error {
+	size := hidden.Rows * r.ops.RowBytes(hidden)
+	if cap(r.rows) < size {
+		r.rows = make([]byte, size)
+	}
+	r.rows = r.rows[:size]
+	if err := r.ops.Get(r.rows, hidden); err != nil {
+		return err
+	}
+	return r.place.Pipe.Send(uint64(step.ID), r.rows)
+}
+
+// tell gives the drawn tokens to the first stage.
+func (r *Rank) tell(result *sched.Result) error {
+	if r.place.Pipe == nil {
+		return nil
+	}
+	var drawn []comm.Drawn
+	for _, s := range result.Samples {
+		if s.Position < 0 {
+			drawn = append(drawn, comm.Drawn{Sequence: uint64(s.Seq), Token: s.Token})
+		}
+	}
+	return r.place.Pipe.Tell(uint64(result.ID), drawn)
+}
+
+// hear brings tokens that the last stage has drawn to this rank's seats: those
+// that have come, and whatever the step's rows need.
+func (r *Rank) hear(step *sched.Step) error {
+	if !r.place.First || r.place.Samples || r.place.Pipe == nil {
+		return nil
+	}
+	needs := func() bool {
+		for _, row := range step.Rows {
+			if row.Start+row.Count > r.seqs[row.Seq].heard {
+				return true
+			}
+		}
+		return false
+	}
+	for {
+		wait := needs()
+		id, drawn, err := r.place.Pipe.Hear(wait)
+		if err != nil {
+			return err
+		}
+		if drawn == nil && !wait {
+			return nil
+		}
+		for _, d := range drawn {
+			// What an earlier run of a sequence drew stands in its Start by now.
+			if q := r.seqs[kv.SequenceID(d.Sequence)]; q != nil && sched.StepID(id) >= q.opened {
+				r.ops.Feed(q.seat, d.Token)
+				q.heard++
+			}
+		}
+	}
+}

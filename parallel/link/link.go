@@ -1,0 +1,231 @@
+// Package link carries messages between the processes of a cluster. Each process
+// embeds a NATS server at which it alone subscribes; whoever has something for
+// it connects there and publishes: one network hop, no broker in the middle.
+//
+// Two lanes lead to each peer, a connection each, so that steps and results
+// never wait behind activations. They are dialled when first needed and closed
+// when idle. Connections are TLS, bound to ids by internal/trust; a peer may
+// publish only under its own name, so the receiver knows who sent a message.
+//
+// A lane keeps the order of its messages. Delivery is at most once: nothing is
+// sent again after a connection broke, what was in flight is lost, and Lost is
+// called. Messages are cut into numbered chunks below the server's maximum; a
+// sender has at most Window bytes on the way to one peer's lane and waits for
+// credit beyond that; a missing chunk breaks the session aloud.
+//
+// Link owns its server, connections and goroutines; Close waits for all.
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"manta/internal/trust"
+)
+
+// Errors of this package; all are wrapped with the peer and the kind.
+var (
+	ErrProtocol = errors.New("link: malformed message")
+	ErrGap      = errors.New("link: chunk missing")
+	ErrTooLarge = errors.New("link: message too large")
+	ErrStalled  = errors.New("link: peer does not read")
+	ErrBroken   = errors.New("link: connection lost")
+	ErrClosed   = errors.New("link: closed")
+	ErrUnknown  = errors.New("link: no address for peer")
+	ErrBusy     = errors.New("link: peer has too many calls in progress")
+	ErrRemote   = errors.New("link: peer answered with an error")
+)
+
+// A Lane is one of the two connections that lead to a peer.
+type Lane uint8
+
+const (
+	Control Lane = iota // requests, frames, steps, results
+	Bulk                // activations
+	lanes
+)
+
+func (l Lane) String() string { return [lanes]string{"c", "b"}[l] }
+
+// Defaults of Config.
+const (
+	DefaultMaxMessage = 256 << 20
+	DefaultWindow     = 16 << 20
+	DefaultIdle       = 2 * time.Minute
+	DefaultStall      = 5 * time.Second
+
+	chunkBytes  = 1 << 20
+	maxPayload  = chunkBytes + 4096
+	dialTimeout = 3 * time.Second
+)
+
+// A Resolver finds the address of a peer's server.
+type Resolver func(peer trust.Identity) (address string, err error)
+
+// Config says how a Link is made. Authority, Listen and Resolve are required.
+type Config struct {
+	Authority  *trust.Authority
+	Listen     string // host:port; port 0 takes a free one
+	Resolve    Resolver
+	MaxMessage int           // bytes of one message
+	Window     int           // bytes on the way to one peer's lane
+	Idle       time.Duration // a lane unused for so long is closed
+	Stall      time.Duration // a peer that grants nothing for so long is given up
+	// Lost is called when a connection to a peer broke and messages sent to it
+	// may be lost. It must not block.
+	Lost   func(peer trust.Identity, err error)
+	Logger *slog.Logger
+}
+
+// A Message has arrived. Data belongs to the handler.
+type Message struct {
+	From trust.Identity
+	Kind string
+	Data []byte
+}
+
+// Link is one process's end. It is safe for concurrent use.
+type Link struct {
+	cfg    Config
+	self   trust.Identity
+	server *server.Server
+	local  [lanes]*nats.Conn // at our own server
+	log    *slog.Logger
+	ctx    context.Context // ends at Close
+	stop   context.CancelFunc
+	wg     sync.WaitGroup // calls being answered, the sweeper
+
+	in [lanes]receiver
+
+	handlers struct {
+		sync.RWMutex
+		messages map[string]func(Message)
+		calls    map[string]callHandler
+	}
+	out struct {
+		sync.Mutex
+		closed bool
+		lanes  map[laneKey]*lane
+	}
+	calls pendingCalls
+}
+
+// Start starts the server and subscribes at it. Handlers are added before peers
+// are told the address.
+func Start(cfg Config) (*Link, error) {
+	if cfg.MaxMessage == 0 {
+		cfg.MaxMessage = DefaultMaxMessage
+	}
+	if cfg.Window == 0 {
+		cfg.Window = DefaultWindow
+	}
+	if cfg.Idle == 0 {
+		cfg.Idle = DefaultIdle
+	}
+	if cfg.Stall == 0 {
+		cfg.Stall = DefaultStall
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.Lost == nil {
+		cfg.Lost = func(trust.Identity, error) {}
+	}
+	l := &Link{cfg: cfg, self: cfg.Authority.Self(), log: cfg.Logger}
+	l.ctx, l.stop = context.WithCancel(context.Background())
+	l.handlers.messages = map[string]func(Message){}
+	l.handlers.calls = map[string]callHandler{}
+	l.out.lanes = map[laneKey]*lane{}
+	l.calls.waiting = map[uint64]*pendingCall{}
+
+	if err := l.serve(); err != nil {
+		l.stop()
+		return nil, err
+	}
+	for which := range lanes {
+		if err := l.subscribe(which); err != nil {
+			l.Close()
+			return nil, fmt.Errorf("link: subscribe at own server: %w", err)
+		}
+	}
+	l.wg.Go(l.sweep)
+	return l, nil
+}
+
+// Address is where peers reach this process.
+func (l *Link) Address() string { return l.server.Addr().String() }
+
+// Port is the port of Address.
+func (l *Link) Port() int { return l.server.Addr().(*net.TCPAddr).Port }
+
+// Close ends all connections, the server and every goroutine, and waits.
+func (l *Link) Close() {
+	l.stop()
+	l.out.Lock()
+	l.out.closed = true
+	open := l.out.lanes
+	l.out.lanes = nil
+	l.out.Unlock()
+	for _, lane := range open {
+		lane.close(ErrClosed)
+	}
+	for which := range lanes {
+		if l.local[which] != nil {
+			l.local[which].Close()
+		}
+	}
+	for which := range lanes {
+		l.in[which].done.Wait()
+	}
+	l.server.Shutdown()
+	l.server.WaitForShutdown()
+	l.wg.Wait()
+	for _, lane := range open {
+		<-lane.gone
+	}
+}
+
+// Handle sets what happens to messages of a kind. The handler runs on the lane's
+// one receiving goroutine: it copies what it needs into a bounded queue of its
+// own and returns. Bytes count as taken, and credit flows back, when it returns.
+func (l *Link) Handle(kind string, handler func(Message)) {
+	l.handlers.Lock()
+	defer l.handlers.Unlock()
+	l.handlers.messages[kind] = handler
+}
+
+// sweep closes lanes that nobody used for a while.
+func (l *Link) sweep() {
+	ticker := time.NewTicker(max(l.cfg.Idle/4, time.Millisecond))
+	defer ticker.Stop()
+	for {
+		select {
+		case <-l.ctx.Done():
+			return
+		case now := <-ticker.C:
+			l.out.Lock()
+			var idle []*lane
+			for key, lane := range l.out.lanes {
+				if lane.idleSince(now) > l.cfg.Idle {
+					delete(l.out.lanes, key)
+					idle = append(idle, lane)
+				}
+			}
+			l.out.Unlock()
+			for _, lane := range idle {
+				lane.close(nil)
+			}
+			for which := range lanes {
+				l.in[which].forget(now.Add(-3 * l.cfg.Idle))
+			}
+		}
+	}
+}

@@ -1,0 +1,298 @@
+package link
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"manta/internal/trust"
+)
+
+const (
+	pingInterval = time.Second
+	maxPings     = 3
+)
+
+type laneKey struct {
+	peer  trust.Identity
+	which Lane
+}
+
+// A lane is one connection to a peer's server.
+type lane struct {
+	link *Link
+	key  laneKey
+	turn chan struct{} // holds a token while nobody sends
+	gone chan struct{} // closed when the connection's goroutines have ended
+
+	mu      sync.Mutex // guards what follows
+	conn    *nats.Conn
+	session uint64
+	seq     uint64
+	sent    uint64 // payload bytes
+	granted uint64
+	last    time.Time
+	err     error         // why it ended
+	changed chan struct{} // closed and renewed at each grant and at the end
+}
+
+// Send sends a message of a kind to a peer. A nil error means that it is on its
+// way, not that it arrived; see Config.Lost. Data is not used after the return.
+func (l *Link) Send(ctx context.Context, to trust.Identity, which Lane, kind string, data []byte) error {
+	return l.send(ctx, to, which, kind, header{form: formMessage}, data)
+}
+
+func (l *Link) send(ctx context.Context, to trust.Identity, which Lane, kind string, h header, data []byte) error {
+	if len(data) > l.cfg.MaxMessage {
+		return fmt.Errorf("%w: %s of %d bytes to %s, at most %d", ErrTooLarge, kind, len(data), to, l.cfg.MaxMessage)
+	}
+	// A lane that had ended before it took anything of this is replaced once.
+	for try := 0; ; try++ {
+		lane, err := l.lane(to, which)
+		if err != nil {
+			return fmt.Errorf("%s to %s: %w", kind, to, err)
+		}
+		ended, err := lane.send(ctx, kind, h, data)
+		if err == nil {
+			return nil
+		}
+		if !ended || try > 0 {
+			return fmt.Errorf("%s to %s: %w", kind, to, err)
+		}
+	}
+}
+
+// lane gives the open lane to a peer, or a new one that is not yet connected.
+func (l *Link) lane(to trust.Identity, which Lane) (*lane, error) {
+	key := laneKey{to, which}
+	l.out.Lock()
+	defer l.out.Unlock()
+	if l.out.closed {
+		return nil, ErrClosed
+	}
+	if open := l.out.lanes[key]; open != nil {
+		return open, nil
+	}
+	fresh := &lane{
+		link: l, key: key, turn: make(chan struct{}, 1), gone: make(chan struct{}),
+		changed: make(chan struct{}), last: time.Now(),
+	}
+	fresh.turn <- struct{}{}
+	l.out.lanes[key] = fresh
+	return fresh, nil
+}
+
+// send reports whether the lane had ended before this message's turn came.
+func (n *lane) send(ctx context.Context, kind string, h header, data []byte) (ended bool, err error) {
+	select {
+	case <-n.turn:
+		defer func() { n.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	n.mu.Lock()
+	err = n.err
+	n.mu.Unlock()
+	if err != nil {
+		return true, err
+	}
+	if err := n.connect(ctx); err != nil {
+		return false, err
+	}
+	return false, n.chunks(ctx, kind, h, data)
+}
+
+// chunks publishes a message. The caller holds the turn.
+func (n *lane) chunks(ctx context.Context, kind string, h header, data []byte) error {
+	target := subject(n.key.peer, n.key.which, n.link.self, kind)
+	h.total, h.flags = uint64(len(data)), flagFirst
+	buffer := make([]byte, 0, headerBytes+min(len(data), chunkBytes))
+	for {
+		chunk := data[:min(len(data), chunkBytes)]
+		data = data[len(chunk):]
+		if len(data) == 0 {
+			h.flags |= flagLast
+		}
+		if err := n.await(ctx, len(chunk)); err != nil {
+			if h.flags&flagFirst == 0 { // nothing may follow half a message
+				n.close(err)
+			}
+			return err
+		}
+		n.mu.Lock()
+		if n.err != nil {
+			defer n.mu.Unlock()
+			return n.err
+		}
+		conn := n.conn
+		h.session, h.seq = n.session, n.seq
+		n.seq++
+		n.sent += uint64(len(chunk))
+		n.last = time.Now()
+		n.mu.Unlock()
+		if err := conn.Publish(target, append(h.append(buffer[:0]), chunk...)); err != nil {
+			err = fmt.Errorf("%w: %w", ErrBroken, err)
+			n.close(err)
+			return err
+		}
+		if len(data) == 0 {
+			return nil
+		}
+		h.flags = 0
+	}
+}
+
+// connect dials when the lane is new. The caller holds the turn.
+func (n *lane) connect(ctx context.Context) error {
+	n.mu.Lock()
+	ended, connected := n.err, n.conn != nil
+	n.mu.Unlock()
+	if ended != nil || connected {
+		return ended
+	}
+	address, err := n.link.cfg.Resolve(n.key.peer)
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrUnknown, err)
+		n.close(err)
+		return err
+	}
+	timeout := dialTimeout
+	if deadline, ok := ctx.Deadline(); ok {
+		timeout = min(timeout, time.Until(deadline))
+	}
+	conn, err := nats.Connect("tls://"+address,
+		nats.Name(n.link.self.String()), nats.Secure(n.link.cfg.Authority.Client(n.key.peer)),
+		nats.TLSHandshakeFirst(), nats.NoReconnect(), nats.Timeout(timeout), nats.FlusherTimeout(writeDeadline),
+		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(maxPings), nats.NoCallbacksAfterClientClose(),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { n.close(fmt.Errorf("%w: %w", ErrBroken, err)) }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { n.close(lost(err)) }))
+	if err != nil {
+		err = fmt.Errorf("%w: dial %s: %w", ErrBroken, address, err)
+		n.close(err)
+		return err
+	}
+	var random [8]byte
+	rand.Read(random[:])
+	n.mu.Lock()
+	n.conn, n.session = conn, binary.LittleEndian.Uint64(random[:])
+	ended = n.err
+	n.mu.Unlock()
+	if ended == nil {
+		_, err = conn.Subscribe(creditSubject(n.link.self, n.key.which), n.credit)
+		if err == nil {
+			return nil
+		}
+		ended = fmt.Errorf("%w: %w", ErrBroken, err)
+	}
+	conn.Close()
+	n.close(ended)
+	return ended
+}
+
+func lost(err error) error {
+	if err == nil {
+		return ErrBroken
+	}
+	return fmt.Errorf("%w: %w", ErrBroken, err)
+}
+
+// await waits until size more bytes fit the window.
+func (n *lane) await(ctx context.Context, size int) error {
+	var stalled *time.Timer
+	for {
+		n.mu.Lock()
+		fits := n.sent-n.granted+uint64(size) <= uint64(n.link.cfg.Window) || n.sent == n.granted
+		changed, ended := n.changed, n.err
+		n.mu.Unlock()
+		if ended != nil || fits {
+			return ended
+		}
+		if stalled == nil {
+			stalled = time.NewTimer(n.link.cfg.Stall)
+			defer stalled.Stop()
+		}
+		select {
+		case <-changed:
+			stalled.Reset(n.link.cfg.Stall)
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-stalled.C:
+			n.close(ErrStalled)
+			return ErrStalled
+		}
+	}
+}
+
+// credit takes a grant from the peer.
+func (n *lane) credit(m *nats.Msg) {
+	g, err := parseGrant(m.Data)
+	if err != nil {
+		n.close(err)
+		return
+	}
+	n.mu.Lock()
+	if g.session != n.session {
+		n.mu.Unlock()
+		return
+	}
+	if g.consumed > n.granted {
+		n.granted = g.consumed
+	}
+	n.wake()
+	n.mu.Unlock()
+	if g.broken {
+		n.close(ErrGap)
+	}
+}
+
+// wake tells waiting senders that something changed. The caller holds mu.
+func (n *lane) wake() {
+	close(n.changed)
+	n.changed = make(chan struct{})
+}
+
+func (n *lane) idleSince(now time.Time) time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return now.Sub(n.last)
+}
+
+// close ends the lane, once. A nil reason is an orderly end: all was sent.
+func (n *lane) close(reason error) {
+	n.mu.Lock()
+	if n.err != nil {
+		n.mu.Unlock()
+		return
+	}
+	n.err = reason
+	if reason == nil {
+		n.err = ErrClosed
+	}
+	used := n.sent > 0 || n.seq > 0
+	conn := n.conn
+	n.wake()
+	n.mu.Unlock()
+
+	l := n.link
+	l.out.Lock()
+	if l.out.lanes[n.key] == n {
+		delete(l.out.lanes, n.key)
+	}
+	l.out.Unlock()
+	if conn != nil {
+		if reason == nil {
+			conn.FlushTimeout(writeDeadline)
+		}
+		conn.Close()
+	}
+	close(n.gone)
+	if used && reason != nil && l.ctx.Err() == nil {
+		l.log.Warn("link lost", "peer", n.key.peer.String(), "lane", n.key.which.String(), "error", reason)
+		l.cfg.Lost(n.key.peer, reason)
+	}
+}

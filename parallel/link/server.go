@@ -1,0 +1,155 @@
+package link
+
+import (
+	"crypto/rand"
+	"crypto/subtle"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"manta/internal/trust"
+)
+
+const (
+	startTimeout  = 10 * time.Second
+	writeDeadline = 5 * time.Second
+	maxPending    = 512 << 20
+	maxPeers      = 4096
+)
+
+// Subjects. A process subscribes to <role>.<id>.<lane>.> at its own server; a
+// peer publishes there as <role>.<id>.<lane>.<its role>.<its id>.<kind>, and the
+// server lets it publish under no other name. Credit comes back on
+// credit.<its role>.<its id>.<lane>.
+func inbox(owner trust.Identity) string { return string(owner.Role) + "." + owner.ID }
+
+func subject(owner trust.Identity, lane Lane, sender trust.Identity, kind string) string {
+	return inbox(owner) + "." + lane.String() + "." + inbox(sender) + "." + kind
+}
+
+func creditSubject(sender trust.Identity, lane Lane) string {
+	return "credit." + inbox(sender) + "." + lane.String()
+}
+
+// parseSubject gives the sender and the kind.
+func parseSubject(subject string) (trust.Identity, string, error) {
+	part := strings.Split(subject, ".")
+	if len(part) != 6 {
+		return trust.Identity{}, "", fmt.Errorf("%w: subject %q", ErrProtocol, subject)
+	}
+	sender := trust.Identity{Role: trust.Role(part[3]), ID: part[4]}
+	return sender, part[5], sender.Check()
+}
+
+// serve starts the embedded server. It speaks TLS from the first byte.
+func (l *Link) serve() error {
+	host, portText, err := net.SplitHostPort(l.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("link: listen address %q: %w", l.cfg.Listen, err)
+	}
+	port, err := strconv.Atoi(portText)
+	if err != nil || port < 0 || port > 65535 {
+		return fmt.Errorf("link: listen address %q: bad port", l.cfg.Listen)
+	}
+	if port == 0 {
+		port = server.RANDOM_PORT
+	} else if err := portIsFree(l.cfg.Listen); err != nil {
+		return err // the server itself would end the process
+	}
+	password := rand.Text()
+	options := &server.Options{
+		ServerName:                 inbox(l.self),
+		Host:                       host,
+		Port:                       port,
+		TLSConfig:                  l.cfg.Authority.Server(),
+		TLSTimeout:                 5,
+		TLSHandshakeFirst:          true,
+		TLSVerify:                  true,
+		AuthTimeout:                10,
+		CustomClientAuthentication: &gatekeeper{l.self, l.cfg.Authority, password, l.log},
+		MaxPayload:                 maxPayload,
+		MaxPending:                 maxPending,
+		MaxConn:                    maxPeers * int(lanes),
+		MaxSubs:                    16,
+		WriteDeadline:              writeDeadline,
+		NoSigs:                     true,
+		NoSystemAccount:            true,
+		DisableShortFirstPing:      true,
+	}
+	l.server, err = server.NewServer(options)
+	if err != nil {
+		return fmt.Errorf("link: %w", err)
+	}
+	l.server.SetLoggerV2(serverLog{l.log}, false, false, false)
+	l.server.Start()
+	if !l.server.ReadyForConnections(startTimeout) {
+		l.server.Shutdown()
+		l.server.WaitForShutdown()
+		return fmt.Errorf("link: NATS server does not listen on %s", l.cfg.Listen)
+	}
+	return l.connectLocal(password)
+}
+
+func portIsFree(address string) error {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("link: listen on %s: %w", address, err)
+	}
+	return listener.Close()
+}
+
+// gatekeeper says who may connect and what each may do.
+type gatekeeper struct {
+	self      trust.Identity
+	authority *trust.Authority
+	password  string // of our own connections, which do not leave the process
+	log       *slog.Logger
+}
+
+var _ server.Authentication = (*gatekeeper)(nil)
+
+func (g *gatekeeper) Check(c server.ClientAuthentication) bool {
+	state := c.GetTLSConnectionState()
+	if state == nil {
+		given := c.GetOpts().Token
+		return subtle.ConstantTimeCompare([]byte(given), []byte(g.password)) == 1
+	}
+	peer, err := g.authority.Peer(*state)
+	if err != nil {
+		g.log.Warn("link refused", "remote", c.RemoteAddress(), "error", err)
+		return false
+	}
+	publish := make([]string, lanes)
+	subscribe := make([]string, lanes)
+	for lane := range lanes {
+		publish[lane] = subject(g.self, lane, peer, "*")
+		subscribe[lane] = creditSubject(peer, lane)
+	}
+	c.RegisterUser(&server.User{Username: peer.String(), Permissions: &server.Permissions{
+		Publish:   &server.SubjectPermission{Allow: publish},
+		Subscribe: &server.SubjectPermission{Allow: subscribe},
+	}})
+	return true
+}
+
+// serverLog passes what the NATS server has to say on to slog; notices of its
+// starting and stopping are left out.
+type serverLog struct{ log *slog.Logger }
+
+func (s serverLog) Noticef(string, ...any) {}
+func (s serverLog) Debugf(string, ...any)  {}
+func (s serverLog) Tracef(string, ...any)  {}
+func (s serverLog) Warnf(format string, v ...any) {
+	s.log.Warn("nats", "message", fmt.Sprintf(format, v...))
+}
+func (s serverLog) Errorf(format string, v ...any) {
+	s.log.Warn("nats", "message", fmt.Sprintf(format, v...))
+}
+func (s serverLog) Fatalf(format string, v ...any) {
+	s.log.Error("nats", "message", fmt.Sprintf(format, v...))
+}

@@ -21,10 +21,12 @@ type config struct {
 	values map[string]json.RawMessage
 	read   map[string]bool
 	err    *error
+
+	hasTensor func(name string) bool
 }
 
-func parseConfig(data []byte) (*config, error) {
-	c := &config{place: "config.json", read: map[string]bool{}, err: new(error)}
+func parseConfig(data []byte, hasTensor func(string) bool) (*config, error) {
+	c := &config{place: "config.json", read: map[string]bool{}, err: new(error), hasTensor: hasTensor}
 	if err := json.Unmarshal(data, &c.values); err != nil {
 		return nil, fmt.Errorf("%w: config.json: %w", ErrConfig, err)
 	}

@@ -22,8 +22,18 @@ var _ Source = (*weights.Model)(nil)
 
 // huggingFace gives the architecture of each model_type. Read only.
 var huggingFace = map[string]func(*config) (*Spec, error){
-	"llama":   llama,
-	"mistral": mistral,
+	"gemma2":      gemma2,
+	"gemma3_text": gemma3,
+	"gpt2":        gpt2,
+	"gpt_neox":    gptNeoX,
+	"llama":       llama,
+	"mistral":     mistral,
+	"mixtral":     mixtral,
+	"olmo2":       olmo2,
+	"phi3":        phi3,
+	"qwen2":       qwen2,
+	"qwen3":       qwen3,
+	"qwen3_moe":   qwen3MoE,
 }
 
 // Describe reads the configuration and checks every tensor against it. What the
@@ -44,7 +54,7 @@ func specOf(w Source) (*Spec, error) {
 	if data == nil {
 		return describeGGUF(w)
 	}
-	c, err := parseConfig(data)
+	c, err := parseConfig(data, func(name string) bool { _, ok := w.Tensor(name); return ok })
 	if err != nil {
 		return nil, err
 	}

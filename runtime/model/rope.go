@@ -3,6 +3,9 @@ package model
 import (
 	"fmt"
 	"math"
+
+	"manta/kernels"
+	"manta/kernels/ref"
 )
 
 // RopeKind names how a model stretches rotary position embeddings.
@@ -39,6 +42,9 @@ type Rope struct {
 	// serving needs one answer for all positions, so, like vLLM, the longest
 	// sequence that is served decides.
 	Short, Long []float64
+	// Stored, unless F32, is the type that the frequencies were rounded to. No
+	// published model has that; see Spec.RoundFrequencies.
+	Stored kernels.DType
 	// Divisors divide the frequencies, one a pair (GGUF's rope_freqs).
 	Divisors []float32
 }
@@ -76,6 +82,12 @@ func (r Rope) Table(context int) (inverse []float32, scale float32) {
 		inverse[i] = float32(f)
 		if r.Divisors != nil {
 			inverse[i] = float32(f / float64(r.Divisors[i]))
+		}
+		switch r.Stored {
+		case kernels.BF16:
+			inverse[i] = ref.Brain(ref.ToBrain(inverse[i]))
+		case kernels.F16:
+			inverse[i] = ref.Half(ref.ToHalf(inverse[i]))
 		}
 	}
 	return inverse, float32(attention)
@@ -147,6 +159,16 @@ func (r Rope) longRope(frequencies []float64, context int) float64 {
 		return 1
 	}
 	return math.Sqrt(1 + math.Log(r.Factor)/math.Log(float64(r.Original)))
+}
+
+// RoundFrequencies makes every rotation turn at frequencies rounded to a 16-bit
+// type. It serves one purpose: to reproduce reference outputs of a model that was
+// converted in memory (model.to(bfloat16).float() in PyTorch rounds the buffer of
+// frequencies with the weights). A model read from its files never needs it.
+func (s *Spec) RoundFrequencies(t kernels.DType) {
+	for i := range s.Ropes {
+		s.Ropes[i].Stored = t
+	}
 }
 
 // check tells whether the parameters make sense, so that Table can't fail.

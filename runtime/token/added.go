@@ -2,6 +2,7 @@ package token
 
 import (
 	"fmt"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 )
@@ -93,6 +94,7 @@ func (v *vocabulary) markAdded(token addedToken) {
 // whose root is a table and whose other nodes list their children.
 type matcher struct {
 	root   [256]int32 // node of a first byte, 0: none
+	only   int        // the first byte of all patterns; -1: they differ, or there is none
 	nodes  []trieNode // nodes[0] is not used
 	tokens []addedToken
 }
@@ -103,7 +105,7 @@ type trieNode struct {
 	label          byte
 }
 
-func newMatcher() *matcher { return &matcher{nodes: make([]trieNode, 1)} }
+func newMatcher() *matcher { return &matcher{nodes: make([]trieNode, 1), only: -1} }
 
 // add enters a pattern; of two equal ones the first stays.
 func (m *matcher) add(pattern string, token addedToken) {
@@ -114,6 +116,9 @@ func (m *matcher) add(pattern string, token addedToken) {
 	if at == 0 {
 		at = m.newNode(pattern[0], 0)
 		m.root[pattern[0]] = at
+		if m.only = int(pattern[0]); at > 1 {
+			m.only = -1
+		}
 	}
 	for i := 1; i < len(pattern); i++ {
 		next := m.child(at, pattern[i])
@@ -162,10 +167,9 @@ func (m *matcher) longest(text string) (token int32, length int) {
 // lies between tokens with -1. It stops when each says false.
 func (m *matcher) cut(text string, each func(start, end int, id int32) bool) {
 	done := 0 // text before it was given to each
-	for at := 0; at < len(text); {
-		if m.root[text[at]] == 0 {
-			at++
-			continue
+	for at := 0; ; {
+		if at = m.candidate(text, at); at == len(text) {
+			break
 		}
 		index, n := m.longest(text[at:])
 		if index == 0 {
@@ -195,6 +199,23 @@ func (m *matcher) cut(text string, each func(start, end int, id int32) bool) {
 	if done < len(text) {
 		each(done, len(text), -1)
 	}
+}
+
+// candidate gives the next place from at on where a pattern may begin, or the end.
+func (m *matcher) candidate(text string, at int) int {
+	if m.only >= 0 {
+		if n := strings.IndexByte(text[at:], byte(m.only)); n >= 0 {
+			return at + n
+		}
+		return len(text)
+	}
+	if len(m.tokens) == 0 {
+		return len(text)
+	}
+	for at < len(text) && m.root[text[at]] == 0 {
+		at++
+	}
+	return at
 }
 
 func trimSpaceEnd(text string) int {

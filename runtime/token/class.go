@@ -92,8 +92,15 @@ func (t *classTable) at(s string, i int) (class, int) {
 // run gives the end of the characters from i on that have a class of want.
 func (t *classTable) run(s string, i int, want class) int {
 	for i < len(s) {
-		c, n := t.at(s, i)
-		if c&want == 0 {
+		if b := s[i]; b < utf8.RuneSelf {
+			if t.ascii[b]&want == 0 {
+				break
+			}
+			i++
+			continue
+		}
+		r, n := utf8.DecodeRuneInString(s[i:])
+		if t.of(r)&want == 0 {
 			break
 		}
 		i += n

@@ -5,12 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 )
 
 // file is a tokenizer.json, its large parts not yet read.
 type file struct {
-	added, normalizer, preTokenizer, postProcessor, decoder, model json.RawMessage
+	added, normalizer, preTokenizer, postProcessor, decoder json.RawMessage
+	model                                                   *modelSpec
 }
 
 // modelSpec is the "model" of a tokenizer.json without vocab and merges.
@@ -37,8 +37,7 @@ func newFromJSON(data, configJSON []byte) (*Tokenizer, error) {
 	if err != nil {
 		return nil, err
 	}
-	spec, err := readModel(f.model)
-	if err != nil {
+	if err := f.model.check(); err != nil {
 		return nil, err
 	}
 	t := &Tokenizer{bos: -1, eos: -1}
@@ -63,10 +62,10 @@ func newFromJSON(data, configJSON []byte) (*Tokenizer, error) {
 		return nil, err
 	}
 	added = config.addMissing(added)
-	if t.vocabulary, err = readVocabulary(spec.vocab, byteLevel); err != nil {
+	if t.vocabulary, err = readVocabulary(f.model.vocab, byteLevel); err != nil {
 		return nil, err
 	}
-	if t.model, err = newModel(spec, t.vocabulary); err != nil {
+	if t.model, err = newModel(f.model, t.vocabulary); err != nil {
 		return nil, err
 	}
 	if t.added, err = newAddedTokens(t.vocabulary, added, t.normalizer); err != nil {
@@ -84,13 +83,22 @@ func readFile(data []byte) (*file, error) {
 	f := &file{}
 	c := &cursor{data: data}
 	err := c.object(func(key []byte) error {
-		part := map[string]*json.RawMessage{
-			"added_tokens": &f.added, "normalizer": &f.normalizer, "pre_tokenizer": &f.preTokenizer,
-			"post_processor": &f.postProcessor, "decoder": &f.decoder, "model": &f.model,
-		}[string(key)]
-		raw, err := c.skip()
-		if err == nil && part != nil {
-			*part = raw
+		var err error
+		switch string(key) {
+		case "added_tokens":
+			f.added, err = c.skip()
+		case "normalizer":
+			f.normalizer, err = c.skip()
+		case "pre_tokenizer":
+			f.preTokenizer, err = c.skip()
+		case "post_processor":
+			f.postProcessor, err = c.skip()
+		case "decoder":
+			f.decoder, err = c.skip()
+		case "model":
+			f.model, err = readModel(c)
+		default:
+			_, err = c.skip()
 		}
 		return err
 	})
@@ -100,42 +108,40 @@ func readFile(data []byte) (*file, error) {
 	if c.peek(); c.at != len(data) {
 		return nil, c.fail("something after the end")
 	}
-	if isNull(f.model) {
+	if f.model == nil {
 		return nil, fmt.Errorf("%w: tokenizer.json has no model", ErrMalformed)
 	}
 	return f, nil
 }
 
-func readModel(raw []byte) (*modelSpec, error) {
-	small := []byte{'{'}
-	var vocab, merges []byte
-	c := &cursor{data: raw}
+// readModel reads the small members of the model at the cursor.
+func readModel(c *cursor) (*modelSpec, error) {
+	spec := &modelSpec{}
+	small := map[string]json.RawMessage{}
 	err := c.object(func(key []byte) error {
 		name := string(key)
 		value, err := c.skip()
 		switch name {
 		case "vocab":
-			vocab = value
+			spec.vocab = value
 		case "merges":
-			merges = value
-		default:
-			if len(small) > 1 {
-				small = append(small, ',')
-			}
-			small = append(strconv.AppendQuote(small, name), ':')
-			small = append(small, value...)
+			spec.merges = value
+		case "type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges":
+			small[name] = value
 		}
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	spec := &modelSpec{}
-	if err := json.Unmarshal(append(small, '}'), spec); err != nil {
+	data, err := json.Marshal(small)
+	if err == nil {
+		err = json.Unmarshal(data, spec)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%w: model: %w", ErrMalformed, err)
 	}
-	spec.vocab, spec.merges = vocab, merges
-	return spec, spec.check()
+	return spec, nil
 }
 
 // check refuses what this package does not do.

@@ -2,9 +2,7 @@ package token
 
 import (
 	"fmt"
-	"hash/maphash"
 	"strings"
-	"sync/atomic"
 	"unicode/utf8"
 )
 
@@ -75,37 +73,29 @@ func (m *model) piece(s *scratch, out []int32, text string) []int32 {
 // word appends the ids of a word, out of the cache where it is there.
 func (m *model) word(s *scratch, out []int32, word string) []int32 {
 	if len(word) > maxCachedWord {
-		if m.ignoreMerges {
-			if id, ok := m.vocabulary.lexicon.find(m.vocabulary.pieces, word); ok {
-				return append(out, id)
-			}
-		}
-		return append(out, m.merge(s, word)...)
+		return append(out, m.ids(s, word)...)
 	}
-	hash := maphash.String(m.vocabulary.lexicon.seed, word)
-	slot := m.cache.slot(hash)
-	if c := slot.Load(); c != nil && c.word == word {
-		if c.count <= len(c.few) {
+	key := newWordKey(word)
+	slot := m.cache.slot(key)
+	if c := slot.Load(); c != nil && c.wordKey == key {
+		if c.many == nil {
 			return append(out, c.few[:c.count]...)
 		}
 		return append(out, c.many...)
 	}
-	var ids []int32
-	if id, ok := m.whole(word, hash); ok {
-		ids = append(s.one[:0], id)
-	} else {
-		ids = m.merge(s, word)
-	}
-	slot.Store(newCachedWord(word, ids))
+	ids := m.ids(s, word)
+	slot.Store(newCachedWord(key, ids))
 	return append(out, ids...)
 }
 
-// whole finds a word that is a token by itself.
-func (m *model) whole(word string, hash uint64) (int32, bool) {
-	if !m.ignoreMerges {
-		return 0, false
+// ids gives the ids of a word; they are valid until the scratch is used again.
+func (m *model) ids(s *scratch, word string) []int32 {
+	if m.ignoreMerges {
+		if id, ok := m.vocabulary.lexicon.find(m.vocabulary.pieces, word); ok {
+			return append(s.one[:0], id)
+		}
 	}
-	return m.vocabulary.lexicon.findHash(m.vocabulary.pieces, word, hash)
+	return m.merge(s, word)
 }
 
 // merge gives the ids of a word; they are valid until the scratch is used again.
@@ -241,43 +231,6 @@ func (j *joinedRunes) next(text string) int {
 		}
 		from = at + len(spaceMark)
 	}
-}
-
-// maxCachedWord bounds the bytes of a word in the cache, and cachedWords their
-// number: together under 16 MiB.
-const (
-	maxCachedWord = 48
-	cachedWords   = 1 << 15
-)
-
-// wordCache remembers the ids of words. Each hash has one slot, whose last word
-// stays; readers and writers need no lock.
-type wordCache struct {
-	slots []atomic.Pointer[cachedWord]
-}
-
-// cachedWord never changes.
-type cachedWord struct {
-	word  string
-	count int
-	few   [6]int32
-	many  []int32 // all of them where few is too short
-}
-
-func newWordCache() wordCache {
-	return wordCache{slots: make([]atomic.Pointer[cachedWord], cachedWords)}
-}
-
-func (c *wordCache) slot(hash uint64) *atomic.Pointer[cachedWord] {
-	return &c.slots[hash%cachedWords]
-}
-
-func newCachedWord(word string, ids []int32) *cachedWord {
-	c := &cachedWord{word: strings.Clone(word), count: len(ids)}
-	if copy(c.few[:], ids) < len(ids) {
-		c.many = append([]int32(nil), ids...)
-	}
-	return c
 }
 
 // scratch is the memory of one Encode call, used again by later ones.

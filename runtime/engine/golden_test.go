@@ -1,0 +1,236 @@
+package engine_test
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"manta/kernels"
+	"manta/kernels/cpu"
+	"manta/parallel/shard"
+	"manta/runtime/engine"
+	"manta/runtime/kv"
+	"manta/runtime/model"
+	"manta/runtime/sample"
+	"manta/runtime/sched"
+	"manta/runtime/weights"
+)
+
+// replica is a golden model served by an engine.
+type replica struct {
+	local   *engine.Local
+	engine  *engine.Engine
+	outputs chan engine.Output
+	stop    func()
+}
+
+// serve loads a model folder onto ranks of the CPU backend.
+func serve(t *testing.T, path string, layout shard.Layout, limits sched.Limits) *replica {
+	t.Helper()
+	w, err := weights.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := model.Describe(w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range spec.Shapes().Groups()[1:] {
+		limits.Blocks = append(limits.Blocks, limits.Blocks[0])
+	}
+	local, err := engine.LoadLocal(engine.LocalConfig{
+		Weights: w, Spec: spec, Layout: layout, Limits: limits, CacheType: kernels.F32,
+		Open: func(int, int) (kernels.Ops, error) { return cpu.New(cpu.Options{Threads: 1}) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &replica{local: local, outputs: make(chan engine.Output, 1<<16)}
+	e, run, err := local.Epoch(1, func(outputs []engine.Output) {
+		for _, o := range outputs {
+			r.outputs <- o
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.engine = e
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx) }()
+	r.stop = func() {
+		cancel()
+		<-ended
+		if err := local.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	return r
+}
+
+// generate runs requests together and gives each its tokens.
+func (r *replica) generate(t *testing.T, requests []engine.Request) map[engine.RequestID][]int32 {
+	t.Helper()
+	tokens := make(map[engine.RequestID][]int32)
+	for _, q := range requests {
+		if err := r.engine.Submit(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for open := len(requests); open > 0; {
+		o := <-r.outputs
+		if o.Err != nil {
+			t.Fatalf("request %x: %v", o.ID[:2], o.Err)
+		}
+		tokens[o.ID] = append(tokens[o.ID], o.Tokens...)
+		if o.Finish != sched.Unfinished {
+			open--
+		}
+	}
+	return tokens
+}
+
+type golden struct {
+	Prompts []struct {
+		IDs    []int32
+		Greedy []int32
+		Margin float64
+	}
+}
+
+func goldenModels(t *testing.T) []string {
+	t.Helper()
+	root := cmp.Or(os.Getenv("GOLDEN_DIR"), "../model/testdata")
+	files, err := filepath.Glob(filepath.Join(root, "models", "*", "golden.json"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no references under %s/models: %v", root, err)
+	}
+	for i, f := range files {
+		files[i] = filepath.Dir(f)
+	}
+	return files
+}
+
+// arrangement is a way to serve that must not change a token.
+type arrangement struct {
+	name   string
+	layout shard.Layout
+	rows   int // of a step: prompts are cut into such chunks
+	blocks int // few force preemption
+	cache  bool
+}
+
+// Every golden model gives the reference's greedy tokens whatever the chunks, the
+// company in the batch, prefix hits, preemption, tensor ranks and stages.
+func TestGoldenThroughTheEngine(t *testing.T) {
+	arrangements := []arrangement{
+		{"whole", shard.Layout{Tensor: 1, Pipeline: 1}, 512, 400, false},
+		{"chunks of 7, prefix cache", shard.Layout{Tensor: 1, Pipeline: 1}, 7, 400, true},
+		{"chunks of 64, preempted", shard.Layout{Tensor: 1, Pipeline: 1}, 64, 17, true},
+		{"one row a step", shard.Layout{Tensor: 1, Pipeline: 1}, 1, 400, true},
+		{"2 tensor ranks", shard.Layout{Tensor: 2, Pipeline: 1}, 64, 400, true},
+		{"2 stages", shard.Layout{Tensor: 1, Pipeline: 2}, 64, 60, true},
+		{"2 tensor ranks of 2 stages", shard.Layout{Tensor: 2, Pipeline: 2}, 16, 400, true},
+	}
+	for _, path := range goldenModels(t) {
+		for _, a := range arrangements {
+			t.Run(filepath.Base(path)+"/"+a.name, func(t *testing.T) { checkGolden(t, path, a) })
+		}
+	}
+}
+
+func checkGolden(t *testing.T, path string, a arrangement) {
+	data, err := os.ReadFile(filepath.Join(path, "golden.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var g golden
+	if err := json.Unmarshal(data, &g); err != nil {
+		t.Fatal(err)
+	}
+	limits := sched.Limits{
+		Blocks: []int{a.blocks}, MaxSequences: min(8, a.rows), MaxRows: a.rows, MaxWanted: 16,
+		MaxLen: 256, PrefixCaching: a.cache, Seed: kv.Seed([32]byte{}),
+	}
+	r := serve(t, path, a.layout, limits)
+	defer r.stop()
+	rng := rand.New(rand.NewPCG(5, 5))
+	for round := range 2 { // the second meets the first's blocks in the index
+		var requests []engine.Request
+		want := make(map[engine.RequestID][]int32)
+		for i := range 3 * len(g.Prompts) {
+			p := g.Prompts[i%len(g.Prompts)]
+			q := engine.Request{ID: engine.RequestID{byte(round), byte(i)}, Attempt: 1, Prompt: p.IDs, Choices: 1, Params: greedy(len(p.Greedy))}
+			requests = append(requests, q)
+			want[q.ID] = p.Greedy
+			if p.Margin <= 1e-3 {
+				delete(want, q.ID)
+			}
+		}
+		rng.Shuffle(len(requests), func(i, j int) { requests[i], requests[j] = requests[j], requests[i] })
+		got := r.generate(t, requests)
+		for id, tokens := range want {
+			if !slices.Equal(got[id], tokens) {
+				t.Errorf("round %d prompt %d: got %v, want %v", round, int(id[1])%len(g.Prompts), got[id], tokens)
+			}
+		}
+	}
+	stats := r.engine.Stats()
+	if a.cache && a.blocks > 100 && stats.PrefixHits == 0 {
+		t.Error("no prefix was found in the cache")
+	}
+	if a.blocks == 17 && stats.Preemptions == 0 {
+		t.Error("nothing was preempted")
+	}
+}
+
+func greedy(n int) sample.Params {
+	p := sample.Default()
+	p.Temperature, p.MaxTokens, p.IgnoreEOS = 0, n, true
+	return p
+}
+
+// Seeded sampling too: a choice gets the same tokens alone, among others, and
+// after a preemption.
+func TestSeededSamplingDoesNotDependOnCompany(t *testing.T) {
+	path := goldenModels(t)[0]
+	var requests []engine.Request
+	rng := rand.New(rand.NewPCG(9, 9))
+	for i := range 24 {
+		prompt := make([]int32, 3+rng.IntN(60))
+		for j := range prompt {
+			prompt[j] = int32(rng.IntN(900))
+		}
+		p := greedy(10 + rng.IntN(30))
+		p.Temperature, p.Seed = 0.5+rng.Float32(), rng.Uint64()
+		p.TopK, p.TopP, p.MinP = rng.IntN(50), 0.5+rng.Float32()/2, rng.Float32()/10
+		p.FrequencyPenalty, p.PresencePenalty, p.RepetitionPenalty = rng.Float32(), rng.Float32(), 1+rng.Float32()/4
+		requests = append(requests, engine.Request{ID: engine.RequestID{byte(i)}, Attempt: 1, Prompt: prompt, Choices: 1, Params: p})
+	}
+	limits := sched.Limits{Blocks: []int{20}, MaxSequences: 12, MaxRows: 48, MaxWanted: 16, MaxLen: 200, PrefixCaching: true}
+	whole := shard.Layout{Tensor: 1, Pipeline: 1}
+	together := serve(t, path, whole, limits)
+	got := together.generate(t, requests)
+	if together.engine.Stats().Preemptions == 0 {
+		t.Error("nothing was preempted")
+	}
+	together.stop()
+	limits.Blocks = []int{400}
+	alone := serve(t, path, whole, limits)
+	defer alone.stop()
+	for i := range requests {
+		want := alone.generate(t, requests[i:i+1])[requests[i].ID]
+		if !slices.Equal(got[requests[i].ID], want) {
+			t.Error(fmt.Sprintf("request %d: together %v, alone %v", i, got[requests[i].ID], want))
+		}
+	}
+}

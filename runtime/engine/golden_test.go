@@ -33,6 +33,11 @@ type replica struct {
 // serve loads a model folder onto ranks of the CPU backend.
 func serve(t *testing.T, path string, layout shard.Layout, limits sched.Limits) *replica {
 	t.Helper()
+	return serveOn(t, path, layout, limits, cpu.Options{Threads: 1})
+}
+
+func serveOn(t *testing.T, path string, layout shard.Layout, limits sched.Limits, options cpu.Options) *replica {
+	t.Helper()
 	w, err := weights.Open(path)
 	if err != nil {
 		t.Fatal(err)
@@ -46,7 +51,7 @@ func serve(t *testing.T, path string, layout shard.Layout, limits sched.Limits) 
 	}
 	local, err := engine.LoadLocal(engine.LocalConfig{
 		Weights: w, Spec: spec, Layout: layout, Limits: limits, CacheType: kernels.F32,
-		Open: func(int, int) (kernels.Ops, error) { return cpu.New(cpu.Options{Threads: 1}) },
+		Open: func(int, int) (kernels.Ops, error) { return cpu.New(options) },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -80,6 +85,12 @@ func serve(t *testing.T, path string, layout shard.Layout, limits sched.Limits) 
 // generate runs requests together and gives each its tokens.
 func (r *replica) generate(t *testing.T, requests []engine.Request) map[engine.RequestID][]int32 {
 	t.Helper()
+	return r.generateWith(t, requests, func(engine.Output) {})
+}
+
+// generateWith shows every output to look.
+func (r *replica) generateWith(t *testing.T, requests []engine.Request, look func(engine.Output)) map[engine.RequestID][]int32 {
+	t.Helper()
 	tokens := make(map[engine.RequestID][]int32)
 	for _, q := range requests {
 		if err := r.engine.Submit(q); err != nil {
@@ -91,6 +102,7 @@ func (r *replica) generate(t *testing.T, requests []engine.Request) map[engine.R
 		if o.Err != nil {
 			t.Fatalf("request %x: %v", o.ID[:2], o.Err)
 		}
+		look(o)
 		tokens[o.ID] = append(tokens[o.ID], o.Tokens...)
 		if o.Finish != sched.Unfinished {
 			open--

@@ -115,7 +115,7 @@ func (s Shapes) rank(slice shard.Slice, b Budget) rank {
 			output = s.EmbeddingBytes
 		}
 		r.weights += share(output, slice.Vocab.Len(), s.Vocab)
-		r.scratch += 4 * int64(b.MaxSequences) * int64(s.Vocab)
+		r.scratch += 4 * int64(Wanted(b.MaxSequences)) * int64(s.Vocab)
 	}
 	// A bound on the rest of a step in float32: the residual, and the widest rows
 	// between two products.

@@ -1,0 +1,44 @@
+package plan
+
+import (
+	"fmt"
+
+	"manta/kernels"
+)
+
+// Defaults fills what a deployment leaves open, by the kind of its devices.
+func (b Budget) Defaults(kind string) Budget {
+	sequences, rows := 256, 8192
+	if kind == "cpu" {
+		// A chunk of 512 keeps the others' next token within half a second on two cores.
+		sequences, rows = 64, 512
+	}
+	if b.MaxSequences == 0 {
+		b.MaxSequences = sequences
+	}
+	if b.MaxRows == 0 {
+		b.MaxRows = max(rows, b.MaxSequences)
+	}
+	return b
+}
+
+// Wanted is the number of rows of a step whose logits may be wanted.
+func Wanted(maxSequences int) int { return max(maxSequences, 32) }
+
+// CacheType is the type of stored keys and values for vLLM's kv_cache_dtype.
+func CacheType(kind, name string) (kernels.DType, error) {
+	switch name {
+	case "", "auto":
+		if kind == "cpu" {
+			return kernels.F32, nil
+		}
+		return kernels.BF16, nil
+	case "float32":
+		return kernels.F32, nil
+	case "float16", "half":
+		return kernels.F16, nil
+	case "bfloat16":
+		return kernels.BF16, nil
+	}
+	return 0, fmt.Errorf("plan: kv_cache_dtype %q: give auto, float32, float16 or bfloat16", name)
+}

@@ -29,7 +29,7 @@ func wantWhole(t *testing.T, s Snapshot, files map[string][]byte) {
 // A pull that was killed at any byte goes on there: no byte is asked for twice.
 func TestResumeAtEveryByte(t *testing.T) {
 	server := hubtest.New(t)
-	weights := pattern(1, 131)
+	weights := pattern(1, 67)
 	server.Put(repositoryName, map[string][]byte{"m.gguf": weights}) // one file: a sync of each costs time
 	for at := 0; at <= len(weights); at++ {
 		h, _ := newHub(t, server, nil)

@@ -147,7 +147,7 @@ func unicodeForm(name string) normalizer {
 		if n := form.QuickSpanString(text); n == len(text) {
 			return text
 		}
-		if hasLongMarks(text) {
+		if leftToUs(text) {
 			return normalizeUnbounded(form, text)
 		}
 		return form.String(text)

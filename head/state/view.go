@@ -27,6 +27,8 @@ type Deployment struct {
 	Aliases   []string // further served names
 	Model     string   // the reference as given
 	Revision  string   // what it resolved to, once
+	Weights   Digest   // of the weights; ranks must hold the same, and the prefix index is seeded with it
+	Home      string   // the one node that has a local path; empty: any may pull it
 	Shapes    plan.Shapes
 	Tokenizer Digest // of a token.Source (CBOR) in the store
 	Template  Digest // of the chat template in the store; zero: none
@@ -36,7 +38,9 @@ type Deployment struct {
 	Replicas   int
 	Settings   Settings
 	Created    time.Time
-	Version    uint64 // raised at each change
+	// Version is the raft index of the last change that its replicas must be made
+	// anew for; one of Replicas or Aliases alone leaves it.
+	Version uint64
 }
 
 // Settings are the engine's flags, in vLLM's words; zero means the default.
@@ -68,7 +72,8 @@ type Digest [32]byte
 type Replica struct {
 	ID         string
 	Deployment string
-	Epoch      uint64 // raised whenever its group starts again
+	Epoch      uint64 // raft index at which its group last started
+	Version    uint64 // of the deployment that it was made from
 	Layout     shard.Layout
 	Blocks     []int // per block group, equal on all ranks
 	MaxLen     int   // tokens a sequence may have

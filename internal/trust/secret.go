@@ -22,7 +22,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 )
 
 const (
@@ -83,18 +82,9 @@ func LoadOrCreateSecrets(path string) (Secrets, error) {
 	}
 	random := make([]byte, 32)
 	rand.Read(random)
-	file, err := os.CreateTemp(filepath.Dir(path), ".secret-*") // 0600
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrSecret, err)
-	}
-	defer os.Remove(file.Name())
-	_, err = file.WriteString(base64.RawURLEncoding.EncodeToString(random) + "\n")
-	err = errors.Join(err, file.Sync(), file.Close())
-	if err == nil {
-		err = os.Link(file.Name(), path) // fails when another was first
-		if errors.Is(err, fs.ErrExist) {
-			err = nil
-		}
+	err = writeOnce(path, []byte(base64.RawURLEncoding.EncodeToString(random)+"\n"))
+	if errors.Is(err, fs.ErrExist) {
+		err = nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSecret, err)

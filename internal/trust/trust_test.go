@@ -70,7 +70,7 @@ func TestLoadOrCreateSecretsIsMadeOnce(t *testing.T) {
 	if info.Mode().Perm() != 0o600 {
 		t.Fatalf("mode %v, want 0600", info.Mode().Perm())
 	}
-	left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), ".secret-*"))
+	left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), ".new-*"))
 	if len(left) != 0 {
 		t.Fatalf("temporary files left: %v", left)
 	}
@@ -199,5 +199,23 @@ func TestIdentity(t *testing.T) {
 		if err == nil && got.String() != text {
 			t.Errorf("%q came back as %q", text, got)
 		}
+	}
+}
+
+// An id survives a restart, and another disk gives another id.
+func TestStableID(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "head")
+	first, err := StableID(dir, "head-0")
+	if err != nil || !strings.HasPrefix(first, "head-0-") || len(first) != len("head-0-")+8 {
+		t.Fatalf("%q, %v", first, err)
+	}
+	if again, err := StableID(dir, "head-0"); err != nil || again != first {
+		t.Fatalf("%q after %q, %v", again, first, err)
+	}
+	if other, err := StableID(t.TempDir(), "head-0"); err != nil || other == first {
+		t.Fatalf("%q on another disk, %v", other, err)
+	}
+	if _, err := StableID(dir, "not.an.id"); !errors.Is(err, ErrIdentity) {
+		t.Fatalf("error %v", err)
 	}
 }

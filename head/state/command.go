@@ -1,0 +1,267 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// Version is that of the commands and snapshots that this program writes. The
+// leader writes none that a member can't read.
+const Version = 1
+
+// Refusals of Apply; the state is unchanged, on every head alike.
+var (
+	// ErrUnknown: the command names something that does not exist.
+	ErrUnknown = errors.New("state: unknown")
+	// ErrStale: what the command was decided on has changed since.
+	ErrStale = errors.New("state: stale")
+	// ErrVersion: the command is of a later version than this program reads.
+	ErrVersion = errors.New("state: version")
+	// ErrMalformed: the command's bytes are no command.
+	ErrMalformed = errors.New("state: malformed command")
+)
+
+// A Command changes the state: all of its changes, or none. It carries its own
+// time, so that every head comes to the same result.
+type Command struct {
+	Version int       `cbor:"1,keyasint"`
+	At      time.Time `cbor:"2,keyasint"`
+	Changes []Change  `cbor:"3,keyasint"`
+}
+
+// A Change sets exactly one of its fields.
+type Change struct {
+	PutDeployment    *Deployment   `cbor:"1,keyasint,omitempty"`
+	DeleteDeployment string        `cbor:"2,keyasint,omitempty"`
+	StartReplica     *StartReplica `cbor:"3,keyasint,omitempty"`
+	SetPhase         *SetPhase     `cbor:"4,keyasint,omitempty"`
+	DeleteReplica    string        `cbor:"5,keyasint,omitempty"`
+	PutNode          *Node         `cbor:"6,keyasint,omitempty"`
+	DrainNode        *DrainNode    `cbor:"7,keyasint,omitempty"`
+	DeleteNode       string        `cbor:"8,keyasint,omitempty"`
+	PutHead          *Head         `cbor:"9,keyasint,omitempty"`
+	DeleteHead       string        `cbor:"10,keyasint,omitempty"`
+	PutJob           *Job          `cbor:"11,keyasint,omitempty"`
+	DeleteJob        string        `cbor:"12,keyasint,omitempty"`
+}
+
+// StartReplica places a replica, or starts its group again. The epoch becomes
+// the command's raft index: it only grows, over all replicas that ever were.
+type StartReplica struct {
+	Replica Replica `cbor:"1,keyasint"`
+	// After is the epoch that the replica had when this was decided; 0: none.
+	After uint64 `cbor:"2,keyasint"`
+}
+
+// SetPhase records how far an epoch of a replica has come.
+type SetPhase struct {
+	Replica string `cbor:"1,keyasint"`
+	Epoch   uint64 `cbor:"2,keyasint"`
+	Phase   Phase  `cbor:"3,keyasint"`
+	Reason  string `cbor:"4,keyasint,omitempty"`
+}
+
+// DrainNode says whether a node takes new shards.
+type DrainNode struct {
+	ID      string `cbor:"1,keyasint"`
+	Drained bool   `cbor:"2,keyasint"`
+}
+
+var encoding = func() cbor.EncMode {
+	mode, err := cbor.EncOptions{Sort: cbor.SortCoreDeterministic, Time: cbor.TimeRFC3339NanoUTC}.EncMode()
+	if err != nil {
+		panic(err)
+	}
+	return mode
+}()
+
+var decoding = func() cbor.DecMode {
+	mode, err := cbor.DecOptions{MaxArrayElements: 1 << 22, MaxMapPairs: 1 << 20, MaxNestedLevels: 32}.DecMode()
+	if err != nil {
+		panic(err)
+	}
+	return mode
+}()
+
+// Encode gives the bytes of a command for the log.
+func (c Command) Encode() ([]byte, error) {
+	c.Version = Version
+	data, err := encoding.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("state: encode command: %w", err)
+	}
+	return data, nil
+}
+
+// DecodeCommand reads what Encode wrote.
+func DecodeCommand(data []byte) (Command, error) {
+	var c Command
+	if err := decoding.Unmarshal(data, &c); err != nil {
+		return Command{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	if c.Version < 1 || c.Version > Version {
+		return Command{}, fmt.Errorf("%w: command of version %d, this program reads %d", ErrVersion, c.Version, Version)
+	}
+	return c, nil
+}
+
+// empty is the state before the first command.
+func empty() *View {
+	return &View{
+		Deployments: map[string]Deployment{}, Replicas: map[string]Replica{}, Nodes: map[string]Node{},
+		Heads: map[string]Head{}, Jobs: map[string]Job{},
+	}
+}
+
+// Apply gives the state after a command at a raft index. It reads nothing but
+// its arguments, and changes neither; the new View shares the maps that the
+// command left alone. With an error it gives the old content at the new index.
+func (v *View) Apply(index uint64, c Command) (*View, error) {
+	same := *v
+	same.Index = index
+	next := draft{View: same}
+	for i, change := range c.Changes {
+		if err := next.apply(change, c.At); err != nil {
+			return &same, fmt.Errorf("change %d of %d: %w", i+1, len(c.Changes), err)
+		}
+	}
+	return &next.View, nil
+}
+
+// A draft is a View in the making: a map is copied before its first change.
+type draft struct {
+	View
+	own struct{ deployments, replicas, nodes, heads, jobs bool }
+}
+
+func owned[K comparable, V any](m *map[K]V, own *bool) map[K]V {
+	if !*own {
+		if *m = maps.Clone(*m); *m == nil {
+			*m = map[K]V{}
+		}
+		*own = true
+	}
+	return *m
+}
+
+func (d *draft) apply(c Change, at time.Time) error {
+	switch {
+	case c.PutDeployment != nil:
+		d.putDeployment(*c.PutDeployment, at)
+	case c.DeleteDeployment != "":
+		return remove(d.Deployments, &d.View.Deployments, &d.own.deployments, "deployment", c.DeleteDeployment)
+	case c.StartReplica != nil:
+		return d.startReplica(*c.StartReplica)
+	case c.SetPhase != nil:
+		return d.setPhase(*c.SetPhase)
+	case c.DeleteReplica != "":
+		return remove(d.Replicas, &d.View.Replicas, &d.own.replicas, "replica", c.DeleteReplica)
+	case c.PutNode != nil:
+		node := *c.PutNode
+		node.Drained = d.Nodes[node.ID].Drained // DrainNode alone writes it
+		owned(&d.View.Nodes, &d.own.nodes)[node.ID] = node
+	case c.DrainNode != nil:
+		node, ok := d.Nodes[c.DrainNode.ID]
+		if !ok {
+			return fmt.Errorf("%w: node %q", ErrUnknown, c.DrainNode.ID)
+		}
+		node.Drained = c.DrainNode.Drained
+		owned(&d.View.Nodes, &d.own.nodes)[node.ID] = node
+	case c.DeleteNode != "":
+		return remove(d.Nodes, &d.View.Nodes, &d.own.nodes, "node", c.DeleteNode)
+	case c.PutHead != nil:
+		owned(&d.View.Heads, &d.own.heads)[c.PutHead.ID] = *c.PutHead
+	case c.DeleteHead != "":
+		return remove(d.Heads, &d.View.Heads, &d.own.heads, "head", c.DeleteHead)
+	case c.PutJob != nil:
+		owned(&d.View.Jobs, &d.own.jobs)[c.PutJob.ID] = *c.PutJob
+	case c.DeleteJob != "":
+		return remove(d.Jobs, &d.View.Jobs, &d.own.jobs, "job", c.DeleteJob)
+	default:
+		return fmt.Errorf("%w: a change that changes nothing", ErrMalformed)
+	}
+	return nil
+}
+
+func remove[V any](now map[string]V, m *map[string]V, own *bool, what, name string) error {
+	if _, ok := now[name]; !ok {
+		return fmt.Errorf("%w: %s %q", ErrUnknown, what, name)
+	}
+	delete(owned(m, own), name)
+	return nil
+}
+
+func (d *draft) putDeployment(next Deployment, at time.Time) {
+	old, exists := d.Deployments[next.Name]
+	if exists {
+		next.Created, next.Version = old.Created, old.Version
+	} else {
+		next.Created = at
+	}
+	if !exists || !old.sameReplicas(next) {
+		next.Version = d.Index
+	}
+	owned(&d.View.Deployments, &d.own.deployments)[next.Name] = next
+}
+
+// sameReplicas reports whether replicas made for d serve other as they are.
+func (d Deployment) sameReplicas(other Deployment) bool {
+	for _, v := range []*Deployment{&d, &other} {
+		v.Aliases, v.Replicas, v.Created, v.Version = nil, 0, time.Time{}, 0
+	}
+	return reflect.DeepEqual(d, other)
+}
+
+func (d *draft) startReplica(s StartReplica) error {
+	r := s.Replica
+	if _, ok := d.Deployments[r.Deployment]; !ok {
+		return fmt.Errorf("%w: deployment %q", ErrUnknown, r.Deployment)
+	}
+	if epoch := d.Replicas[r.ID].Epoch; epoch != s.After {
+		return fmt.Errorf("%w: replica %q is at epoch %d, not %d", ErrStale, r.ID, epoch, s.After)
+	}
+	r.Epoch, r.Phase, r.Reason = d.Index, Placed, ""
+	owned(&d.View.Replicas, &d.own.replicas)[r.ID] = r
+	return nil
+}
+
+func (d *draft) setPhase(s SetPhase) error {
+	r, ok := d.Replicas[s.Replica]
+	if !ok || r.Epoch != s.Epoch {
+		return fmt.Errorf("%w: replica %q is at epoch %d, not %d", ErrStale, s.Replica, r.Epoch, s.Epoch)
+	}
+	r.Phase, r.Reason = s.Phase, s.Reason
+	owned(&d.View.Replicas, &d.own.replicas)[r.ID] = r
+	return nil
+}
+
+// snapshot is what raft keeps of the state.
+type snapshot struct {
+	Version int  `cbor:"1,keyasint"`
+	View    View `cbor:"2,keyasint"`
+}
+
+func (v *View) encode() ([]byte, error) {
+	return encoding.Marshal(snapshot{Version: Version, View: *v})
+}
+
+func decodeSnapshot(data []byte) (*View, error) {
+	s := snapshot{View: *empty()}
+	if err := decoding.Unmarshal(data, &s); err != nil {
+		return nil, fmt.Errorf("state: snapshot: %w", err)
+	}
+	if s.Version < 1 || s.Version > Version {
+		return nil, fmt.Errorf("%w: snapshot of version %d, this program reads %d", ErrVersion, s.Version, Version)
+	}
+	for _, m := range []bool{s.View.Deployments == nil, s.View.Replicas == nil, s.View.Nodes == nil, s.View.Heads == nil, s.View.Jobs == nil} {
+		if m {
+			return nil, fmt.Errorf("%w: snapshot lacks a table", ErrMalformed)
+		}
+	}
+	return &s.View, nil
+}

@@ -1,0 +1,178 @@
+package state
+
+import (
+	"bytes"
+	"errors"
+	"reflect"
+	"testing"
+	"time"
+
+	"manta/parallel/shard"
+)
+
+var at = time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
+
+func command(changes ...Change) Command { return Command{At: at, Changes: changes} }
+
+func deployment(name string, replicas int) Change {
+	return Change{PutDeployment: &Deployment{Name: name, Model: "m", Replicas: replicas, Layout: shard.Layout{Tensor: 1, Pipeline: 1}}}
+}
+
+func replica(id string, after uint64) Change {
+	return Change{StartReplica: &StartReplica{Replica: Replica{ID: id, Deployment: "d"}, After: after}}
+}
+
+func phase(id string, epoch uint64, p Phase) Change {
+	return Change{SetPhase: &SetPhase{Replica: id, Epoch: epoch, Phase: p}}
+}
+
+// apply runs commands at indices 10, 11, …; the last one's error comes back.
+func apply(t *testing.T, commands ...Command) (*View, error) {
+	t.Helper()
+	v := empty()
+	var err error
+	for i, c := range commands {
+		if err != nil {
+			t.Fatalf("command %d: %v", i-1, err)
+		}
+		v, err = v.Apply(uint64(10+i), c)
+	}
+	return v, err
+}
+
+func TestApplyRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		commands []Command
+		want     error
+	}{
+		"replica of nothing":      {[]Command{command(replica("r", 0))}, ErrUnknown},
+		"replica exists":          {[]Command{command(deployment("d", 1)), command(replica("r", 0)), command(replica("r", 0))}, ErrStale},
+		"restart of a past epoch": {[]Command{command(deployment("d", 1)), command(replica("r", 0)), command(replica("r", 10))}, ErrStale},
+		"restart":                 {[]Command{command(deployment("d", 1)), command(replica("r", 0)), command(replica("r", 11))}, nil},
+		"phase":                   {[]Command{command(deployment("d", 1), replica("r", 0)), command(phase("r", 10, Ready))}, nil},
+		"phase of a past epoch":   {[]Command{command(deployment("d", 1), replica("r", 0)), command(replica("r", 10)), command(phase("r", 10, Ready))}, ErrStale},
+		"delete unknown":          {[]Command{command(Change{DeleteDeployment: "d"})}, ErrUnknown},
+		"drain unknown":           {[]Command{command(Change{DrainNode: &DrainNode{ID: "n"}})}, ErrUnknown},
+		"nothing":                 {[]Command{command(Change{})}, ErrMalformed},
+		"node":                    {[]Command{command(Change{PutNode: &Node{ID: "n"}}), command(Change{DrainNode: &DrainNode{"n", true}})}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := apply(t, c.commands...); !errors.Is(err, c.want) {
+				t.Fatalf("error %v, want %v", err, c.want)
+			}
+		})
+	}
+}
+
+// A command is all or nothing, and published Views never change.
+func TestApplyIsAtomicAndCopies(t *testing.T) {
+	before, err := apply(t, command(deployment("d", 1), replica("r", 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept, _ := before.encode()
+	after, err := before.Apply(11, command(deployment("e", 1), Change{DeleteReplica: "r"}, Change{DeleteReplica: "unknown"}))
+	if !errors.Is(err, ErrUnknown) || len(after.Deployments) != 1 || len(after.Replicas) != 1 || after.Index != 11 {
+		t.Fatalf("half a command was applied: %+v, %v", after, err)
+	}
+	if _, err := before.Apply(11, command(deployment("e", 1), Change{DeleteReplica: "r"}, phase("x", 1, Ready))); err == nil {
+		t.Fatal("no error")
+	}
+	if now, _ := before.encode(); !bytes.Equal(now, kept) {
+		t.Fatal("a published view changed")
+	}
+}
+
+// Epochs only grow, even over the deletion of a replica; drained stays with the
+// node; a deployment's version grows when replicas must be made anew, not when
+// it is scaled.
+func TestApplyKeepsWhatOthersWrite(t *testing.T) {
+	v, err := apply(t, command(deployment("d", 1), replica("r", 0)), command(Change{DeleteReplica: "r"}), command(replica("r", 0)),
+		command(Change{PutNode: &Node{ID: "n"}}, Change{DrainNode: &DrainNode{"n", true}}), command(Change{PutNode: &Node{ID: "n", Labels: map[string]string{"a": "b"}}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := v.Replicas["r"].Epoch; e != 12 {
+		t.Errorf("epoch %d, want 12", e)
+	}
+	if !v.Nodes["n"].Drained {
+		t.Error("a node's report took its drain back")
+	}
+	scaled, _ := v.Apply(20, command(deployment("d", 5)))
+	if d := scaled.Deployments["d"]; d.Version != 10 || d.Replicas != 5 || !d.Created.Equal(at) {
+		t.Errorf("scaled: %+v", d)
+	}
+	other := deployment("d", 5)
+	other.PutDeployment.Revision = "new"
+	changed, _ := scaled.Apply(21, command(other))
+	if d := changed.Deployments["d"]; d.Version != 21 {
+		t.Errorf("changed: version %d", d.Version)
+	}
+}
+
+// Apply is deterministic: a log replayed, or a snapshot and the rest of the log,
+// give the same bytes.
+func TestReplayGivesTheSameState(t *testing.T) {
+	log := []Command{
+		command(deployment("d", 2), deployment("e", 1)), command(replica("r", 0)), command(replica("s", 0)),
+		command(phase("r", 11, Ready)), command(Change{PutNode: &Node{ID: "n", Devices: []Device{{ID: "cpu:0", Memory: 5}}}}),
+		command(Change{PutJob: &Job{ID: "j", Created: at}}), command(Change{DeleteDeployment: "e"}), command(deployment("d", 3)),
+	}
+	whole, err := apply(t, log...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, _ := whole.encode()
+	for cut := range log {
+		v, _ := apply(t, log[:cut]...)
+		data, err := v.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v, err = decodeSnapshot(data); err != nil {
+			t.Fatal(err)
+		}
+		for i, c := range log[cut:] {
+			data, _ := c.Encode()
+			if c, err = DecodeCommand(data); err != nil {
+				t.Fatal(err)
+			}
+			v, _ = v.Apply(uint64(10+cut+i), c)
+		}
+		if got, _ := v.encode(); !bytes.Equal(got, want) {
+			t.Fatalf("cut at %d: states differ", cut)
+		}
+		if !reflect.DeepEqual(v.Nodes, whole.Nodes) {
+			t.Fatalf("cut at %d: nodes differ", cut)
+		}
+	}
+}
+
+func TestVersionsAreChecked(t *testing.T) {
+	later, _ := encoding.Marshal(Command{Version: Version + 1})
+	if _, err := DecodeCommand(later); !errors.Is(err, ErrVersion) {
+		t.Errorf("command: %v", err)
+	}
+	view, _ := encoding.Marshal(snapshot{Version: Version + 1, View: *empty()})
+	if _, err := decodeSnapshot(view); !errors.Is(err, ErrVersion) {
+		t.Errorf("snapshot: %v", err)
+	}
+}
+
+// Whatever bytes stand in the log, every head comes to the same conclusion and
+// none panics.
+func FuzzDecodeCommand(f *testing.F) {
+	data, _ := command(deployment("d", 1), replica("r", 0)).Encode()
+	f.Add(data)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := DecodeCommand(data)
+		if err != nil {
+			return
+		}
+		a, errA := empty().Apply(1, c)
+		b, errB := empty().Apply(1, c)
+		if (errA == nil) != (errB == nil) || !reflect.DeepEqual(a, b) {
+			t.Fatal("two heads disagree")
+		}
+	})
+}

@@ -11,8 +11,11 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sync/errgroup"
+
 	"manta/kernels"
 	"manta/kernels/ref"
+	"manta/parallel/comm"
 	"manta/parallel/shard"
 	"manta/runtime/weights"
 )
@@ -54,20 +57,30 @@ func readGolden(t testing.TB, folder string) golden {
 	return g
 }
 
-// A runner drives whole replicas of one stage and one tensor rank by hand, as the
-// engine does: it gives each sequence blocks of its own.
+// A runner drives a replica by hand, as the engine does: it gives each sequence
+// blocks of its own, and hands hidden rows from stage to stage.
 type runner struct {
 	t      testing.TB
-	ops    kernels.Ops
 	spec   *Spec
-	model  *Model
+	stages [][]rank
+	sums   []*comm.Local // one a stage
 	groups []int
-	next   []int32
+	next   []int32 // first free block of each group
+}
+
+type rank struct {
+	ops   kernels.Ops
+	model *Model
 }
 
 const testContext = 256
 
 func newRunner(t testing.TB, path string, cacheType kernels.DType, context int) *runner {
+	t.Helper()
+	return newCluster(t, path, cacheType, context, shard.Layout{Tensor: 1, Pipeline: 1})
+}
+
+func newCluster(t testing.TB, path string, cacheType kernels.DType, context int, layout shard.Layout) *runner {
 	t.Helper()
 	w, err := weights.Open(path)
 	if err != nil {
@@ -79,20 +92,89 @@ func newRunner(t testing.TB, path string, cacheType kernels.DType, context int) 
 		t.Fatal(err)
 	}
 	roundAsReference(t, s, w)
-	slice, err := shard.Whole(s.Shape())
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &runner{t: t, ops: ref.New(), spec: s, groups: s.Shapes().Groups()}
+	r := &runner{t: t, spec: s, groups: s.Shapes().Groups()}
 	r.next = make([]int32, len(r.groups))
 	limits := Limits{MaxRows: 256, MaxWanted: 256, MaxContext: context, CacheType: cacheType}
 	for range r.groups {
 		limits.Blocks = append(limits.Blocks, 1024)
 	}
-	if r.model, err = Load(r.ops, w, s, slice, limits, nil); err != nil {
-		t.Fatal(err)
+	for stage := range layout.Pipeline {
+		sums := comm.NewLocal(layout.Tensor)
+		var ranks []rank
+		for tensor := range layout.Tensor {
+			slice, err := shard.Cut(layout, s.Shape(), stage, tensor)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var reduce kernels.Reducer
+			if layout.Tensor > 1 {
+				reduce = sums.Rank(tensor)
+			}
+			ops := ref.New()
+			m, err := Load(ops, w, s, slice, limits, reduce)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ranks = append(ranks, rank{ops, m})
+		}
+		r.stages, r.sums = append(r.stages, ranks), append(r.sums, sums)
 	}
 	return r
+}
+
+// run computes a batch on all ranks and gives the wanted logits.
+func (r *runner) run(b *kernels.Batch) [][]float32 {
+	r.t.Helper()
+	var hidden []byte
+	var out kernels.Tensor
+	for stage, ranks := range r.stages {
+		outs := make([]kernels.Tensor, len(ranks))
+		var group errgroup.Group
+		for i, k := range ranks {
+			group.Go(func() (err error) {
+				defer func() {
+					if err != nil {
+						r.sums[stage].Close()
+					}
+				}()
+				if err := k.ops.Begin(b); err != nil {
+					return err
+				}
+				if stage > 0 {
+					if err := k.ops.Put(k.model.Input().Top(len(b.Tokens)), hidden); err != nil {
+						return err
+					}
+				}
+				outs[i], err = k.model.Forward(b)
+				return err
+			})
+		}
+		if err := group.Wait(); err != nil {
+			r.t.Fatal(err)
+		}
+		out = outs[0]
+		for i, k := range ranks {
+			bytes := make([]byte, outs[i].Rows*k.ops.RowBytes(outs[i]))
+			if err := k.ops.Get(bytes, outs[i]); err != nil {
+				r.t.Fatal(err)
+			}
+			if i > 0 && !slices.Equal(bytes, hidden) {
+				r.t.Fatalf("stage %d: tensor ranks 0 and %d differ", stage, i)
+			}
+			hidden = bytes
+			if _, err := k.ops.End().Wait(); err != nil {
+				r.t.Fatal(err)
+			}
+		}
+	}
+	rows := make([][]float32, out.Rows)
+	for i := range rows {
+		rows[i] = make([]float32, out.Cols)
+		for j := range rows[i] {
+			rows[i][j] = math.Float32frombits(binary.LittleEndian.Uint32(hidden[4*(i*out.Cols+j):]))
+		}
+	}
+	return rows
 }
 
 // roundAsReference repeats what transformers 5.17's references of 16-bit models
@@ -163,40 +245,13 @@ func (r *runner) step(parts ...part) [][][]float32 {
 		b.Spans = append(b.Spans, span)
 		s.computed += p.count
 	}
-	if err := r.ops.Begin(b); err != nil {
-		r.t.Fatal(err)
-	}
-	out, err := r.model.Forward(b)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	logits := read(r.t, r.ops, out)
-	if _, err := r.ops.End().Wait(); err != nil {
-		r.t.Fatal(err)
-	}
+	logits := r.run(b)
 	var results [][][]float32
 	for _, p := range parts {
 		results = append(results, logits[:p.count])
 		logits = logits[p.count:]
 	}
 	return results
-}
-
-// read copies the rows of a tensor of a device with float32 activations.
-func read(t testing.TB, ops kernels.Ops, x kernels.Tensor) [][]float32 {
-	t.Helper()
-	bytes := make([]byte, x.Rows*ops.RowBytes(x))
-	if err := ops.Get(bytes, x); err != nil {
-		t.Fatal(err)
-	}
-	rows := make([][]float32, x.Rows)
-	for i := range rows {
-		rows[i] = make([]float32, x.Cols)
-		for j := range rows[i] {
-			rows[i][j] = math.Float32frombits(binary.LittleEndian.Uint32(bytes[4*(i*x.Cols+j):]))
-		}
-	}
-	return rows
 }
 
 // prompt computes what is left of a sequence in chunks and gives the logits of

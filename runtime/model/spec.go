@@ -151,7 +151,7 @@ func (s *Spec) Shapes() plan.Shapes {
 		FFN: s.inner(), Vocab: s.Vocab, Context: s.Context, Tied: s.Tied,
 		EmbeddingBytes: s.stored.embedding, OutputBytes: s.stored.output,
 		AttentionBytes: s.stored.attention, FFNBytes: s.stored.ffn,
-		WeightType: s.stored.kind, Unit: s.stored.unit,
+		WeightType: s.stored.kind, Unit: s.stored.unit, WholeAttention: s.WholeAttention(),
 	}
 	for _, l := range s.Layers {
 		p.Windows = append(p.Windows, l.Window)
@@ -167,10 +167,4 @@ func (s *Spec) Shapes() plan.Shapes {
 func (s *Spec) WholeAttention() bool { return s.QKNorm == AcrossHeads }
 
 // Shape is what the cut into slices depends on.
-func (s *Spec) Shape() shard.Shape {
-	return shard.Shape{
-		Layers: len(s.Layers), Heads: s.Heads, KVHeads: s.KVHeads, HeadDim: s.HeadDim,
-		FFN: s.inner(), Vocab: s.Vocab, Unit: s.stored.unit,
-		WholeAttention: s.WholeAttention(),
-	}
-}
+func (s *Spec) Shape() shard.Shape { return s.Shapes().Shape() }

@@ -6,20 +6,21 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Engine is what a replica's driver counts since its epoch began; the gauges are
-// of this moment.
+// Engine is what a replica's driver counts since its epoch began; the figures
+// that are not of type uint64 are of this moment.
 type Engine struct {
-	Running       int    // sequences in steps
-	Waiting       int    // sequences accepted, not in a step yet
-	BlocksUsed    int    // blocks that sequences hold
-	BlocksCached  int    // blocks that only the prefix index holds
-	Blocks        int    // blocks in all
-	PrefixQueries uint64 // prompt tokens looked up
-	PrefixHits    uint64 // of them, found
+	Running       int // sequences in steps
+	Waiting       int // sequences accepted, not in a step yet
+	Blocks        int // of the first block group
+	BlocksFree    int
+	BlocksCached  int // held by the prefix index alone
+	SlotsTaken    int // places for tokens in the blocks that sequences hold
+	SlotsUsed     int // of them, with a token
+	PrefixQueries uint64
+	PrefixHits    uint64
 	Preemptions   uint64
 	Steps         uint64
-	StepTokens    uint64 // tokens of all steps
-	StepSeconds   float64
+	Rows          uint64
 }
 
 // engines shows what drivers report, summed over a model's replicas. Counters
@@ -38,7 +39,7 @@ type reported struct {
 }
 
 type engineCounters struct {
-	queries, hits, preemptions, steps, tokens, seconds float64
+	queries, hits, preemptions, steps, rows float64
 }
 
 func (c *engineCounters) add(e Engine) {
@@ -46,8 +47,7 @@ func (c *engineCounters) add(e Engine) {
 	c.hits += float64(e.PrefixHits)
 	c.preemptions += float64(e.Preemptions)
 	c.steps += float64(e.Steps)
-	c.tokens += float64(e.StepTokens)
-	c.seconds += e.StepSeconds
+	c.rows += float64(e.Rows)
 }
 
 var engineHelp = map[string]string{
@@ -60,8 +60,9 @@ var engineHelp = map[string]string{
 	"manta_engine_blocks":             "Blocks of the replicas.",
 	"manta_engine_blocks_cached":      "Blocks that only the prefix cache holds.",
 	"manta_engine_steps_total":        "Steps.",
-	"manta_engine_step_tokens_total":  "Tokens of all steps.",
-	"manta_engine_step_seconds_total": "Time of all steps in seconds.",
+	"manta_engine_rows_total":         "Rows of all steps.",
+	"manta_engine_slots":              "Places for tokens in the blocks that sequences hold.",
+	"manta_engine_slots_unused":       "Of those places, the ones without a token.",
 }
 
 func newEngines() *engines {
@@ -128,9 +129,11 @@ func (e *engines) Collect(out chan<- prometheus.Metric) {
 		g := gauges[r.model]
 		g.Running += r.engine.Running
 		g.Waiting += r.engine.Waiting
-		g.BlocksUsed += r.engine.BlocksUsed
-		g.BlocksCached += r.engine.BlocksCached
 		g.Blocks += r.engine.Blocks
+		g.BlocksFree += r.engine.BlocksFree
+		g.BlocksCached += r.engine.BlocksCached
+		g.SlotsTaken += r.engine.SlotsTaken
+		g.SlotsUsed += r.engine.SlotsUsed
 		gauges[r.model] = g
 	}
 	e.mu.Unlock()
@@ -142,18 +145,19 @@ func (e *engines) Collect(out chan<- prometheus.Metric) {
 		send("vllm:prefix_cache_hits_total", model, prometheus.CounterValue, c.hits)
 		send("vllm:num_preemptions_total", model, prometheus.CounterValue, c.preemptions)
 		send("manta_engine_steps_total", model, prometheus.CounterValue, c.steps)
-		send("manta_engine_step_tokens_total", model, prometheus.CounterValue, c.tokens)
-		send("manta_engine_step_seconds_total", model, prometheus.CounterValue, c.seconds)
+		send("manta_engine_rows_total", model, prometheus.CounterValue, c.rows)
 	}
 	for model, g := range gauges {
 		usage := 0.0
 		if g.Blocks > 0 {
-			usage = float64(g.BlocksUsed) / float64(g.Blocks)
+			usage = float64(g.Blocks-g.BlocksFree-g.BlocksCached) / float64(g.Blocks)
 		}
 		send("vllm:kv_cache_usage_perc", model, prometheus.GaugeValue, usage)
 		send("manta_engine_sequences_running", model, prometheus.GaugeValue, float64(g.Running))
 		send("manta_engine_sequences_waiting", model, prometheus.GaugeValue, float64(g.Waiting))
 		send("manta_engine_blocks", model, prometheus.GaugeValue, float64(g.Blocks))
 		send("manta_engine_blocks_cached", model, prometheus.GaugeValue, float64(g.BlocksCached))
+		send("manta_engine_slots", model, prometheus.GaugeValue, float64(g.SlotsTaken))
+		send("manta_engine_slots_unused", model, prometheus.GaugeValue, float64(g.SlotsTaken-g.SlotsUsed))
 	}
 }

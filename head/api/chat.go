@@ -2,6 +2,7 @@ package api
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 type chatRequest struct {
 	sampling
 	refused
-	Messages            []json.RawMessage          `json:"messages"`
+	Messages            json.RawMessage            `json:"messages"`
 	MaxTokens           *int                       `json:"max_tokens"`
 	MaxCompletionTokens *int                       `json:"max_completion_tokens"`
 	Logprobs            bool                       `json:"logprobs"`
@@ -115,7 +116,7 @@ func (c *chatRequest) limit() int {
 
 // check refuses what can be refused before the model is known.
 func (c *chatRequest) check() error {
-	if len(c.Messages) == 0 {
+	if absent(c.Messages) || c.Messages[0] != '[' {
 		return badField("messages", "messages must be a list of at least one message")
 	}
 	for field, given := range map[string]*int{"max_completion_tokens": c.MaxCompletionTokens, "max_tokens": c.MaxTokens} {
@@ -158,12 +159,8 @@ func (c *chatRequest) render(model *served) (string, error) {
 	if model.text.Template == nil {
 		return "", badField("messages", "the model %s has no chat template; use /v1/completions", model.Name)
 	}
-	messages, err := normalize(c.Messages)
-	if err != nil {
-		return "", err
-	}
 	conversation := Conversation{
-		Messages: messages, AddGenerationPrompt: c.AddGenerationPrompt == nil || *c.AddGenerationPrompt,
+		Messages: c.Messages, AddGenerationPrompt: c.AddGenerationPrompt == nil || *c.AddGenerationPrompt,
 		ContinueFinalMessage: c.ContinueFinal, Kwargs: c.TemplateKwargs, Now: time.Now(),
 	}
 	if !absent(c.ReasoningEffort) {
@@ -183,11 +180,24 @@ func (c *chatRequest) render(model *served) (string, error) {
 	if !absent(c.Documents) {
 		conversation.Documents = c.Documents
 	}
-	text, err := model.text.Template.Render(conversation)
+	return model.text.Template.Render(conversation)
+}
+
+// checkTools demands the outer form of OpenAI's tools; the template reads the rest.
+func checkTools(raw json.RawMessage) error {
+	tools, err := decodeField[[]struct {
+		Type     string          `json:"type"`
+		Function json.RawMessage `json:"function"`
+	}]("tools", raw, "a list of tools")
 	if err != nil {
-		return "", badField("messages", "the chat template refuses the messages: %v", err)
+		return err
 	}
-	return text, nil
+	for i, tool := range tools {
+		if tool.Type != "function" || absent(tool.Function) || tool.Function[0] != '{' {
+			return badField(fmt.Sprintf("tools[%d]", i), "tools[%d] must have the type \"function\" and a function", i)
+		}
+	}
+	return nil
 }
 
 // echoed is the text that goes before the answer when the client asks for it:
@@ -196,14 +206,19 @@ func (c *chatRequest) echoed() string {
 	if !c.Echo {
 		return ""
 	}
-	var last struct {
-		Role    string `json:"role"`
-		Content string `json:"content"`
+	var messages []struct {
+		Role    string          `json:"role"`
+		Content json.RawMessage `json:"content"`
 	}
-	if json.Unmarshal(c.Messages[len(c.Messages)-1], &last) != nil || last.Role != "assistant" {
+	if json.Unmarshal(c.Messages, &messages) != nil || len(messages) == 0 {
 		return ""
 	}
-	return last.Content
+	last := messages[len(messages)-1]
+	var text string
+	if last.Role != "assistant" || json.Unmarshal(last.Content, &text) != nil {
+		return "" // parts are not echoed, as in vLLM
+	}
+	return text
 }
 
 // chatForm makes OpenAI's chat answers.

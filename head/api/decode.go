@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 	"unicode/utf8"
 )
@@ -43,7 +44,9 @@ func parse(data []byte, into any) error {
 	var broken *json.SyntaxError
 	switch {
 	case errors.As(err, &wrong) && wrong.Field != "":
-		return badField(wrong.Field, "%s must be %s, not %s", wrong.Field, jsonKind(wrong.Type.Kind()), wrong.Value)
+		// encoding/json names the struct that a field is embedded from.
+		field := strings.TrimPrefix(wrong.Field, "sampling.")
+		return badField(field, "%s must be %s, not %s", field, jsonKind(wrong.Type.Kind()), wrong.Value)
 	case errors.As(err, &wrong):
 		return badField("", "the body must be a JSON object, not %s", wrong.Value)
 	case errors.As(err, &broken):

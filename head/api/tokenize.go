@@ -9,7 +9,7 @@ import (
 type tokenizeRequest struct {
 	Model               *string                    `json:"model"`
 	Prompt              *string                    `json:"prompt"`
-	Messages            []json.RawMessage          `json:"messages"`
+	Messages            json.RawMessage            `json:"messages"`
 	AddSpecial          *bool                      `json:"add_special_tokens"`
 	TokenStrings        bool                       `json:"return_token_strs"`
 	AddGenerationPrompt *bool                      `json:"add_generation_prompt"`
@@ -55,7 +55,7 @@ func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) {
 }
 
 func (t *tokenizeRequest) encode(model *served) (prompt, error) {
-	if t.Messages == nil {
+	if absent(t.Messages) {
 		if t.Prompt == nil {
 			return prompt{}, badField("prompt", "prompt or messages must be given")
 		}

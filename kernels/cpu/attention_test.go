@@ -165,7 +165,10 @@ func TestAttentionLawOfBits(t *testing.T) {
 		for _, c := range attentionCases() {
 			want := c.run(t, device(t, 1, set), []int{1000}, false)
 			for threads := 1; threads <= 3; threads++ {
-				for _, chunks := range [][]int{{1}, {7}, {64}, {64, 1, 13}} {
+				for _, chunks := range [][]int{{64, 1, 13}, {1}, {7}, {64}} {
+					if set.name == "go" && (threads != 2 || len(chunks) != 3) {
+						continue // slow, and the same code for any cut
+					}
 					got := c.run(t, device(t, threads, set), chunks, true)
 					for i := range want {
 						same(t, fmt.Sprintf("%s/%s/%d threads/chunks %v/sequence %d", set.name, c.name, threads, chunks, i), got[i], want[i])

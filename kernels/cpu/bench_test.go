@@ -34,11 +34,11 @@ func newStack(b testing.TB, o *Ops, s shape, rows, blocks int) *stack {
 	rng := newRand(1)
 	m := &stack{shape: s, o: o}
 	w := func(dtype kernels.DType, rows, cols int) kernels.Weight { return weightOf(b, o, matrix(rng, dtype, rows, cols)) }
-	ones := make([]float32, s.hidden)
-	for i := range ones {
-		ones[i] = 1
+	scale := make([]float32, s.hidden)
+	for i := range scale {
+		scale[i] = 0.02 // keeps activations in a model's range
 	}
-	m.norm = &kernels.Norm{Weight: vectorOf(b, o, ones), Eps: 1e-5}
+	m.norm = &kernels.Norm{Weight: vectorOf(b, o, scale), Eps: 1e-5}
 	for range s.layers {
 		m.qkv = append(m.qkv, w(s.layer, (s.heads+2*s.kv)*s.dim, s.hidden))
 		m.out = append(m.out, w(s.layer, s.hidden, s.heads*s.dim))

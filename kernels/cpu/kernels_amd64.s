@@ -21276,6 +21276,7 @@ loop:
 whole:
 	VMOVUPS.Z         (CX), K1, Z1
 	VSUBPS            Z1, Z0, Z2
+	VCMPPS.BCST       $0x0d, expLow<>+0(SB), Z2, K2
 	VMAXPS.BCST       expLow<>+0(SB), Z2, Z2
 	VMINPS.BCST       expHigh<>+0(SB), Z2, Z2
 	VMULPS.BCST       log2e<>+0(SB), Z2, Z3
@@ -21290,7 +21291,7 @@ whole:
 	VFMADD213PS.BCST  exp5<>+0(SB), Z2, Z4
 	VFMADD213PS.BCST  exp6<>+0(SB), Z2, Z4
 	VFMADD213PS.BCST  exp7<>+0(SB), Z2, Z4
-	VSCALEFPS         Z3, Z4, Z2
+	VSCALEFPS.Z       Z3, Z4, K2, Z2
 	VADDPS.BCST       one<>+0(SB), Z2, Z2
 	VDIVPS            Z2, Z1, Z1
 	VMOVUPS           Z1, K1, (AX)
@@ -21303,7 +21304,7 @@ done:
 	VZEROUPPER
 	RET
 
-DATA expLow<>+0(SB)/4, $0xc2dc0000
+DATA expLow<>+0(SB)/4, $0xc2ae999a
 GLOBL expLow<>(SB), RODATA|NOPTR, $4
 
 DATA expHigh<>+0(SB)/4, $0x42c80000
@@ -21369,6 +21370,7 @@ loop:
 whole:
 	VMOVUPS.Z         (CX), K1, Z1
 	VSUBPS            Z1, Z0, Z2
+	VCMPPS.BCST       $0x0d, expLow<>+0(SB), Z2, K2
 	VMAXPS.BCST       expLow<>+0(SB), Z2, Z2
 	VMINPS.BCST       expHigh<>+0(SB), Z2, Z2
 	VMULPS.BCST       log2e<>+0(SB), Z2, Z3
@@ -21383,7 +21385,7 @@ whole:
 	VFMADD213PS.BCST  exp5<>+0(SB), Z2, Z4
 	VFMADD213PS.BCST  exp6<>+0(SB), Z2, Z4
 	VFMADD213PS.BCST  exp7<>+0(SB), Z2, Z4
-	VSCALEFPS         Z3, Z4, Z2
+	VSCALEFPS.Z       Z3, Z4, K2, Z2
 	VADDPS.BCST       one<>+0(SB), Z2, Z2
 	VDIVPS            Z2, Z1, Z1
 	VMOVUPS.Z         (BX), K1, Z2
@@ -21464,6 +21466,7 @@ loop:
 whole:
 	VMOVUPS.Z         (AX), K1, Z2
 	VSUBPS            Z0, Z2, Z2
+	VCMPPS.BCST       $0x0d, expLow<>+0(SB), Z2, K2
 	VMAXPS.BCST       expLow<>+0(SB), Z2, Z2
 	VMINPS.BCST       expHigh<>+0(SB), Z2, Z2
 	VMULPS.BCST       log2e<>+0(SB), Z2, Z3
@@ -21478,7 +21481,7 @@ whole:
 	VFMADD213PS.BCST  exp5<>+0(SB), Z2, Z4
 	VFMADD213PS.BCST  exp6<>+0(SB), Z2, Z4
 	VFMADD213PS.BCST  exp7<>+0(SB), Z2, Z4
-	VSCALEFPS         Z3, Z4, Z2
+	VSCALEFPS.Z       Z3, Z4, K2, Z2
 	VADDPS            Z2, Z1, K1, Z1
 	VMOVUPS           Z2, K1, (AX)
 	ADDQ              $0x40, AX

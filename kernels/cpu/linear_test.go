@@ -94,6 +94,14 @@ func TestWeightStacksParts(t *testing.T) {
 	}
 }
 
+// stepOf skips some row counts where kernels are slow and all one function.
+func stepOf(set *kernelSet) int {
+	if set.name == "go" {
+		return 9
+	}
+	return 1
+}
+
 // The law of bits: a row's product is the same whatever stands beside it and
 // whatever the number of threads.
 func TestLinearLawOfBits(t *testing.T) {
@@ -124,7 +132,7 @@ func TestLinearLawOfBits(t *testing.T) {
 						}
 					}
 					width := len(want) / most
-					for m := 1; m <= most; m++ {
+					for m := 1; m <= most; m += stepOf(set) {
 						lo := (m * 7) % (most - m + 1)
 						same(t, fmt.Sprintf("%s %s gated %v, %d threads, rows [%d,%d)", set.name, dtype, gated, threads, lo, lo+m), run(o, w, n, lo, lo+m), want[lo*width:(lo+m)*width])
 					}

@@ -1,0 +1,78 @@
+package cpu
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"manta/kernels"
+)
+
+// fastestOf gives the shortest of many runs: what the processor can do when
+// nothing else has it.
+func fastestOf(runs int, f func()) time.Duration {
+	best := time.Hour
+	for range runs {
+		begin := time.Now()
+		f()
+		best = min(best, time.Since(begin))
+	}
+	return best
+}
+
+// BenchmarkKernel prints, on one thread and for operands in the caches, the
+// product kernels' GFLOP/s and their ratio to the peak of bare FMAs.
+func BenchmarkKernel(b *testing.B) {
+	o := device(b, 1, fastest())
+	for range b.N {
+	}
+	for _, dtype := range []kernels.DType{kernels.F32, kernels.BF16, kernels.F16, kernels.Q8_0, kernels.Q4_1, kernels.Q4_0} {
+		const rows, cols = 64, 576
+		w := weightOf(b, o, matrix(newRand(1), dtype, rows, cols)).(*weight)
+		line := fmt.Sprintf("%-5s", dtype)
+		for _, m := range []int{1, 2, 3, 4, 6, 8, 10, 12} {
+			x := tensor(b, o, m, cols, random(newRand(2), m*cols))
+			sums := make([]float32, 16*w.blocks)
+			y := o.workers[0].tile
+			k := o.kernels.products[w.format.kind][m-1]
+			d := fastestOf(300, func() {
+				for range 20 {
+					k(&y[0], &bufferOf(x).data[0], uintptr(4*bufferOf(x).stride), &sums[0], w.group(0), uintptr(w.blocks))
+				}
+			})
+			line += fmt.Sprintf("  %d: %5.1f (%4.1f GB/s)", m, 20*2*rows*cols*float64(m)/float64(d.Nanoseconds()), 20*float64(w.groupBytes())/float64(d.Nanoseconds()))
+		}
+		b.Log(line)
+	}
+}
+
+// BenchmarkBest prints the shortest of many steps of SmolLM2's shape, and what
+// processor time they took: other programs share the machine, so that means say
+// little.
+func BenchmarkBest(b *testing.B) {
+	for range b.N {
+	}
+	for _, threads := range []int{1, 2} {
+		o := device(b, threads, fastest())
+		m := newStack(b, o, smollm2, 1024, 4096)
+		for _, c := range []struct{ sequences, start, count, runs int }{{1, 100, 1, 200}, {1, 1024, 1, 100}, {16, 200, 1, 30}, {1, 0, 64, 20}, {1, 0, 512, 6}} {
+			batch, rows := batchOf(c.sequences, c.start, c.count)
+			least := time.Hour
+			d := fastestOf(c.runs, func() {
+				before := processorTime()
+				m.step(b, batch, rows)
+				least = min(least, processorTime()-before)
+			})
+			b.Logf("%d threads, %d sequences of %d rows at %d: %v, %.0f tokens/s; processor %v", threads, c.sequences, c.count, c.start, d, float64(c.sequences*c.count)/d.Seconds(), least)
+		}
+	}
+}
+
+func processorTime() time.Duration {
+	var use syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &use); err != nil {
+		panic(err)
+	}
+	return time.Duration(use.Utime.Nano() + use.Stime.Nano())
+}

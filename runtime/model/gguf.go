@@ -11,11 +11,6 @@ import (
 	"manta/runtime/weights"
 )
 
-// ggufFamilies gives the architecture of each general.architecture. Read only.
-var ggufFamilies = map[string]func(*metadata) *Spec{
-	"llama": ggufLlama,
-}
-
 // A metadata reads the keys "ARCHITECTURE.…" of a GGUF and notes which were read;
 // of those that nobody read, finish refuses by name all that are not known to be
 // without effect. The first error sticks.
@@ -151,6 +146,8 @@ func ggufBase(m *metadata) *Spec {
 		m.fail(ErrUnsupported, "attention.value_length", "values of %d beside keys of %d", v, s.HeadDim)
 	}
 	s.AttentionScale = inverseRoot(float64(s.HeadDim))
+	s.AttentionCap = float32(m.float("attn_logit_softcapping", 0))
+	s.LogitCap = float32(m.float("final_logit_softcapping", 0))
 	return s
 }
 
@@ -161,20 +158,11 @@ func ggufNames() Names {
 		AttentionNorm: layer + "attn_norm", FFNNorm: layer + "ffn_norm",
 		Q: layer + "attn_q", K: layer + "attn_k", V: layer + "attn_v", Out: layer + "attn_output",
 		Gate: layer + "ffn_gate", Up: layer + "ffn_up", Down: layer + "ffn_down",
-		Ignored: []string{"rope_freqs.weight", layer + "attn_rot_embd.weight"},
+		Ignored: []string{
+			"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight",
+			layer + "attn_rot_embd.weight",
+		},
 	}
-}
-
-// ggufLlama: its queries and keys are stored permuted, so that pairs (2i, 2i+1)
-// turn (llama.cpp: LLAMA_ROPE_TYPE_NORM). Mistral comes under this name too.
-func ggufLlama(m *metadata) *Spec {
-	s := ggufBase(m)
-	s.Interleaved = true
-	s.QKVBias = m.has("blk.0.attn_q.bias")
-	s.OutBias = m.has("blk.0.attn_output.bias")
-	s.FFNBias = m.has("blk.0.ffn_up.bias")
-	s.setRope(m.rope(s.HeadDim))
-	return s
 }
 
 // rope reads the rotation of a GGUF.
@@ -189,7 +177,7 @@ func (m *metadata) rope(headDim int) Rope {
 	}
 	attention := m.float("rope.scaling.attn_factor", 1)
 	switch kind := m.text("rope.scaling.type", "none"); kind {
-	case "none":
+	case "none", "longrope": // longrope shows in its tensors
 	case "linear":
 		r.Kind = RopeLinear
 	case "yarn":
@@ -199,12 +187,29 @@ func (m *metadata) rope(headDim int) Rope {
 	default:
 		m.fail(ErrUnsupported, "rope.scaling.type", "%q", kind)
 	}
-	if divisors, ok := m.source.Tensor("rope_freqs.weight"); ok && divisors.Rows == 1 {
-		r.Divisors = make([]float32, divisors.Cols)
-		ref.Dequantize(divisors, 0, r.Divisors)
+	for _, f := range m.vector("rope_freqs.weight") {
+		r.Divisors = append(r.Divisors, float32(f))
+	}
+	if r.Long = m.vector("rope_factors_long.weight"); r.Long != nil {
+		r.Kind, r.Attention, r.Short = RopeLongRope, attention, m.vector("rope_factors_short.weight")
 	}
 	if err := r.check(); err != nil && m.err == nil {
 		m.err = err
 	}
 	return r
+}
+
+// vector gives the values of a tensor of one dimension, or nil.
+func (m *metadata) vector(name string) []float64 {
+	t, ok := m.source.Tensor(name)
+	if !ok || t.Rows != 1 {
+		return nil
+	}
+	narrow := make([]float32, t.Cols)
+	ref.Dequantize(t, 0, narrow)
+	wide := make([]float64, len(narrow))
+	for i, v := range narrow {
+		wide[i] = float64(v)
+	}
+	return wide
 }

@@ -91,7 +91,24 @@ func newCluster(t testing.TB, path string, cacheType kernels.DType, context int,
 	if err != nil {
 		t.Fatal(err)
 	}
-	roundAsReference(t, s, w)
+	roundAsReference(t, s, w, path)
+	return clusterOf(t, w, s, cacheType, context, layout)
+}
+
+// newClusterOf gives one rank of a model that stands for a reference's.
+func newClusterOf(t testing.TB, w *weights.Model, s *Spec, reference string) *runner {
+	t.Helper()
+	original, err := weights.Open(reference)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer original.Close()
+	roundAsReference(t, s, original, reference)
+	return clusterOf(t, w, s, kernels.F32, testContext, shard.Layout{Tensor: 1, Pipeline: 1})
+}
+
+func clusterOf(t testing.TB, w *weights.Model, s *Spec, cacheType kernels.DType, context int, layout shard.Layout) *runner {
+	t.Helper()
 	r := &runner{t: t, spec: s, groups: s.Shapes().Groups()}
 	r.next = make([]int32, len(r.groups))
 	limits := Limits{MaxRows: 256, MaxWanted: 256, MaxContext: context, CacheType: cacheType}
@@ -180,9 +197,9 @@ func (r *runner) run(b *kernels.Batch) [][]float32 {
 // roundAsReference repeats what transformers 5.17's references of 16-bit models
 // went through: the script that made them converted each model in memory, and its
 // rotation frequencies with it. Those of 5.23 read the files.
-func roundAsReference(t testing.TB, s *Spec, w *weights.Model) {
+func roundAsReference(t testing.TB, s *Spec, w *weights.Model, folder string) {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join(w.Path(), "golden.json"))
+	data, err := os.ReadFile(filepath.Join(folder, "golden.json"))
 	if err != nil {
 		return // no reference
 	}
@@ -190,7 +207,7 @@ func roundAsReference(t testing.TB, s *Spec, w *weights.Model) {
 	if err := json.Unmarshal(data, &g); err != nil {
 		t.Fatal(err)
 	}
-	m, _ := w.Tensor(s.Names.Embedding + ".weight")
+	m, _ := w.Tensor(w.Names()[0])
 	if strings.HasPrefix(g.Source, "transformers 5.17.") {
 		s.RoundFrequencies(m.Type)
 	}

@@ -77,6 +77,7 @@ type Replica struct {
 	Layout     shard.Layout
 	Blocks     []int // per block group, equal on all ranks
 	MaxLen     int   // tokens a sequence may have
+	Memory     int64 // bytes that its fullest shard takes of its device, as planned
 	Shards     []Placement
 	Phase      Phase
 	Reason     string // why it is not ready, for people

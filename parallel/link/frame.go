@@ -9,7 +9,7 @@ import (
 //
 //	0   version (1)
 //	1   form: message, call, reply, fault
-//	2   flags: first, last
+//	2   flags: first, last, bye
 //	3   0
 //	4   session: 8 random bytes of the connection that carries it
 //	12  sequence number of the chunk within the session
@@ -33,6 +33,7 @@ const (
 const (
 	flagFirst = 1 << iota
 	flagLast
+	flagBye // the session ends here, nothing is lost; the chunk is no part of a message
 )
 
 type header struct {
@@ -109,9 +110,16 @@ type assembly struct {
 	broken  bool
 	partial []byte
 	open    bool // a message has begun
+	bye     bool // the session ended in order
 	head    header
 	// consumed counts bytes taken since the session began, granted those told.
 	consumed, granted uint64
+}
+
+// replaces reports whether a chunk begins another session although the one before
+// did not end in order: some of that may be lost.
+func (a *assembly) replaces(h header) bool {
+	return a.session != 0 && h.session != a.session && !a.bye
 }
 
 // add takes a chunk. It gives the message that the chunk completes, or nil. An
@@ -135,6 +143,10 @@ func (a *assembly) add(h header, payload []byte, maxMessage int) (*header, []byt
 		return fail("%w: chunk %d, expected %d", ErrGap, h.seq, a.next)
 	}
 	a.next++
+	if h.flags&flagBye != 0 {
+		a.bye = !a.open
+		return nil, nil, nil
+	}
 	a.consumed += uint64(len(payload))
 	first, last := h.flags&flagFirst != 0, h.flags&flagLast != 0
 	if first == a.open {

@@ -51,6 +51,29 @@ func TestAssembly(t *testing.T) {
 	}
 }
 
+// A new session tells of a loss unless the one before ended in order.
+func TestSessionsEnd(t *testing.T) {
+	for name, c := range map[string]struct {
+		flags uint8
+		want  bool
+	}{"in order": {flagBye, false}, "broken off": {flagFirst | flagLast, true}} {
+		t.Run(name, func(t *testing.T) {
+			var a assembly
+			if a.replaces(header{session: 1}) {
+				t.Fatal("the first session replaces nothing")
+			}
+			for _, h := range []header{{session: 1, flags: flagFirst | flagLast}, {session: 1, seq: 1, flags: c.flags}} {
+				if _, _, err := a.add(h, nil, 10); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := a.replaces(header{session: 2}); got != c.want {
+				t.Fatalf("replaces: %v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
 // Whatever bytes come, parsing gives an error or a header that writes back.
 func FuzzHeader(f *testing.F) {
 	f.Add(header{form: formCall, flags: flagFirst, session: 1, seq: 2, total: 3, call: 4}.append(nil))

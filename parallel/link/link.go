@@ -79,8 +79,8 @@ type Config struct {
 	Window     int           // bytes on the way to one peer's lane
 	Idle       time.Duration // a lane unused for so long is closed
 	Stall      time.Duration // a peer that grants nothing for so long is given up
-	// Lost is called when a connection to a peer broke and messages sent to it
-	// may be lost. It must not block.
+	// Lost is called when a connection to or from a peer broke and messages may be
+	// lost. The receiver learns it from the peer's next message. It must not block.
 	Lost   func(peer trust.Identity, err error)
 	Logger *slog.Logger
 }

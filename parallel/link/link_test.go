@@ -286,6 +286,34 @@ func TestIdleLanesClose(t *testing.T) {
 	}
 }
 
+// A courier delivers the newest to who is there; a peer that can't be reached
+// delays nobody.
+func TestCourier(t *testing.T) {
+	d := &directory{}
+	a := start(t, d, headA, secret, nil)
+	b := start(t, d, nodeB, secret, nil)
+	d.set(nodeC, "127.0.0.1:1")
+	got := make(chan string, 1000)
+	b.Handle("news", func(m Message) { got <- string(m.Data) })
+	c := NewCourier(a)
+	defer c.Close()
+	for i := range 100 {
+		c.Tell(nodeC, "news", nil)
+		c.Tell(nodeB, "news", fmt.Append(nil, i))
+	}
+	for last := ""; last != "99"; {
+		select {
+		case last = <-got:
+		case <-soon(t).Done():
+			t.Fatalf("the newest did not arrive; last was %q", last)
+		}
+	}
+	c.Keep(map[trust.Identity]bool{nodeB: true})
+	if len(c.peers) != 1 {
+		t.Fatalf("%d peers kept", len(c.peers))
+	}
+}
+
 func TestMessageTooLarge(t *testing.T) {
 	d := &directory{}
 	a := start(t, d, headA, secret, func(c *Config) { c.MaxMessage = 10 })

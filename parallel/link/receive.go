@@ -93,6 +93,10 @@ func (l *Link) receive(which Lane, m *nats.Msg) {
 	s.last = time.Now()
 	in.mu.Unlock()
 
+	if s.replaces(h) {
+		l.log.Warn("link lost", "peer", sender.String(), "lane", which.String(), "error", "the peer began another session")
+		l.cfg.Lost(sender, ErrGap)
+	}
 	whole, data, err := s.add(h, payload, l.cfg.MaxMessage)
 	if err != nil {
 		l.log.Warn("link receive", "peer", sender.String(), "kind", kind, "error", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -16,6 +17,7 @@ import (
 const (
 	pingInterval = time.Second
 	maxPings     = 3
+	byeTimeout   = 500 * time.Millisecond
 )
 
 type laneKey struct {
@@ -256,6 +258,22 @@ func (n *lane) wake() {
 	n.changed = make(chan struct{})
 }
 
+// bye ends the session in order, if no message is half sent.
+func (n *lane) bye(conn *nats.Conn) {
+	select {
+	case <-n.turn:
+		defer func() { n.turn <- struct{}{} }()
+	default:
+		return
+	}
+	n.mu.Lock()
+	h := header{flags: flagBye, session: n.session, seq: n.seq}
+	n.mu.Unlock()
+	if conn.Publish(subject(n.key.peer, n.key.which, n.link.self, "bye"), h.append(nil)) == nil {
+		conn.FlushTimeout(byeTimeout) // at worst the peer counts a loss that was none
+	}
+}
+
 func (n *lane) idleSince(now time.Time) time.Duration {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -285,8 +303,8 @@ func (n *lane) close(reason error) {
 	}
 	l.out.Unlock()
 	if conn != nil {
-		if reason == nil {
-			conn.FlushTimeout(writeDeadline)
+		if reason == nil || errors.Is(reason, ErrClosed) { // an orderly end says so
+			n.bye(conn)
 		}
 		conn.Close()
 	}

@@ -130,4 +130,5 @@ type Generation struct {
 	TopP              *float32 `cbor:"3,keyasint,omitempty"`
 	TopK              *int     `cbor:"4,keyasint,omitempty"`
 	RepetitionPenalty *float32 `cbor:"5,keyasint,omitempty"`
+	MinP              *float32 `cbor:"6,keyasint,omitempty"`
 }

@@ -1,0 +1,69 @@
+package serve
+
+import (
+	"fmt"
+	"strings"
+
+	"manta/kernels"
+	"manta/kernels/cpu"
+	"manta/node/wire"
+)
+
+// A Kind is one kind of device on this node.
+type Kind interface {
+	Name() string
+	Devices() []wire.Device
+	// Open gives a rank the device; the rank closes it. dtype is the deployment's.
+	Open(device, dtype string) (kernels.Ops, error)
+}
+
+// CPU is the processor as one device, or as several that share its cores.
+type CPU struct {
+	Count   int
+	Threads int   // cores of each device; 0: all
+	Memory  int64 // bytes that shards may use, of all devices together
+	Model   string
+}
+
+var _ Kind = CPU{}
+
+// Name implements Kind.
+func (CPU) Name() string { return "cpu" }
+
+// Devices implements Kind.
+func (c CPU) Devices() []wire.Device {
+	var devices []wire.Device
+	for i := range c.Count {
+		devices = append(devices, wire.Device{ID: fmt.Sprintf("cpu:%d", i), Kind: "cpu", Name: c.Model, Memory: c.Memory / int64(c.Count)})
+	}
+	return devices
+}
+
+// Open implements Kind.
+func (c CPU) Open(_, dtype string) (kernels.Ops, error) {
+	switch dtype {
+	case "", "auto", "float32":
+		return cpu.New(cpu.Options{Threads: c.Threads})
+	}
+	return nil, fmt.Errorf("serve: --dtype %s on a CPU: give auto or float32", dtype)
+}
+
+// open finds the device among the node's kinds.
+func (s *Server) open(device, dtype string) (kernels.Ops, error) {
+	for _, kind := range s.cfg.Devices {
+		for _, d := range kind.Devices() {
+			if d.ID == device {
+				return kind.Open(device, dtype)
+			}
+		}
+	}
+	return nil, fmt.Errorf("serve: this node has no device %q", device)
+}
+
+// kindOf is the kind in a device's id; a GPU's is its UUID.
+func kindOf(device string) string {
+	if kind, _, ok := strings.Cut(device, ":"); ok {
+		return kind
+	}
+	return "cuda"
+}

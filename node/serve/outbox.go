@@ -1,0 +1,150 @@
+package serve
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"manta/node/wire"
+)
+
+const (
+	// outboxFrames bounds the frames that wait for one head. A head that is so far
+	// behind has lost them; it sees the gap and asks again.
+	outboxFrames = 1 << 16
+	// headGone is how long a head may be out of reach before its requests end.
+	headGone = 60 * time.Second
+	// retryPause is between two attempts to reach a head.
+	retryPause = 100 * time.Millisecond
+)
+
+// outboxes hold what waits to be sent, a queue and a goroutine a head.
+type outboxes struct {
+	send Sender
+	log  *slog.Logger
+
+	mu      sync.Mutex // guards what follows
+	boxes   map[string]*outbox
+	running context.Context
+	group   *errgroup.Group
+}
+
+// outbox is one head's queue.
+type outbox struct {
+	head  string
+	ready chan struct{} // holds one: there are frames
+
+	mu      sync.Mutex // guards what follows
+	frames  []wire.Frame
+	failing time.Time // since when; zero: the last send succeeded
+	dropped bool
+}
+
+func newOutboxes(send Sender, log *slog.Logger) *outboxes {
+	return &outboxes{send: send, log: log, boxes: make(map[string]*outbox)}
+}
+
+func (o *outboxes) run(ctx context.Context) error {
+	o.mu.Lock()
+	group, running := errgroup.WithContext(ctx)
+	o.running, o.group = running, group
+	for _, box := range o.boxes {
+		group.Go(func() error { return o.deliver(running, box) })
+	}
+	group.Go(func() error { <-running.Done(); return running.Err() })
+	o.mu.Unlock()
+	return group.Wait()
+}
+
+// put queues frames for a head. It never blocks.
+func (o *outboxes) put(head string, frames ...wire.Frame) {
+	o.mu.Lock()
+	box, ok := o.boxes[head]
+	if !ok {
+		box = &outbox{head: head, ready: make(chan struct{}, 1)}
+		o.boxes[head] = box
+		if o.group != nil && o.running.Err() == nil {
+			running := o.running
+			o.group.Go(func() error { return o.deliver(running, box) })
+		}
+	}
+	o.mu.Unlock()
+	box.put(frames)
+}
+
+func (b *outbox) put(frames []wire.Frame) {
+	b.mu.Lock()
+	if len(b.frames)+len(frames) > outboxFrames {
+		b.frames, b.dropped = nil, true
+	}
+	b.frames = append(b.frames, frames...)
+	b.mu.Unlock()
+	select {
+	case b.ready <- struct{}{}:
+	default:
+	}
+}
+
+func (b *outbox) take() (frames []wire.Frame, dropped bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	frames, dropped = b.frames, b.dropped
+	b.frames, b.dropped = nil, false
+	return frames, dropped
+}
+
+// deliver sends what is queued for one head, all that there is at a time.
+func (o *outboxes) deliver(ctx context.Context, b *outbox) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-b.ready:
+		}
+		frames, dropped := b.take()
+		if dropped {
+			o.log.Warn("frames dropped", "head", b.head, "why", "the head does not keep up")
+		}
+		data, err := wire.Marshal(wire.Frames{Version: wire.Version, Frames: frames})
+		if err == nil {
+			err = o.send.Send(ctx, b.head, wire.KindFrames, data)
+		}
+		b.outcome(err)
+		if err != nil && ctx.Err() == nil {
+			o.log.Warn("frames lost", "head", b.head, "frames", len(frames), "err", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(retryPause):
+			}
+		}
+	}
+}
+
+func (b *outbox) outcome(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case err == nil:
+		b.failing = time.Time{}
+	case b.failing.IsZero():
+		b.failing = time.Now()
+	}
+}
+
+// lost names the heads that have been out of reach for too long.
+func (o *outboxes) lost(now time.Time) []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var heads []string
+	for head, b := range o.boxes {
+		b.mu.Lock()
+		if !b.failing.IsZero() && now.Sub(b.failing) > headGone {
+			heads = append(heads, head)
+		}
+		b.mu.Unlock()
+	}
+	return heads
+}

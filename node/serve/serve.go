@@ -1,0 +1,233 @@
+// Package serve runs on a node what the heads assign to it: it pulls and loads
+// models onto devices, drives their engines, takes requests and sends frames.
+//
+// It knows nothing of gossip, connections or raft: the node's composition root
+// hands it messages and takes its own. Whatever a head or a link does, an engine
+// never waits for it.
+package serve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"manta/node/wire"
+	"manta/runtime/weights"
+)
+
+// Config is what a Server is made of.
+type Config struct {
+	Node    string
+	Devices []Kind
+	Library func(downloadDir string) *weights.Library // "" is the node's own folder
+	Send    Sender
+	Logger  *slog.Logger
+	// Changed is called when Report would tell something new. It must not block.
+	Changed func()
+}
+
+// Sender sends an encoded message to a head. It may block while a peer is
+// dialled; an error means that messages may be lost.
+type Sender interface {
+	Send(ctx context.Context, head, kind string, data []byte) error
+}
+
+// Server holds a node's replicas and the requests in progress on them.
+type Server struct {
+	cfg      Config
+	sessions *sessions
+	outboxes *outboxes
+
+	mu       sync.Mutex // guards what follows
+	index    uint64     // of the newest Assignments
+	replicas map[string]*replica
+	draining bool
+	sequence uint64 // of the newest Report
+	running  context.Context
+	group    *errgroup.Group
+}
+
+// ErrDraining is the answer to requests while the node empties itself.
+var ErrDraining = errors.New("serve: this node is draining")
+
+// New makes a server; Run starts it.
+func New(cfg Config) *Server {
+	s := &Server{cfg: cfg, replicas: make(map[string]*replica)}
+	s.outboxes = newOutboxes(cfg.Send, cfg.Logger)
+	s.sessions = newSessions(s.outboxes)
+	return s
+}
+
+// Run works until ctx ends; then every replica has stopped and freed its devices.
+func (s *Server) Run(ctx context.Context) error {
+	group, running := errgroup.WithContext(ctx)
+	s.mu.Lock()
+	s.running, s.group = running, group
+	for _, r := range s.replicas {
+		s.start(r)
+	}
+	s.mu.Unlock()
+	group.Go(func() error { return s.outboxes.run(running) })
+	group.Go(func() error { return s.tidy(running) })
+	err := group.Wait()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+// tidy forgets outputs that nobody will come back for, and cancels the requests of
+// heads that have been out of reach for too long.
+func (s *Server) tidy(ctx context.Context) error {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case now := <-ticker.C:
+			s.sessions.expire(now)
+			for _, head := range s.outboxes.lost(now) {
+				s.sessions.abandon(head)
+			}
+		}
+	}
+}
+
+// Assign makes the node run what the heads want, and nothing else.
+func (s *Server) Assign(a wire.Assignments) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.Version > wire.Version || a.Index < s.index || s.draining || s.running != nil && s.running.Err() != nil {
+		return
+	}
+	s.index = a.Index
+	for id, r := range s.replicas {
+		if !slices.ContainsFunc(a.Replicas, func(w wire.Assignment) bool { return w.Replica == id }) {
+			delete(s.replicas, id)
+			r.stop()
+		}
+	}
+	for _, want := range a.Replicas {
+		if r, ok := s.replicas[want.Replica]; ok {
+			r.want(want)
+			continue
+		}
+		r := newReplica(s, want)
+		s.replicas[want.Replica] = r
+		if s.group != nil {
+			s.start(r)
+		}
+	}
+}
+
+// start runs a replica; s.mu is held.
+func (s *Server) start(r *replica) {
+	s.group.Go(func() error {
+		r.run(s.running)
+		return nil // a replica that fails is reported, and fails alone
+	})
+}
+
+// Request takes a request for one of the node's drivers. What goes wrong with it
+// is told to its head as a frame.
+func (s *Server) Request(r wire.Request) {
+	if err := s.request(r); err != nil {
+		s.outboxes.put(r.Head, wire.Frame{Version: wire.Version, Request: r.ID, Attempt: r.Attempt, Epoch: r.Epoch, Err: wireError(err)})
+	}
+}
+
+func (s *Server) request(r wire.Request) error {
+	if r.Version > wire.Version {
+		return &wire.Error{Code: wire.ErrInvalid, Message: fmt.Sprintf("request of version %d, this node speaks %d", r.Version, wire.Version)}
+	}
+	s.mu.Lock()
+	replica, ok := s.replicas[r.Replica]
+	draining := s.draining
+	s.mu.Unlock()
+	if draining {
+		return ErrDraining
+	}
+	if !ok {
+		return &wire.Error{Code: wire.ErrStale, Message: "replica " + r.Replica + " is not on this node"}
+	}
+	return replica.request(r)
+}
+
+// Cancel withdraws a request or some of its choices.
+func (s *Server) Cancel(c wire.Cancel) {
+	if c.Version <= wire.Version {
+		s.sessions.cancel(c)
+	}
+}
+
+// Report tells the heads what the node has and runs.
+func (s *Server) Report() wire.Report {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sequence++
+	report := wire.Report{Version: wire.Version, Node: s.cfg.Node, Sequence: s.sequence, Draining: s.draining}
+	for _, kind := range s.cfg.Devices {
+		report.Devices = append(report.Devices, kind.Devices()...)
+	}
+	for _, r := range s.replicas {
+		report.Replicas = append(report.Replicas, r.report())
+	}
+	slices.SortFunc(report.Replicas, func(a, b wire.ReplicaReport) int {
+		if a.Replica < b.Replica {
+			return -1
+		}
+		return 1
+	})
+	return report
+}
+
+// Credits tells a head, one of so many, how many choices it may have outstanding
+// on each driver here.
+func (s *Server) Credits(heads int) []wire.Credit {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var credits []wire.Credit
+	for _, r := range s.replicas {
+		if c, ok := r.credit(max(1, heads), s.draining); ok {
+			credits = append(credits, c)
+		}
+	}
+	return credits
+}
+
+// Drain takes no new requests and returns when those in progress have ended, or
+// with ctx.
+func (s *Server) Drain(ctx context.Context) error {
+	s.mu.Lock()
+	s.draining = true
+	s.mu.Unlock()
+	s.changed()
+	return s.sessions.drained(ctx)
+}
+
+func (s *Server) changed() {
+	if s.cfg.Changed != nil {
+		s.cfg.Changed()
+	}
+}
+
+// wireError puts an error into the words that a head acts on.
+func wireError(err error) *wire.Error {
+	var told *wire.Error
+	if errors.As(err, &told) {
+		return told
+	}
+	for _, known := range errorCodes {
+		if errors.Is(err, known.err) {
+			return &wire.Error{Code: known.code, Message: err.Error()}
+		}
+	}
+	return &wire.Error{Code: wire.ErrInternal, Message: err.Error()}
+}

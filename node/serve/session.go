@@ -1,0 +1,309 @@
+package serve
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"manta/node/wire"
+	"manta/runtime/engine"
+)
+
+const (
+	// keepEnded is how long the outputs of an ended request are kept for a client
+	// that comes back through another head …
+	keepEnded = 60 * time.Second
+	// … and keepBytes how much memory all of them may take.
+	keepBytes = 64 << 20
+)
+
+// canceller is what sessions need of an engine.
+type canceller interface {
+	Cancel(id engine.RequestID, attempt uint32, choices []int) error
+}
+
+// session is a request on one of this node's drivers, with all that it has given
+// so far. Its head may change: a newer attempt takes it over where it is.
+type session struct {
+	request wire.Request // of the newest attempt
+	attempt uint32       // under which the engine knows it
+	engine  canceller
+	choices []choiceLog
+	prompt  []wire.Logprob
+	cached  int
+	open    int // choices not ended
+	ended   time.Time
+	bytes   int
+}
+
+// choiceLog is what one choice has given.
+type choiceLog struct {
+	tokens   []int32
+	logprobs []wire.Logprob
+	finish   wire.FinishReason
+	closed   bool // finished or cancelled
+	base     int  // output tokens that the request came with: tokens[0] follows them
+}
+
+// sessions are the requests of all drivers of a node.
+type sessions struct {
+	out *outboxes
+
+	mu    sync.Mutex // guards what follows
+	byID  map[wire.RequestID]*session
+	ended []*session // oldest first
+	kept  int        // bytes of ended
+	open  int        // sessions not ended
+	wake  chan struct{}
+}
+
+func newSessions(out *outboxes) *sessions {
+	return &sessions{out: out, byID: make(map[wire.RequestID]*session), wake: make(chan struct{})}
+}
+
+// begin makes a session for a request, or lets a newer attempt take over the one
+// there is. With takenOver the engine has it already.
+func (s *sessions) begin(r wire.Request, e canceller) (takenOver bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old, ok := s.byID[r.ID]; ok {
+		switch {
+		case old.request.Owner != r.Owner || old.request.Body != r.Body:
+			return false, &wire.Error{Code: wire.ErrInvalid, Message: "a request of this id has another key or body"}
+		case r.Attempt <= old.request.Attempt:
+			return false, &wire.Error{Code: wire.ErrStale, Message: "an attempt as new is already here"}
+		case old.engine == e && old.covers(r):
+			s.takeOver(old, r)
+			return true, nil
+		}
+		_ = old.engine.Cancel(engine.RequestID(r.ID), old.attempt, nil) // a lost engine has forgotten it anyway
+		s.forget(old)
+	}
+	n := &session{request: r, attempt: r.Attempt, engine: e, open: r.Choices, choices: make([]choiceLog, r.Choices)}
+	for c := range min(r.Choices, len(r.Outputs)) {
+		n.choices[c].base = len(r.Outputs[c])
+	}
+	s.byID[r.ID] = n
+	s.open++
+	return false, nil
+}
+
+// covers reports whether the session has all tokens that a newer attempt lacks.
+func (n *session) covers(r wire.Request) bool {
+	for c := range n.choices {
+		given := 0
+		if c < len(r.Outputs) {
+			given = len(r.Outputs[c])
+		}
+		log := &n.choices[c]
+		if given < log.base || given > log.base+len(log.tokens) || log.closed && log.finish == wire.Unfinished {
+			return false
+		}
+	}
+	return true
+}
+
+// takeOver goes on for the head of a newer attempt, after the tokens it has.
+func (s *sessions) takeOver(n *session, r wire.Request) {
+	n.request = r
+	for c := range n.choices {
+		log := &n.choices[c]
+		given := 0
+		if c < len(r.Outputs) {
+			given = len(r.Outputs[c])
+		}
+		f := n.frame(c)
+		f.Offset = given
+		f.Tokens = log.tokens[given-log.base:]
+		if log.logprobs != nil {
+			f.Logprobs = log.logprobs[given-log.base:]
+		}
+		f.Finish = log.finish
+		if c == 0 && given == 0 {
+			f.Prompt = n.prompt
+		}
+		if len(f.Tokens) > 0 || f.Finish != wire.Unfinished {
+			s.out.put(r.Head, f)
+		}
+	}
+}
+
+func (n *session) frame(choice int) wire.Frame {
+	return wire.Frame{
+		Version: wire.Version, Request: n.request.ID, Attempt: n.request.Attempt, Epoch: n.request.Epoch,
+		Choice: choice, Cached: n.cached,
+	}
+}
+
+// deliver passes an engine's outputs on. The engine's loop calls it.
+func (s *sessions) deliver(e canceller, outputs []engine.Output) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	frames := make(map[string][]wire.Frame, 1)
+	for i := range outputs {
+		o := &outputs[i]
+		n := s.byID[wire.RequestID(o.ID)]
+		if n == nil || n.engine != e || o.Attempt != n.attempt {
+			continue
+		}
+		if f, ok := s.record(n, o); ok {
+			frames[n.request.Head] = append(frames[n.request.Head], f)
+		}
+	}
+	for head, f := range frames {
+		s.out.put(head, f...)
+	}
+}
+
+// record adds an output to its session and gives the frame to send.
+func (s *sessions) record(n *session, o *engine.Output) (wire.Frame, bool) {
+	if o.Err != nil {
+		f := n.frame(0)
+		f.Err = wireError(o.Err)
+		s.forget(n)
+		return f, true
+	}
+	log := &n.choices[o.Choice]
+	if log.closed {
+		return wire.Frame{}, false
+	}
+	n.cached = o.Cached
+	f := n.frame(o.Choice)
+	f.Offset, f.Tokens, f.Finish = o.Offset, o.Tokens, wire.FinishReason(o.Finish)
+	f.Logprobs, f.Prompt = logprobs(o.Logprobs), logprobs(o.Prompt)
+	log.tokens = append(log.tokens, o.Tokens...)
+	log.logprobs = append(log.logprobs, f.Logprobs...)
+	log.finish = f.Finish
+	if f.Prompt != nil {
+		n.prompt = f.Prompt
+	}
+	n.bytes += size(f)
+	if f.Finish != wire.Unfinished {
+		s.closeChoice(n, o.Choice)
+	}
+	return f, true
+}
+
+func logprobs(in []engine.Logprob) []wire.Logprob {
+	if in == nil {
+		return nil
+	}
+	out := make([]wire.Logprob, len(in))
+	for i, l := range in {
+		out[i] = wire.Logprob{Token: l.Token, Logprob: l.Logprob, Rank: l.Rank, Top: l.Top}
+	}
+	return out
+}
+
+// size is about what a frame's content takes in memory.
+func size(f wire.Frame) int {
+	n := 4 * len(f.Tokens)
+	for _, list := range [][]wire.Logprob{f.Logprobs, f.Prompt} {
+		for _, l := range list {
+			n += 40 + 8*len(l.Top)
+		}
+	}
+	return n
+}
+
+func (s *sessions) closeChoice(n *session, choice int) {
+	if n.choices[choice].closed {
+		return
+	}
+	n.choices[choice].closed = true
+	if n.open--; n.open > 0 {
+		return
+	}
+	n.ended = time.Now()
+	s.ended = append(s.ended, n)
+	s.kept += n.bytes
+	s.closeSession()
+	for s.kept > keepBytes {
+		s.forget(s.ended[0])
+	}
+}
+
+// closeSession counts a session out.
+func (s *sessions) closeSession() {
+	s.open--
+	close(s.wake)
+	s.wake = make(chan struct{})
+}
+
+// forget drops a session and what it has given.
+func (s *sessions) forget(n *session) {
+	if s.byID[n.request.ID] == n {
+		delete(s.byID, n.request.ID)
+	}
+	if n.ended.IsZero() {
+		s.closeSession()
+		return
+	}
+	for i, e := range s.ended {
+		if e == n {
+			s.ended = append(s.ended[:i], s.ended[i+1:]...)
+			s.kept -= n.bytes
+			return
+		}
+	}
+}
+
+// expire forgets what ended long ago.
+func (s *sessions) expire(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.ended) > 0 && now.Sub(s.ended[0].ended) > keepEnded {
+		s.forget(s.ended[0])
+	}
+}
+
+// cancel withdraws a request or some of its choices.
+func (s *sessions) cancel(c wire.Cancel) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, ok := s.byID[c.ID]
+	if !ok || c.Attempt < n.request.Attempt {
+		return
+	}
+	if n.ended.IsZero() {
+		_ = n.engine.Cancel(engine.RequestID(c.ID), n.attempt, c.Choices) // a lost engine has forgotten it anyway
+	}
+	if len(c.Choices) == 0 {
+		s.forget(n)
+		return
+	}
+	for _, choice := range c.Choices {
+		if choice >= 0 && choice < len(n.choices) {
+			s.closeChoice(n, choice)
+		}
+	}
+}
+
+// abandon cancels the requests of a head that is gone.
+func (s *sessions) abandon(head string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range s.byID {
+		if n.request.Head == head && n.ended.IsZero() {
+			_ = n.engine.Cancel(engine.RequestID(n.request.ID), n.attempt, nil) // as above
+			s.forget(n)
+		}
+	}
+}
+
+// drained waits until no request is in progress.
+func (s *sessions) drained(ctx context.Context) error {
+	for {
+		s.mu.Lock()
+		open, wake := s.open, s.wake
+		s.mu.Unlock()
+		if open == 0 {
+			return nil
+		}
+		select {
+		case <-wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

@@ -217,12 +217,11 @@ func (g *Vocabulary) finish(t *Tokenizer) (*Tokenizer, error) {
 type scoredMerge struct {
 	left, right, result int32
 	score               float32
-	lengths             [2]int // in characters
 }
 
 // mergesOfScores lists, for each token, every pair of tokens that makes it;
-// the best score ranks first (generate_merges of transformers'
-// convert_slow_tokenizer.py, whose order of equal scores this follows).
+// the best score ranks first, of equal ones the lower ids (generate_merges of
+// transformers' convert_slow_tokenizer.py, as it made the published files).
 func (g *Vocabulary) mergesOfScores(v *vocabulary) mergeTable {
 	var merges []scoredMerge
 	for id, text := range g.Tokens {
@@ -240,8 +239,7 @@ func (g *Vocabulary) mergesOfScores(v *vocabulary) mergeTable {
 			left, okLeft := v.lexicon.find(v.pieces, text[:at])
 			right, okRight := v.lexicon.find(v.pieces, text[at:])
 			if okLeft && okRight {
-				merges = append(merges, scoredMerge{left, right, int32(id), g.Scores[id],
-					[2]int{utf8.RuneCountInString(text[:at]), utf8.RuneCountInString(text[at:])}})
+				merges = append(merges, scoredMerge{left, right, int32(id), g.Scores[id]})
 			}
 		}
 		local := merges[first:]
@@ -252,16 +250,7 @@ func (g *Vocabulary) mergesOfScores(v *vocabulary) mergeTable {
 			return local[i].right < local[k].right
 		})
 	}
-	sort.SliceStable(merges, func(i, k int) bool {
-		a, b := &merges[i], &merges[k]
-		switch {
-		case a.score != b.score:
-			return a.score > b.score
-		case a.lengths[0] != b.lengths[0]:
-			return a.lengths[0] > b.lengths[0]
-		}
-		return a.lengths[1] > b.lengths[1]
-	})
+	sort.SliceStable(merges, func(i, k int) bool { return merges[i].score > merges[k].score })
 	table := newMergeTable(len(merges))
 	for rank, m := range merges {
 		table.set(m.left, m.right, int32(rank), m.result)

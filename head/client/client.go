@@ -1,0 +1,189 @@
+// Package client is the Go client of the head's HTTP API. Its streams go on by
+// themselves when a head dies: they repeat the request with the last event's id,
+// at the next address, and give each piece once.
+//
+// Whoever makes a Client may share it; it keeps nothing but connections. It
+// works with any OpenAI-compatible server, whose streams then end when cut.
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"manta/head/api"
+)
+
+// Client talks to the heads of one cluster.
+type Client struct {
+	bases []string
+	key   string
+	http  *http.Client
+}
+
+// Error is an answer that is not a success.
+type Error struct {
+	Status     int
+	Message    string
+	RetryAfter time.Duration // 0: the server said nothing
+}
+
+func (e *Error) Error() string {
+	if e.Message == "" {
+		return fmt.Sprintf("the server answered %d %s", e.Status, http.StatusText(e.Status))
+	}
+	return fmt.Sprintf("%s (%d)", e.Message, e.Status)
+}
+
+// New makes a client of the heads at some addresses (http://host:port). The
+// first is asked first; the others when it fails. The key may be empty.
+func New(key string, bases ...string) *Client {
+	c := &Client{key: key}
+	for _, base := range bases {
+		c.bases = append(c.bases, strings.TrimSuffix(strings.TrimRight(base, "/"), "/v1"))
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConnsPerHost = 1024
+	c.http = &http.Client{Transport: transport}
+	return c
+}
+
+// Close drops idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Get reads JSON from a path.
+func (c *Client) Get(ctx context.Context, path string, into any) error {
+	return c.call(ctx, http.MethodGet, path, nil, into)
+}
+
+// Post sends JSON to a path and reads the answer.
+func (c *Client) Post(ctx context.Context, path string, body, into any) error {
+	return c.call(ctx, http.MethodPost, path, body, into)
+}
+
+// Delete removes what is at a path.
+func (c *Client) Delete(ctx context.Context, path string) error {
+	return c.call(ctx, http.MethodDelete, path, nil, nil)
+}
+
+func (c *Client) call(ctx context.Context, method, path string, body, into any) error {
+	var data []byte
+	if body != nil {
+		var err error
+		if data, err = json.Marshal(body); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	var failure error
+	for _, base := range c.bases {
+		response, err := c.send(ctx, base, method, path, data, "")
+		if err != nil {
+			failure = err
+			if ctx.Err() != nil || answered(err) {
+				return err
+			}
+			continue // no one is there; ask the next head
+		}
+		defer response.Body.Close()
+		if into == nil {
+			return nil
+		}
+		if err := json.NewDecoder(response.Body).Decode(into); err != nil {
+			return fmt.Errorf("%s: the answer is not JSON: %w", path, err)
+		}
+		return nil
+	}
+	return failure
+}
+
+// answered reports whether a server gave the error, rather than no one.
+func answered(err error) bool {
+	var refused *Error
+	return errors.As(err, &refused)
+}
+
+// send gives a successful response, whose body the caller closes.
+func (c *Client) send(ctx context.Context, base, method, path string, body []byte, lastEvent string) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, method, base+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	if body != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	if c.key != "" {
+		request.Header.Set("Authorization", "Bearer "+c.key)
+	}
+	if lastEvent != "" {
+		request.Header.Set("Last-Event-ID", lastEvent)
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	if response.StatusCode/100 == 2 {
+		return response, nil
+	}
+	defer response.Body.Close()
+	return nil, readError(response)
+}
+
+// maxErrorBody bounds what is read of an answer that is no success.
+const maxErrorBody = 64 << 10
+
+func readError(response *http.Response) error {
+	failure := &Error{Status: response.StatusCode}
+	data, err := io.ReadAll(io.LimitReader(response.Body, maxErrorBody))
+	if err != nil {
+		return failure
+	}
+	var body struct {
+		Error   json.RawMessage `json:"error"`
+		Message string          `json:"message"`
+	}
+	if json.Unmarshal(data, &body) == nil {
+		failure.Message = body.Message
+		var inner struct {
+			Message string `json:"message"`
+		}
+		if json.Unmarshal(body.Error, &inner) == nil && inner.Message != "" {
+			failure.Message = inner.Message
+		}
+	}
+	if after, err := time.ParseDuration(response.Header.Get("Retry-After") + "s"); err == nil {
+		failure.RetryAfter = after
+	}
+	return failure
+}
+
+// Models gives the names that the cluster serves.
+func (c *Client) Models(ctx context.Context) ([]string, error) {
+	var list struct {
+		Data []struct {
+			ID string `json:"id"`
+		} `json:"data"`
+	}
+	if err := c.Get(ctx, "/v1/models", &list); err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, model := range list.Data {
+		names = append(names, model.ID)
+	}
+	return names, nil
+}
+
+// Cluster gives the state of heads, nodes and deployments.
+func (c *Client) Cluster(ctx context.Context) (*api.ClusterState, error) {
+	var state api.ClusterState
+	if err := c.Get(ctx, "/api/cluster", &state); err != nil {
+		return nil, err
+	}
+	return &state, nil
+}

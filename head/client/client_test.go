@@ -1,0 +1,100 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// cutting is a server that gives "abcdef" a letter an event, and cuts the
+// connection after every n events.
+func cutting(t *testing.T, n int, ids bool) (*Client, *[]string) {
+	asked := &[]string{}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		*asked = append(*asked, r.Header.Get("Last-Event-ID"))
+		start := 0
+		if last := r.Header.Get("Last-Event-ID"); last != "" {
+			if _, err := fmt.Sscanf(last, "at-%d", &start); err != nil {
+				t.Errorf("Last-Event-ID %q", last)
+			}
+		}
+		for i := start; i < min(start+n, 6); i++ {
+			if ids {
+				fmt.Fprintf(w, "id: at-%d\n", i+1)
+			}
+			fmt.Fprintf(w, ": a comment\ndata: {\"choices\":[{\"text\":\"%c\"}]}\n\n", 'a'+i)
+		}
+		if start+n >= 6 {
+			fmt.Fprint(w, "data: {\"choices\":[],\"usage\":{\"completion_tokens\":6}}\n\ndata: [DONE]\n\n")
+		}
+	}))
+	t.Cleanup(server.Close)
+	c := New("", server.URL)
+	t.Cleanup(c.Close)
+	return c, asked
+}
+
+// A stream that is cut again and again goes on after the last event: each piece
+// comes once.
+func TestStreamGoesOn(t *testing.T) {
+	c, asked := cutting(t, 2, true)
+	var text strings.Builder
+	used, err := c.Complete(t.Context(), "m", "x", Options{}, func(p Piece) error {
+		text.WriteString(p.Text)
+		return nil
+	})
+	if err != nil || text.String() != "abcdef" || used.CompletionTokens != 6 {
+		t.Errorf("%q, %+v, %v", text.String(), used, err)
+	}
+	if got := strings.Join(*asked, " "); got != " at-2 at-4" {
+		t.Errorf("asked %q", got)
+	}
+}
+
+// A server without ids can't go on: asking again would repeat text.
+func TestStreamWithoutIDsEnds(t *testing.T) {
+	c, asked := cutting(t, 2, false)
+	_, err := c.Complete(t.Context(), "m", "x", Options{}, func(Piece) error { return nil })
+	if !errors.Is(err, io.ErrUnexpectedEOF) || len(*asked) != 1 {
+		t.Errorf("%v after %d requests", err, len(*asked))
+	}
+}
+
+// What the caller refuses is not tried again.
+func TestStreamEndsWithTheCaller(t *testing.T) {
+	c, asked := cutting(t, 2, true)
+	stop := errors.New("enough")
+	_, err := c.Complete(t.Context(), "m", "x", Options{}, func(Piece) error { return stop })
+	if !errors.Is(err, stop) || len(*asked) != 1 {
+		t.Errorf("%v after %d requests", err, len(*asked))
+	}
+}
+
+// An error has the server's words, and the next head is asked when one is gone.
+func TestErrorsAndOtherHeads(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Retry-After", "3")
+		w.WriteHeader(http.StatusTooManyRequests)
+		fmt.Fprint(w, `{"error":{"message":"the queue is full","code":429}}`)
+	}))
+	defer server.Close()
+	c := New("key", "http://127.0.0.1:1", server.URL+"/v1/")
+	defer c.Close()
+	_, err := c.Models(t.Context())
+	var refused *Error
+	if !errors.As(err, &refused) || refused.Status != 429 || refused.Message != "the queue is full" || refused.RetryAfter.Seconds() != 3 {
+		t.Errorf("%v", err)
+	}
+	if _, err := c.Chat(t.Context(), "m", nil, Options{}, func(Piece) error { return nil }); !errors.As(err, &refused) {
+		t.Errorf("stream: %v", err)
+	}
+}

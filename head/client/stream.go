@@ -1,0 +1,156 @@
+package client
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+)
+
+// ErrCut says that a stream ended before its end and could not go on.
+var ErrCut = errors.New("the stream was cut")
+
+// maxRetries bounds the tries to go on without any progress between them.
+const maxRetries = 30
+
+// maxLine bounds one line of a stream.
+const maxLine = 8 << 20
+
+// Stream posts a request and hands each event's data to each, until [DONE]. When
+// the connection is cut it goes on after the last event, at any of the heads. An
+// error that each returns ends the stream.
+func (c *Client) Stream(ctx context.Context, path string, body any, each func(data []byte) error) error {
+	data, err := json.Marshal(body)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	s := &stream{client: c, path: path, body: data, each: each}
+	for tries := 0; ; tries++ {
+		before := s.last
+		err := s.once(ctx, c.bases[tries%len(c.bases)])
+		if err == nil || ctx.Err() != nil || !s.mayGoOn(err, tries) {
+			return err
+		}
+		if s.last != before {
+			tries = 0
+		}
+		if tries+1 >= maxRetries {
+			return fmt.Errorf("%w: %w", ErrCut, err)
+		}
+		if err := pause(ctx, wait(err, tries)); err != nil {
+			return err
+		}
+	}
+}
+
+type stream struct {
+	client *Client
+	path   string
+	body   []byte
+	each   func([]byte) error
+	last   string // id of the last event handed on
+	events bool   // an event was handed on
+}
+
+// refusal marks an error that is each's own.
+type refusal struct{ error }
+
+func (r refusal) Unwrap() error { return r.error }
+
+// mayGoOn tells whether another try can help and repeats nothing.
+func (s *stream) mayGoOn(err error, tries int) bool {
+	var own refusal
+	var refused *Error
+	switch {
+	case errors.As(err, &own):
+		return false
+	case !s.events:
+		// Nothing was given yet: where no one answers, the next head may.
+		return !answered(err) && tries+1 < len(s.client.bases)
+	case s.last == "":
+		return false // a server without ids: a second try would repeat text
+	case errors.As(err, &refused):
+		return refused.Status == http.StatusServiceUnavailable || refused.Status == http.StatusTooManyRequests
+	}
+	return true
+}
+
+// once reads one connection to its end; nil means that the stream is complete.
+func (s *stream) once(ctx context.Context, base string) error {
+	response, err := s.client.send(ctx, base, http.MethodPost, s.path, s.body, s.last)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	scanner := bufio.NewScanner(response.Body)
+	scanner.Buffer(make([]byte, 0, 16<<10), maxLine)
+	var id string
+	var data []byte
+	for scanner.Scan() {
+		line := scanner.Bytes()
+		field, value, _ := bytes.Cut(line, []byte(":"))
+		value = bytes.TrimPrefix(value, []byte(" "))
+		switch {
+		case len(line) == 0 && data != nil:
+			if string(data) == "[DONE]" {
+				return nil
+			}
+			if err := s.event(id, data); err != nil {
+				return err
+			}
+			data = nil
+		case string(field) == "id":
+			id = string(value)
+		case string(field) == "data":
+			data = append(append([]byte{}, data...), value...)
+		}
+	}
+	if err := scanner.Err(); err != nil {
+		return err
+	}
+	return io.ErrUnexpectedEOF
+}
+
+// event hands data on. An error of the server's inside the stream ends it.
+func (s *stream) event(id string, data []byte) error {
+	var failed struct {
+		Error *struct {
+			Message string `json:"message"`
+			Code    int    `json:"code"`
+		} `json:"error"`
+	}
+	if bytes.HasPrefix(data, []byte(`{"error"`)) && json.Unmarshal(data, &failed) == nil && failed.Error != nil {
+		return &Error{Status: failed.Error.Code, Message: failed.Error.Message}
+	}
+	if err := s.each(data); err != nil {
+		return refusal{err}
+	}
+	s.last, s.events = id, true
+	return nil
+}
+
+// wait is how long to pause before another try: what the server says, or a
+// quarter of a second, doubling up to two.
+func wait(err error, tries int) time.Duration {
+	var refused *Error
+	if errors.As(err, &refused) && refused.RetryAfter > 0 {
+		return min(refused.RetryAfter, 10*time.Second)
+	}
+	return min(250*time.Millisecond<<min(tries, 3), 2*time.Second)
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -13,6 +13,9 @@ import (
 // sizeLimit bounds every size in a configuration, so that products of two fit.
 const sizeLimit = 1 << 24
 
+// maxLayers bounds the layers, maxHeads the heads and experts of one.
+const maxLayers, maxHeads = 1 << 12, 1 << 12
+
 // A config is a Hugging Face config.json (or an object within one). It notes
 // which keys were read: at the end, a key that nobody read and that is not known
 // to be without effect is refused by name. The first error sticks.
@@ -86,6 +89,16 @@ func (c *config) size(key string, otherwise int) int {
 		}
 	}
 	return max(n, 1)
+}
+
+// layers makes as many layers as a key says.
+func (c *config) layers(key string) []Layer {
+	n := c.size(key, 0)
+	if n > maxLayers {
+		c.fail(ErrConfig, key, "is %d, more than %d", n, maxLayers)
+		n = 1
+	}
+	return make([]Layer, n)
 }
 
 func (c *config) flag(key string, otherwise bool) bool {

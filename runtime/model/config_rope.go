@@ -17,6 +17,7 @@ func (c *config) rope(headDim int, theta, partial float64) Rope {
 func (c *config) ropeFrom(p *config, headDim int, theta, partial float64) Rope {
 	trained := c.integer("max_position_embeddings", 0)
 	r := Rope{Kind: RopeDefault, Base: theta, Dim: int(float64(headDim) * partial), Trained: trained}
+	original := c.integer("original_max_position_embeddings", trained)
 	if p == nil {
 		return c.checked(r)
 	}
@@ -24,9 +25,9 @@ func (c *config) ropeFrom(p *config, headDim int, theta, partial float64) Rope {
 	p.read["type"] = true
 	r.Base = p.float("rope_theta", theta)
 	r.Dim = int(float64(headDim) * p.float("partial_rotary_factor", partial))
-	original := c.integer("original_max_position_embeddings", trained)
 	r.Original = p.integer("original_max_position_embeddings", original)
 	switch r.Kind {
+	case RopeDefault:
 	case "su":
 		r.Kind = RopeLongRope
 		fallthrough
@@ -48,6 +49,8 @@ func (c *config) ropeFrom(p *config, headDim int, theta, partial float64) Rope {
 		r.LowFrequency, r.HighFrequency = p.float("low_freq_factor", 0), p.float("high_freq_factor", 0)
 	case RopeLinear, RopeDynamic:
 		r.Factor = p.float("factor", 0)
+	default:
+		p.fail(ErrUnsupported, "rope_type", "%q", r.Kind)
 	}
 	p.finish()
 	return c.checked(r)

@@ -87,11 +87,11 @@ func (s *Spec) check() error {
 		return fmt.Errorf("%w: %s", ErrConfig, fmt.Sprintf(format, args...))
 	}
 	switch {
-	case len(s.Layers) > 1<<12:
-		return bad("%d layers", len(s.Layers))
+	case s.Context < 1 || s.Context > sizeLimit:
+		return bad("a context of %d positions", s.Context)
 	case s.KVHeads > s.Heads || s.Heads%s.KVHeads != 0:
 		return bad("%d query heads over %d KV heads", s.Heads, s.KVHeads)
-	case s.HeadDim > 1<<12 || s.Heads > 1<<12:
+	case s.HeadDim > maxHeads || s.Heads > maxHeads:
 		return bad("%d heads of %d", s.Heads, s.HeadDim)
 	case !(s.Eps >= 0):
 		return bad("norm epsilon %g", s.Eps)
@@ -105,7 +105,7 @@ func (s *Spec) check() error {
 		switch {
 		case layer.Rope != NoRope && (layer.Rope < 0 || layer.Rope >= len(s.Ropes)):
 			return bad("layer %d has rope %d of %d", l, layer.Rope, len(s.Ropes))
-		case layer.Sparse && (s.Experts.Count < 1 || s.Experts.Used < 1 || s.Experts.Used > s.Experts.Count || s.Experts.FFN < 1 || s.Experts.Count > 1<<12):
+		case layer.Sparse && (s.Experts.Count < 1 || s.Experts.Used < 1 || s.Experts.Used > s.Experts.Count || s.Experts.FFN < 1 || s.Experts.Count > maxHeads):
 			return bad("layer %d uses %d of %d experts of width %d", l, s.Experts.Used, s.Experts.Count, s.Experts.FFN)
 		}
 	}

@@ -66,6 +66,15 @@ func (m *metadata) size(name string, otherwise int) int {
 	return n
 }
 
+func (m *metadata) layers(name string) []Layer {
+	n := m.size(name, 0)
+	if n > maxLayers {
+		m.fail(ErrConfig, name, "is %d, more than %d", n, maxLayers)
+		n = 1
+	}
+	return make([]Layer, n)
+}
+
 func (m *metadata) float(name string, otherwise float64) float64 {
 	if x, ok := m.meta.Float(m.key(name)); ok {
 		return x
@@ -128,7 +137,7 @@ func ggufBase(m *metadata) *Spec {
 		Gated:        true,
 		Tied:         !m.has("output.weight"),
 		Names:        ggufNames(),
-		Layers:       make([]Layer, m.size("block_count", 0)),
+		Layers:       m.layers("block_count"),
 	}
 	if eps := m.float("attention.layer_norm_rms_epsilon", -1); eps >= 0 {
 		s.Eps = float32(eps)

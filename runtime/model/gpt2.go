@@ -19,7 +19,7 @@ func gpt2(c *config) (*Spec, error) {
 		AttentionScale: 1,
 		Activation:     c.activation("activation_function", "gelu_new"),
 		Transposed:     true,
-		Layers:         make([]Layer, c.size("n_layer", 0)),
+		Layers:         c.layers("n_layer"),
 	}
 	if c.flag("scale_attn_weights", true) {
 		s.AttentionScale = inverseRoot(float64(s.HeadDim))

@@ -21,7 +21,7 @@ func base(c *config) *Spec {
 		Eps:          float32(c.float("rms_norm_eps", 1e-6)),
 		Gated:        true,
 		Names:        llamaNames(),
-		Layers:       make([]Layer, c.size("num_hidden_layers", 0)),
+		Layers:       c.layers("num_hidden_layers"),
 	}
 	s.KVHeads = c.size("num_key_value_heads", s.Heads)
 	s.HeadDim = c.size("head_dim", s.Hidden/s.Heads)

@@ -7,6 +7,8 @@ func phi3(c *config) (*Spec, error) {
 	s.Activation = c.activation("hidden_act", "silu")
 	s.Eps = float32(c.float("rms_norm_eps", 1e-5))
 	c.must("attention_bias", false)
+	c.must("full_attn_mod", 1)
+	c.must("interpolate_factor", 1)
 	const layer = "model.layers.{l}."
 	s.Fused = FusedQKV
 	s.Names.QKV = layer + "self_attn.qkv_proj"

@@ -17,35 +17,38 @@
 //
 // # How to add an architecture
 //
-//  1. Write one file, NAME.go, with a function from the configuration to a Spec:
+// First, write one file, NAME.go, with a function from the configuration to a Spec:
 //
-//     // orca: Doe et al. 2027, §2: Llama with a norm on queries and keys.
-//     func orca(c *config) (*Spec, error) {
-//     s := base(c)
-//     s.Activation = c.activation("hidden_act", "silu")
-//     s.QKNorm = PerHead
-//     s.Names.QNorm = "model.layers.{l}.self_attn.q_norm"
-//     s.Names.KNorm = "model.layers.{l}.self_attn.k_norm"
-//     s.setRope(c.rope(s.HeadDim, 10000, 1))
-//     return s, c.finish()
-//     }
+//	// orca: Doe et al. 2027, §2: Llama with a norm on queries and keys.
+//	func orca(c *config) (*Spec, error) {
+//		s := base(c)
+//		s.Activation = c.activation("hidden_act", "silu")
+//		s.QKNorm = PerHead
+//		s.Names.QNorm = "model.layers.{l}.self_attn.q_norm"
+//		s.Names.KNorm = "model.layers.{l}.self_attn.k_norm"
+//		s.setRope(c.rope(s.HeadDim, 10000, 1))
+//		return s, c.finish()
+//	}
 //
-//     base reads the keys that nearly all share, with Llama's tensor names. What
-//     differs is a field of Spec: where norms stand (a name of a norm that is
-//     empty has none; AttentionPostNorm and FFNPostNorm come after), biases, fused
-//     or transposed weights, windows and rotations layer by layer, soft caps,
-//     experts, scale of embeddings and attention. Read every key that matters;
-//     finish refuses the others. A key whose value must be the usual one is
-//     c.must(key, value). A key without effect goes into effectless.
-//  2. Name it in huggingFace (describe.go), by its model_type.
-//  3. If llama.cpp has it, write the same from GGUF's metadata in
-//     gguf_families.go: tensor names are ggufNames, and its converter may permute
-//     queries and keys (Interleaved), transpose weights, or add one to norms.
-//  4. Put a published config.json into published_test.go, and references of a
-//     small random model (golden.json, made with transformers) into a folder that
-//     GOLDEN_DIR names; add its GGUF name to families in gguf_test.go. Then
-//     `GOLDEN_DIR=… go test ./runtime/model` holds it to them on one rank and on
-//     many, in chunks, in mixed batches, bit for bit, and as GGUF.
+// base reads the keys that nearly all share, with Llama's tensor names. What
+// differs is a field of Spec: where norms stand (a name of a norm that is empty
+// has none; AttentionPostNorm and FFNPostNorm come after), biases, fused or
+// transposed weights, windows and rotations layer by layer, soft caps, experts,
+// the scale of embeddings and attention. Read every key that matters; finish
+// refuses the others. A key whose value must be the usual one is c.must(key,
+// value); a key without effect goes into effectless.
+//
+// Second, name it in huggingFace (describe.go), by its model_type.
+//
+// Third, if llama.cpp has it, write the same from GGUF's metadata in
+// gguf_families.go: tensor names are ggufNames, and its converter may permute
+// queries and keys (Interleaved), transpose weights, or add one to norms.
+//
+// Last, put a published config.json into published_test.go, and references of a
+// small random model (golden.json, made with transformers) into a folder that
+// GOLDEN_DIR names; add its GGUF name to families in gguf_test.go. Then
+// GOLDEN_DIR=… go test ./runtime/model holds it to them on one rank and on many,
+// in chunks, in mixed batches, bit for bit, and as GGUF.
 //
 // Where a model needs what no field says, add the field, and its meaning to
 // layer in forward.go; where it needs a computation that kernels.Ops lacks, that

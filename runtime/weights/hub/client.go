@@ -50,6 +50,9 @@ func New(o Options) (*Hub, error) {
 	}
 	plain := http.DefaultTransport.(*http.Transport).Clone() // with the environment's proxy
 	plain.ResponseHeaderTimeout = headerTimeout
+	// HTTP/2 would put all files of a pull into one TCP connection.
+	plain.Protocols = new(http.Protocols)
+	plain.Protocols.SetHTTP1(true)
 	transport := &bearer{endpoint: endpoint, token: o.Token, next: plain}
 	h := &Hub{options: o, endpoint: endpoint, idle: headerTimeout, pause: pause}
 	h.follow = &http.Client{Transport: transport, CheckRedirect: func(r *http.Request, via []*http.Request) error {

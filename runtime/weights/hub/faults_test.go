@@ -112,13 +112,13 @@ func TestBreaksOff(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			server := hubtest.New(t)
 			server.Put(repositoryName, files)
-			server.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+			server.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
 				if !strings.HasSuffix(r.URL.Path, hubtest.SHA256(weights)) {
 					return false
 				}
 				part(w, r, weights, c.bytes)
 				return true
-			}
+			})
 			h, p := newHub(t, server, nil)
 			s, err := h.Pull(context.Background(), Request{Repository: repositoryName}, nil, nil)
 			if !c.fails {
@@ -145,7 +145,7 @@ func TestStalls(t *testing.T) {
 	weights := files["model.safetensors"]
 	server.Put(repositoryName, files)
 	var stalled atomic.Bool
-	server.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+	server.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.HasSuffix(r.URL.Path, hubtest.SHA256(weights)) || stalled.Swap(true) {
 			return false
 		}
@@ -154,7 +154,7 @@ func TestStalls(t *testing.T) {
 		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done() // until the client hangs up
 		return true
-	}
+	})
 	h, p := newHub(t, server, nil)
 	h.idle = 100 * time.Millisecond
 	wantWhole(t, pullModel(t, h, Request{Repository: repositoryName}), files)
@@ -194,13 +194,13 @@ func TestLies(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			server := hubtest.New(t)
 			server.Put(repositoryName, files)
-			server.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+			server.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
 				if !strings.HasSuffix(r.URL.Path, hubtest.SHA256(weights)) {
 					return false
 				}
 				c.serve(w, r)
 				return true
-			}
+			})
 			h, _ := newHub(t, server, nil)
 			_, err := h.Pull(context.Background(), Request{Repository: repositoryName}, nil, nil)
 			if !errors.Is(err, c.is) {
@@ -223,10 +223,10 @@ func TestNoRanges(t *testing.T) {
 	files := modelFiles()
 	weights := files["model.safetensors"]
 	server.Put(repositoryName, files)
-	server.Intercept = func(_ http.ResponseWriter, r *http.Request) bool {
+	server.Intercept(func(_ http.ResponseWriter, r *http.Request) bool {
 		r.Header.Del("Range")
 		return false
-	}
+	})
 	h, _ := newHub(t, server, nil)
 	blob := h.options.repository(repositoryName).blob(hubtest.SHA256(weights))
 	must(t, os.MkdirAll(filepath.Dir(blob), 0o755))
@@ -259,13 +259,13 @@ func TestBadMetadata(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			server := hubtest.New(t)
 			server.Put(repositoryName, modelFiles())
-			server.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+			server.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
 				if strings.Contains(r.URL.Path, c.path) {
 					c.serve(w)
 					return true
 				}
 				return false
-			}
+			})
 			h, _ := newHub(t, server, nil)
 			if _, err := h.Pull(context.Background(), Request{Repository: repositoryName}, nil, nil); !errors.Is(err, ErrCorrupt) {
 				t.Errorf("got %v", err)
@@ -299,7 +299,7 @@ func TestStatus(t *testing.T) {
 				server := hubtest.New(t)
 				server.Put(repositoryName, map[string][]byte{"model.gguf": pattern(1, 10)})
 				var tries atomic.Int32
-				server.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+				server.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
 					if !strings.Contains(r.URL.Path, path) {
 						return false
 					}
@@ -307,7 +307,7 @@ func TestStatus(t *testing.T) {
 					w.Header().Set("X-Error-Code", c.reason)
 					w.WriteHeader(c.code)
 					return true
-				}
+				})
 				h, _ := newHub(t, server, func(o *Options) { o.Token = c.token })
 				_, err := h.Pull(context.Background(), Request{Repository: repositoryName}, nil, nil)
 				says := c.says
@@ -334,14 +334,14 @@ func TestRetryAfter(t *testing.T) {
 		server := hubtest.New(t)
 		server.Put(repositoryName, modelFiles())
 		var asked atomic.Bool
-		server.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+		server.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
 			if asked.Swap(true) {
 				return false
 			}
 			w.Header().Set("Retry-After", c.after)
 			w.WriteHeader(http.StatusTooManyRequests)
 			return true
-		}
+		})
 		h, p := newHub(t, server, nil)
 		_, err := h.Pull(context.Background(), Request{Repository: repositoryName}, nil, nil)
 		if c.fails {
@@ -371,7 +371,7 @@ func TestKilled(t *testing.T) {
 	cache := t.TempDir()
 	half := make(chan struct{})
 	var first atomic.Bool
-	server.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+	server.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.HasSuffix(r.URL.Path, hubtest.SHA256(weights)) || first.Swap(true) {
 			return false
 		}
@@ -381,7 +381,7 @@ func TestKilled(t *testing.T) {
 		close(half)
 		<-r.Context().Done() // until the client dies
 		return true
-	}
+	})
 	child := exec.Command(os.Args[0])
 	child.Env = append(os.Environ(), "HUB_TEST_PULL="+cache, "HF_ENDPOINT="+server.URL)
 	must(t, child.Start())

@@ -241,12 +241,12 @@ func TestHubAway(t *testing.T) {
 	server := hubtest.New(t)
 	commit := server.Put(repositoryName, modelFiles())
 	away := false
-	server.Intercept = func(w http.ResponseWriter, _ *http.Request) bool {
+	server.Intercept(func(w http.ResponseWriter, _ *http.Request) bool {
 		if away {
 			w.WriteHeader(http.StatusBadGateway)
 		}
 		return away
-	}
+	})
 	h, _ := newHub(t, server, nil)
 	pullModel(t, h, Request{Repository: repositoryName})
 	away = true
@@ -302,13 +302,13 @@ func TestShards(t *testing.T) {
 func TestMovedRepository(t *testing.T) {
 	server := hubtest.New(t)
 	commit := server.Put("new/name", modelFiles())
-	server.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+	server.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.Contains(r.URL.Path, "old/name") {
 			return false
 		}
 		http.Redirect(w, r, strings.Replace(r.URL.Path, "old/name", "new/name", 1), http.StatusTemporaryRedirect)
 		return true
-	}
+	})
 	h, _ := newHub(t, server, nil)
 	if s := pullModel(t, h, Request{Repository: "old/name"}); s.Commit != commit {
 		t.Errorf("snapshot %+v", s)

@@ -22,12 +22,13 @@ const parallel = 4
 // another process is fetching a file that is wanted.
 func (h *Hub) Pull(ctx context.Context, req Request, progress Progress, waiting func(file string)) (Snapshot, error) {
 	r := h.options.repository(req.Repository)
-	known, have := r.known(req)
+	known, err := r.known(req)
+	have := err == nil
 	if have && (known.whole() || h.options.Offline) {
 		return known.Snapshot, nil
 	}
 	if h.options.Offline {
-		return Snapshot{}, fmt.Errorf("%s: %w: unset HF_HUB_OFFLINE, or put it into %s", req, ErrOffline, h.options.Cache)
+		return Snapshot{}, fmt.Errorf("%s: %w (%w): unset HF_HUB_OFFLINE, or put it into %s", req, ErrOffline, err, h.options.Cache)
 	}
 	tries := attempts
 	if have {
@@ -56,17 +57,17 @@ type cached struct {
 // but a tokenizer may not have been fetched with the weights.
 func (c cached) whole() bool { return c.pinned && (c.tokenizer || c.Variant != "") }
 
-func (r repository) known(req Request) (cached, bool) {
+func (r repository) known(req Request) (cached, error) {
 	commit, ok := r.commit(req.revision())
 	if !ok {
-		return cached{}, false
+		return cached{}, fmt.Errorf("revision %s: %w", req.revision(), ErrNotFound)
 	}
 	s, err := r.local(commit, req.Variant)
 	if err != nil {
-		return cached{}, false
+		return cached{}, err
 	}
 	_, err = os.Stat(r.file(commit, "tokenizer.json"))
-	return cached{Snapshot: s, pinned: commitName.MatchString(req.Revision), tokenizer: err == nil}, true
+	return cached{Snapshot: s, pinned: commitName.MatchString(req.Revision), tokenizer: err == nil}, nil
 }
 
 // pull is one run. It is used by its own goroutines only while run lasts.
@@ -155,7 +156,9 @@ func (p *pull) fetchAll(ctx context.Context, names []string) error {
 	var wanted int64
 	for _, r := range missing {
 		if r.name != "" {
-			wanted += r.size - p.fetched(r)
+			have := p.fetched(r)
+			wanted += r.size - have
+			p.report(r.name, have, r.size) // so that the sum is known from the start
 		}
 	}
 	if err := disk.Room(p.repository.cache, wanted); err != nil {

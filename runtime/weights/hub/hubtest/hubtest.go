@@ -33,10 +33,9 @@ type Request struct {
 type Hub struct {
 	URL     string
 	Content string // address of the content network
-	// Intercept, set before the first request, may answer in the hub's place.
-	Intercept func(w http.ResponseWriter, r *http.Request) (answered bool)
 
-	mu       sync.Mutex                   // guards what follows
+	mu       sync.Mutex // guards what follows
+	instead  func(w http.ResponseWriter, r *http.Request) (answered bool)
 	commits  map[string]map[string][]byte // "ORG/NAME@COMMIT" → file → content
 	refs     map[string]string            // "ORG/NAME@REVISION" → commit
 	content  map[string][]byte            // SHA-256 → content
@@ -99,6 +98,13 @@ func (h *Hub) Tag(repository, revision, commit string) {
 	h.refs[repository+"@"+revision] = commit
 }
 
+// Intercept lets f answer in the hub's place; it may be called from many goroutines.
+func (h *Hub) Intercept(f func(w http.ResponseWriter, r *http.Request) (answered bool)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.instead = f
+}
+
 // Requests gives what was asked since the last call.
 func (h *Hub) Requests() []Request {
 	h.mu.Lock()
@@ -112,8 +118,9 @@ func (h *Hub) handler(content bool, next http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
 		h.requests = append(h.requests, Request{r.Method, r.URL.Path, r.Header.Get("Range"), r.Header.Get("Authorization"), content})
+		instead := h.instead
 		h.mu.Unlock()
-		if h.Intercept == nil || !h.Intercept(w, r) {
+		if instead == nil || !instead(w, r) {
 			next(w, r)
 		}
 	})

@@ -27,7 +27,6 @@ type Deployment struct {
 	Aliases   []string // further served names
 	Model     string   // the reference as given
 	Revision  string   // what it resolved to, once
-	Weights   Digest   // of the weights; ranks must hold the same, and the prefix index is seeded with it
 	Home      string   // the one node that has a local path; empty: any may pull it
 	Shapes    plan.Shapes
 	Tokenizer Digest // of a token.Source (CBOR) in the store
@@ -62,6 +61,7 @@ type Generation struct {
 	Temperature       *float32
 	TopP              *float32
 	TopK              *int
+	MinP              *float32
 	RepetitionPenalty *float32
 }
 

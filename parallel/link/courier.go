@@ -33,8 +33,8 @@ type courierPeer struct {
 }
 
 type letter struct {
-	kind string
-	data []byte
+	kind, about string
+	data        []byte
 }
 
 // NewCourier makes a courier; Close ends it. It must end before the Link.
@@ -44,9 +44,9 @@ func NewCourier(l *Link) *Courier {
 	return c
 }
 
-// Tell leaves a message of a kind for a peer, in place of an earlier one of that
-// kind that is not on its way yet. It never blocks.
-func (c *Courier) Tell(to trust.Identity, kind string, data []byte) {
+// Tell leaves a message of a kind, about something, for a peer, in place of an
+// earlier one of that kind and matter that is not on its way yet. It never blocks.
+func (c *Courier) Tell(to trust.Identity, kind, about string, data []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ctx.Err() != nil {
@@ -60,7 +60,7 @@ func (c *Courier) Tell(to trust.Identity, kind string, data []byte) {
 		c.peers[to] = p
 		c.wg.Go(func() { c.deliver(ctx, to, p) })
 	}
-	p.put(letter{kind, data})
+	p.put(letter{kind, about, data})
 }
 
 // Keep forgets the peers that are not among these.
@@ -85,7 +85,7 @@ func (p *courierPeer) put(l letter) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := range p.letters {
-		if p.letters[i].kind == l.kind {
+		if p.letters[i].kind == l.kind && p.letters[i].about == l.about {
 			p.letters[i] = l
 			return // wake is set since the earlier one came
 		}

@@ -298,8 +298,8 @@ func TestCourier(t *testing.T) {
 	c := NewCourier(a)
 	defer c.Close()
 	for i := range 100 {
-		c.Tell(nodeC, "news", nil)
-		c.Tell(nodeB, "news", fmt.Append(nil, i))
+		c.Tell(nodeC, "news", "", nil)
+		c.Tell(nodeB, "news", "", fmt.Append(nil, i))
 	}
 	for last := ""; last != "99"; {
 		select {

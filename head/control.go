@@ -1,0 +1,302 @@
+package head
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"manta/head/api"
+	"manta/head/place"
+	"manta/head/state"
+	"manta/internal/trust"
+	"manta/node/wire"
+	"manta/parallel/link"
+)
+
+const (
+	reconcileEvery = time.Second
+	commandTimeout = 5 * time.Second
+	// retryFailed is how long a replica that failed is left alone.
+	retryFailed = 30 * time.Second
+)
+
+// control is the leader's loop: (desired, members, reports) → commands and
+// assignments, again and again. On other heads it waits.
+type control struct {
+	head    *Head
+	log     *slog.Logger
+	courier *link.Courier
+	wake    chan struct{} // holds one: a report came
+
+	mu      sync.Mutex // guards what follows
+	reports map[string]wire.Report
+	waiting []place.Waiting
+	failed  map[string]time.Time // when a replica's epoch was found failed
+}
+
+var _ api.Cluster = (*control)(nil)
+
+func newControl(h *Head) *control {
+	return &control{
+		head: h, log: h.log, courier: link.NewCourier(h.link), wake: make(chan struct{}, 1),
+		reports: map[string]wire.Report{}, failed: map[string]time.Time{},
+	}
+}
+
+// report takes what a node tells. It never blocks.
+func (c *control) report(r wire.Report) {
+	c.mu.Lock()
+	c.reports[r.Node] = r
+	c.mu.Unlock()
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (c *control) run(ctx context.Context) error {
+	ticker := time.NewTicker(reconcileEvery)
+	defer ticker.Stop()
+	leads := false
+	for {
+		changed, members := c.head.raft.Changed(), c.head.members.Load().Changed()
+		if c.head.raft.Leading() {
+			if !leads {
+				// The View of a new leader may lack what an earlier one has committed.
+				leads = c.barrier(ctx) == nil
+			}
+			if leads {
+				c.reconcile(ctx)
+			}
+		} else {
+			leads = false
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		case <-members:
+		case <-c.wake:
+		case <-c.head.raft.Leadership():
+			leads = false
+		case <-ticker.C:
+		}
+	}
+}
+
+func (c *control) barrier(ctx context.Context) error {
+	ctx, stop := context.WithTimeout(ctx, commandTimeout)
+	defer stop()
+	return c.head.raft.Barrier(ctx)
+}
+
+// reconcile makes one decision, commits it, and tells the nodes.
+func (c *control) reconcile(ctx context.Context) {
+	view := c.head.raft.View()
+	living, heads := c.living()
+	out := place.Reconcile(place.Input{View: view, Reports: living, Paused: c.paused(view)})
+	c.mu.Lock()
+	c.waiting = out.Waiting
+	c.mu.Unlock()
+	changes := append(heads, out.Changes...)
+	if len(changes) > 0 {
+		if err := c.apply(ctx, changes...); err != nil {
+			if ctx.Err() == nil {
+				c.log.Warn("placement not committed", "error", err)
+			}
+			return
+		}
+		view = c.head.raft.View()
+	}
+	peers := map[trust.Identity]bool{}
+	for node := range living {
+		data, err := wire.Marshal(place.Assignments(view, node))
+		if err != nil {
+			c.log.Error("assignments", "node", node, "error", err)
+			continue
+		}
+		peer := trust.Identity{Role: trust.Node, ID: node}
+		peers[peer] = true
+		c.courier.Tell(peer, wire.KindAssign, "", data)
+	}
+	c.courier.Keep(peers)
+}
+
+// living gives the reports of nodes that are members, and the changes that bring
+// the list of heads up to date. A dead node's report is forgotten.
+func (c *control) living() (map[string]wire.Report, []state.Change) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	view := c.head.raft.View()
+	living := map[string]wire.Report{}
+	var changes []state.Change
+	for _, m := range c.head.members.Load().Members() {
+		switch m.Role {
+		case trust.Node:
+			if report, ok := c.reports[m.ID]; ok {
+				living[m.ID] = report
+			}
+		case trust.Head:
+			now := state.Head{ID: m.ID, Name: m.ID[:max(0, strings.LastIndexByte(m.ID, '-'))], API: m.Info.API}
+			if view.Heads[m.ID] != now {
+				changes = append(changes, state.Change{PutHead: &now})
+			}
+		}
+	}
+	for node := range c.reports {
+		if _, ok := living[node]; !ok {
+			delete(c.reports, node)
+			c.head.dispatch.Disconnected(node)
+		}
+	}
+	return living, changes
+}
+
+// paused gives the replicas that failed less than retryFailed ago.
+func (c *control) paused(view *state.View) map[string]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	paused := map[string]bool{}
+	for id, r := range view.Replicas {
+		if r.Phase != state.Failed {
+			delete(c.failed, id)
+			continue
+		}
+		if c.failed[id].IsZero() {
+			c.failed[id] = time.Now()
+			c.log.Warn("replica failed", "replica", id, "epoch", r.Epoch, "reason", r.Reason)
+		}
+		if time.Since(c.failed[id]) < retryFailed {
+			paused[id] = true
+		} else {
+			delete(c.failed, id) // it starts again, and may fail again
+		}
+	}
+	for id := range c.failed {
+		if _, ok := view.Replicas[id]; !ok {
+			delete(c.failed, id)
+		}
+	}
+	return paused
+}
+
+// explain says why replicas of a deployment wait.
+func (c *control) explain(deployment string) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var lines []string
+	for _, w := range c.waiting {
+		if w.Deployment != deployment {
+			continue
+		}
+		for _, r := range w.Reasons {
+			lines = append(lines, strings.TrimPrefix(r.Node+": "+r.Lacks, ": "))
+		}
+	}
+	return lines
+}
+
+// apply commits changes as one command.
+func (c *control) apply(ctx context.Context, changes ...state.Change) error {
+	ctx, stop := context.WithTimeout(ctx, commandTimeout)
+	defer stop()
+	err := c.head.raft.Apply(ctx, state.Command{At: time.Now(), Changes: changes})
+	if errors.Is(err, state.ErrNotLeader) {
+		return fmt.Errorf("%w: %w", api.ErrNoLeader, err)
+	}
+	return err
+}
+
+// Delete takes a deployment away; its replicas follow.
+func (c *control) Delete(ctx context.Context, name string) error {
+	return c.apply(ctx, state.Change{DeleteDeployment: name})
+}
+
+// Deploy accepts a deployment: a node resolves the model once, what heads need of
+// it goes to the store, and the deployment to raft.
+func (c *control) Deploy(ctx context.Context, d state.Deployment) (state.Deployment, error) {
+	node, answer, err := c.resolve(ctx, d)
+	if err != nil {
+		return state.Deployment{}, err
+	}
+	d.Model, d.Revision, d.Shapes = answer.Model, answer.Revision, answer.Shapes
+	d.Name = cmp.Or(d.Name, answer.Model)
+	g := answer.Generation
+	d.Generation = state.Generation{
+		EndTokens: g.EndTokens, Temperature: g.Temperature, TopP: g.TopP, TopK: g.TopK, MinP: g.MinP, RepetitionPenalty: g.RepetitionPenalty,
+	}
+	if d.Revision == "" {
+		d.Home = node // a local path: nobody else is known to have it
+	}
+	if err := check(d); err != nil {
+		return state.Deployment{}, err
+	}
+	if d.Tokenizer, err = c.head.store.PutBlob(ctx, answer.Tokenizer); err != nil {
+		return state.Deployment{}, err
+	}
+	if answer.Template != "" {
+		if d.Template, err = c.head.store.PutBlob(ctx, []byte(answer.Template)); err != nil {
+			return state.Deployment{}, err
+		}
+	}
+	if err := c.apply(ctx, state.Change{PutDeployment: &d}); err != nil {
+		return state.Deployment{}, err
+	}
+	c.head.metrics.Known(d.Name)
+	return c.head.raft.View().Deployments[d.Name], nil
+}
+
+// resolve asks the first node that there is.
+func (c *control) resolve(ctx context.Context, d state.Deployment) (string, wire.Resolved, error) {
+	question, err := wire.Marshal(wire.Resolve{Version: wire.Version, Model: d.Model, DownloadDir: d.Settings.DownloadDir})
+	if err != nil {
+		return "", wire.Resolved{}, err
+	}
+	node, err := c.node(ctx)
+	if err != nil {
+		return "", wire.Resolved{}, err
+	}
+	data, err := c.head.link.Call(ctx, trust.Identity{Role: trust.Node, ID: node}, wire.KindResolve, question)
+	if err != nil {
+		return "", wire.Resolved{}, err
+	}
+	var answer wire.Resolved
+	if err := wire.Unmarshal(data, &answer); err != nil {
+		return "", wire.Resolved{}, err
+	}
+	if answer.Err != "" {
+		return "", wire.Resolved{}, &Unresolved{Model: d.Model, Reason: answer.Err}
+	}
+	return node, answer, nil
+}
+
+// node waits for a node that has reported.
+func (c *control) node(ctx context.Context) (string, error) {
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		c.mu.Lock()
+		nodes := slices.Sorted(maps.Keys(c.reports))
+		c.mu.Unlock()
+		if len(nodes) > 0 {
+			return nodes[0], nil
+		}
+		select {
+		case <-ctx.Done():
+			return "", fmt.Errorf("no node has joined: %w", ctx.Err())
+		case <-ticker.C:
+		}
+	}
+}
+
+// Unresolved says that a model reference stands for nothing that can be served.
+type Unresolved struct{ Model, Reason string }
+
+func (u *Unresolved) Error() string { return u.Reason }

@@ -1,0 +1,245 @@
+// Package head is the composition root of the control plane: it builds a head's
+// parts, hands them to each other, and stops them in reverse.
+//
+//	secrets → identity → raft, store → gossip → link → dispatch → HTTP
+//
+// A head decides nothing here: placement is head/place's, requests are
+// head/dispatch's, HTTP is head/api's.
+package head
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"manta/head/api"
+	"manta/head/dispatch"
+	"manta/head/state"
+	"manta/head/store"
+	"manta/internal/telemetry"
+	"manta/internal/trust"
+	"manta/internal/version"
+	"manta/node/member"
+	"manta/parallel/link"
+)
+
+// Config says how a head is made. Addresses are host:port; port 0 takes a free one.
+type Config struct {
+	Name    string // stable over restarts
+	Dir     string // of this head alone
+	Secrets trust.Secrets
+	Gossip  string
+	Raft    string
+	Link    string
+	// API is the listener of the HTTP API, Metrics a second one for /metrics
+	// alone, or nil. The head closes both.
+	API     net.Listener
+	Metrics net.Listener
+	Join    []string // gossip addresses of other members
+	// Bootstrap makes a new cluster of this one head when Dir holds no state.
+	Bootstrap bool
+	Heartbeat time.Duration // of raft; 0: its default
+	Grace     time.Duration // for requests in progress when the head stops
+	Keys      *api.Keys     // nil: none is demanded
+	Logger    *slog.Logger
+}
+
+// Head is a running head.
+type Head struct {
+	cfg      Config
+	id       trust.Identity
+	log      *slog.Logger
+	store    *store.Disk
+	raft     *state.Server
+	members  atomic.Pointer[member.List] // nil until New has joined
+	link     *link.Link
+	metrics  *telemetry.Metrics
+	dispatch *dispatch.Dispatcher
+	api      *api.Server
+	control  *control
+}
+
+// New builds a head: its ports are open and it is a member when New returns. Run
+// makes it work; Close is needed in any case.
+func New(cfg Config) (_ *Head, err error) {
+	h := &Head{cfg: cfg, log: cfg.Logger, metrics: telemetry.New()}
+	defer func() {
+		if err != nil {
+			h.Close()
+		}
+	}()
+	id, err := trust.StableID(cfg.Dir, cfg.Name)
+	if err != nil {
+		return nil, err
+	}
+	h.id = trust.Identity{Role: trust.Head, ID: id}
+	authority, err := trust.NewAuthority(cfg.Secrets, h.id)
+	if err != nil {
+		return nil, err
+	}
+	if h.store, err = store.Open(filepath.Join(cfg.Dir, "store")); err != nil {
+		return nil, err
+	}
+	h.raft, err = state.Open(state.Config{
+		Dir: filepath.Join(cfg.Dir, "raft"), Listen: cfg.Raft, Authority: authority, Resolve: h.raftAddress,
+		Bootstrap: cfg.Bootstrap, Heartbeat: cfg.Heartbeat, Logger: cfg.Logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	h.link, err = link.Start(link.Config{
+		Authority: authority, Listen: cfg.Link, Resolve: h.linkAddress, Lost: h.lost, Logger: cfg.Logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	keys, err := cfg.Secrets.GossipKeys()
+	if err != nil {
+		return nil, err
+	}
+	h.dispatch = dispatch.New(dispatch.Config{
+		Head: id, Views: h.raft, Link: sender{h.link}, Meter: dispatch.Metered{Metrics: h.metrics}, Log: cfg.Logger,
+	})
+	h.control = newControl(h)
+	h.listen()
+	members, err := member.Start(member.Config{
+		Self: h.id, Keys: keys, Listen: cfg.Gossip, Logger: cfg.Logger,
+		Info: member.Info{
+			Link: uint16(h.link.Port()), Raft: uint16(h.raft.Port()), API: cfg.API.Addr().String(), Version: version.String(),
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	h.members.Store(members)
+	if err := members.Join(cfg.Join...); err != nil {
+		return nil, err
+	}
+	h.api = api.New(api.Config{
+		Views: h.raft, Texts: api.NewStoreTexts(h.store), Dispatch: h.dispatch, Cluster: h.control, Keys: cfg.Keys,
+		Metrics: h.metrics.Handler(), Log: cfg.Logger, CanQueue: h.canQueue,
+	})
+	return h, nil
+}
+
+// Run works until ctx ends. Then it refuses new requests, gives those in progress
+// their grace, and only then lets go of the rest.
+func (h *Head) Run(ctx context.Context) error {
+	rest, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, rest := errgroup.WithContext(rest)
+	serving, stopServing := context.WithCancel(ctx)
+	defer stopServing()
+	group.Go(func() error {
+		defer stop()
+		if err := h.api.Serve(serving, h.cfg.API, h.cfg.Grace); err != nil {
+			return fmt.Errorf("head: HTTP: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		<-rest.Done() // something failed: stop serving too
+		stopServing()
+		return nil
+	})
+	if h.cfg.Metrics != nil {
+		group.Go(func() error { return serveMetrics(rest, h.cfg.Metrics, h.metrics.Handler()) })
+	}
+	group.Go(func() error { return over(rest, h.dispatch.Run(rest)) })
+	group.Go(func() error { return over(rest, h.control.run(rest)) })
+	return group.Wait()
+}
+
+// over drops the error of something that ended because it was told to.
+func over(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
+	return err
+}
+
+// Close stops what New started, in reverse.
+func (h *Head) Close() error {
+	var errs []error
+	if members := h.members.Load(); members != nil {
+		errs = append(errs, members.Leave(time.Second))
+	}
+	if h.control != nil {
+		h.control.courier.Close()
+	}
+	if h.link != nil {
+		h.link.Close()
+	}
+	if h.raft != nil {
+		errs = append(errs, h.raft.Close())
+	}
+	for _, listener := range []net.Listener{h.cfg.API, h.cfg.Metrics} {
+		if listener != nil {
+			if err := listener.Close(); !errors.Is(err, net.ErrClosed) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Gossip is the address at which others join this head.
+func (h *Head) Gossip() string { return h.members.Load().Address() }
+
+// View gives the newest state that this head has applied.
+func (h *Head) View() *state.View { return h.raft.View() }
+
+// Wait blocks until there is a View whose Index is greater, or ctx ends.
+func (h *Head) Wait(ctx context.Context, index uint64) (*state.View, error) {
+	return h.raft.Wait(ctx, index)
+}
+
+// Deploy is the API's write, for who runs a head in its own process.
+func (h *Head) Deploy(ctx context.Context, d state.Deployment) (state.Deployment, error) {
+	return h.control.Deploy(ctx, d)
+}
+
+// Waiting says why replicas of a deployment are not placed, one line a node.
+func (h *Head) Waiting(deployment string) []string { return h.control.explain(deployment) }
+
+// canQueue tells /readyz whether this head can do its work.
+func (h *Head) canQueue() error {
+	if h.raft.Leader() == "" {
+		return api.ErrNoLeader
+	}
+	return nil
+}
+
+func (h *Head) raftAddress(id string) (string, error) {
+	members := h.members.Load()
+	if members == nil {
+		return "", fmt.Errorf("head: %s is not known yet", id)
+	}
+	m, ok := members.Find(trust.Identity{Role: trust.Head, ID: id})
+	if !ok {
+		return "", fmt.Errorf("head: %s is not a living member", id)
+	}
+	return m.Raft(), nil
+}
+
+func (h *Head) linkAddress(peer trust.Identity) (string, error) {
+	members := h.members.Load()
+	if members == nil {
+		return "", fmt.Errorf("head: %s is not known yet", peer)
+	}
+	return members.Resolve(peer)
+}
+
+// lost is told by the link that messages to or from a peer may be lost.
+func (h *Head) lost(peer trust.Identity, _ error) {
+	if peer.Role == trust.Node {
+		h.dispatch.Disconnected(peer.ID)
+	}
+}

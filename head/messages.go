@@ -1,0 +1,116 @@
+package head
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"time"
+
+	"manta/head/dispatch"
+	"manta/internal/telemetry"
+	"manta/internal/trust"
+	"manta/node/wire"
+	"manta/parallel/link"
+)
+
+// sendTimeout bounds how long a message may wait for its link.
+const sendTimeout = 5 * time.Second
+
+// sender gives requests to nodes.
+type sender struct{ link *link.Link }
+
+var _ dispatch.Link = sender{}
+
+func (s sender) Send(ctx context.Context, node string, request *wire.Request) error {
+	return s.send(ctx, node, wire.KindRequest, request)
+}
+
+func (s sender) Cancel(ctx context.Context, node string, cancel *wire.Cancel) error {
+	return s.send(ctx, node, wire.KindCancel, cancel)
+}
+
+func (s sender) send(ctx context.Context, node, kind string, message any) error {
+	data, err := wire.Marshal(message)
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithTimeout(ctx, sendTimeout)
+	defer stop()
+	return s.link.Send(ctx, trust.Identity{Role: trust.Node, ID: node}, link.Control, kind, data)
+}
+
+// listen says what becomes of the messages that nodes send. Each handler only
+// copies and enqueues.
+func (h *Head) listen() {
+	handle(h, wire.KindFrames, func(_ string, frames *wire.Frames) int {
+		for _, frame := range frames.Frames {
+			h.dispatch.Frame(frame)
+		}
+		return frames.Version
+	})
+	handle(h, wire.KindCredit, func(node string, credit *wire.Credit) int {
+		if credit.Node == node {
+			h.dispatch.Credit(*credit)
+		}
+		return credit.Version
+	})
+	handle(h, wire.KindReport, func(node string, report *wire.Report) int {
+		if report.Node == node && report.Version <= wire.Version {
+			h.control.report(*report)
+			h.measure(report)
+		}
+		return report.Version
+	})
+}
+
+// handle decodes messages of a kind from nodes; take gives the version it found.
+func handle[M any](h *Head, kind string, take func(node string, message *M) int) {
+	h.link.Handle(kind, func(m link.Message) {
+		message := new(M)
+		if m.From.Role != trust.Node {
+			h.log.Warn("message refused", "kind", kind, "from", m.From.String())
+			return
+		}
+		if err := wire.Unmarshal(m.Data, message); err != nil {
+			h.log.Warn("message refused", "kind", kind, "from", m.From.String(), "error", err)
+			return
+		}
+		if v := take(m.From.ID, message); v > wire.Version {
+			h.log.Warn("message refused", "kind", kind, "from", m.From.String(), "version", v)
+		}
+	})
+}
+
+// measure passes what drivers count on to the metrics.
+func (h *Head) measure(report *wire.Report) {
+	view := h.raft.View()
+	for _, r := range report.Replicas {
+		replica, ok := view.Replicas[r.Replica]
+		if !ok || replica.Epoch != r.Epoch || r.Phase != wire.PhaseReady || len(replica.Shards) == 0 || replica.Shards[0].Node != report.Node {
+			continue
+		}
+		e := r.Engine
+		h.metrics.SetEngine(replica.Deployment, r.Replica, r.Epoch, telemetry.Engine{
+			Running: e.Running, Waiting: e.Waiting, Blocks: e.Blocks, BlocksFree: e.BlocksFree, BlocksCached: e.BlocksCached,
+			SlotsTaken: e.SlotsTaken, SlotsUsed: e.SlotsUsed, PrefixQueries: e.PrefixQueries, PrefixHits: e.PrefixHits,
+			Preemptions: e.Preemptions, Steps: e.Steps, Rows: e.Rows,
+		})
+	}
+}
+
+// serveMetrics answers /metrics on a port of its own, until ctx ends.
+func serveMetrics(ctx context.Context, listener net.Listener, metrics http.Handler) error {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	err := server.Close()
+	<-served
+	return err
+}

@@ -1,6 +1,7 @@
 package jinja
 
 import (
+	"math"
 	"math/big"
 	"strings"
 	"unicode/utf8"
@@ -100,7 +101,7 @@ func byteOffset(s string, n int64) int {
 
 // field is getattr(object, name) in the sandbox.
 func (m *machine) field(object Value, name string) (Value, bool, error) {
-	if u, ok := object.(*undefined); ok && !strings.HasPrefix(name, "__") {
+	if u, ok := object.(*undefined); ok && !dunders[name] {
 		return nil, false, u.fail()
 	}
 	if strings.HasPrefix(name, "__") && strings.HasSuffix(name, "__") && len(name) > 4 {
@@ -121,6 +122,11 @@ func (m *machine) field(object Value, name string) (Value, bool, error) {
 	case *cycler:
 		value, ok := o.attribute(name)
 		return value, ok, nil
+	case *function:
+		if o.builtin.name == "dict" && name == "fromkeys" {
+			return &function{builtin: dictFromKeys, method: true}, true, nil
+		}
+		return nil, false, nil
 	case int64, bool, float64, *big.Int:
 		return m.numberField(o, name)
 	}
@@ -203,51 +209,48 @@ func (v *macroValue) attribute(name string) (Value, bool) {
 	return nil, false
 }
 
-// bound evaluates one end of a slice.
-func (m *machine) bound(e expression, s *scope) (value int64, given bool, err error) {
-	if e == nil {
-		return 0, false, nil
-	}
-	v, err := m.evaluate(e, s)
-	if err != nil || v == nil {
-		return 0, false, err
-	}
-	n, ok := integer(v)
-	if !ok {
-		if _, isBig := v.(*big.Int); isBig {
-			return 0, false, raise("OverflowError", "slice index out of range")
-		}
-		return 0, false, typeError("slice indices must be integers or None or have an __index__ method")
-	}
-	return n, true, nil
-}
-
-// evaluateSlice is object[start:stop:step]. What can't be sliced gives
-// undefined, as every TypeError of an index does in Jinja.
+// evaluateSlice is object[start:stop:step]. Unlike an index it has no fallback:
+// what can't be sliced is an error, as the compiled template's would be.
 func (m *machine) evaluateSlice(object Value, e slice, s *scope) (Value, error) {
 	var ends [3]int64
 	var given [3]bool
-	var problem error
+	var bounds [3]Value
 	for i, part := range []expression{e.start, e.stop, e.step} {
+		if part == nil {
+			continue
+		}
 		var err error
-		if ends[i], given[i], err = m.bound(part, s); err != nil {
-			failure, _ := err.(*Error)
-			if failure == nil || failure.Class != "TypeError" || failure.Line != 0 {
-				return nil, err
-			}
-			problem = err
+		if bounds[i], err = m.evaluate(part, s); err != nil {
+			return nil, err
 		}
 	}
-	if u, ok := object.(*undefined); ok {
-		return nil, u.fail()
-	}
-	switch object.(type) {
+	switch o := object.(type) {
 	case string, Markup, *List, *Tuple, rangeValue:
+	case *undefined:
+		return nil, o.fail()
+	case *Dict:
+		return nil, typeError("unhashable type: 'slice'")
 	default:
-		problem = typeError("not sliceable")
+		return nil, typeError("'%s' object is not subscriptable", typeName(object))
 	}
-	if problem != nil {
-		return undefinedHint("%s has no element slice", objectName(object)), nil
+	for i, bound := range bounds {
+		if bound == nil {
+			continue
+		}
+		given[i] = true
+		switch b := bound.(type) {
+		case bool, int64:
+			ends[i], _ = integer(b)
+		case *big.Int:
+			ends[i] = math.MaxInt32
+			if b.Sign() < 0 {
+				ends[i] = -math.MaxInt32
+			}
+		case *undefined:
+			return nil, b.fail()
+		default:
+			return nil, typeError("slice indices must be integers or None or have an __index__ method")
+		}
 	}
 	if given[2] && ends[2] == 0 {
 		return nil, valueError("slice step cannot be zero")

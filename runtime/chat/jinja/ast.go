@@ -101,6 +101,7 @@ type (
 		filter *filterCall // nil without one
 		body   []statement
 		line   int
+		unset  []string
 	}
 	branch struct {
 		test expression
@@ -119,6 +120,8 @@ type (
 		body      []statement
 		otherwise []statement
 		line      int
+		// names that are undefined when the body begins; see symbols
+		unset, otherwiseUnset []string
 	}
 	parameter struct {
 		name         string
@@ -130,6 +133,7 @@ type (
 		body                       []statement
 		usesCaller                 bool
 		usesKeywords, usesVariadic bool
+		unset                      []string
 		line                       int
 	}
 	callBlock struct {
@@ -141,18 +145,21 @@ type (
 		filter *filterCall
 		body   []statement
 		line   int
+		unset  []string
 	}
 	with struct {
 		targets []target
 		values  []expression
 		body    []statement
 		line    int
+		unset   []string
 	}
 	block struct {
 		name   string
 		scoped bool
 		body   []statement
 		line   int
+		unset  []string
 	}
 	loopControl struct {
 		leave bool // break, else continue

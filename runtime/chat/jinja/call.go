@@ -149,7 +149,7 @@ type macroValue struct {
 // invoke binds the arguments as jinja2.runtime.Macro.__call__ does and runs the
 // body.
 func (v *macroValue) invoke(m *machine, given callArguments) (Value, error) {
-	inner := v.scope.child()
+	inner := v.scope.frame(v.macro.unset)
 	keywords := given.keywords
 	take := func(name string) (Value, bool) {
 		for i, keyword := range keywords {
@@ -161,6 +161,7 @@ func (v *macroValue) invoke(m *machine, given callArguments) (Value, error) {
 		return nil, false
 	}
 	callerGiven := false
+	missing := make([]bool, len(v.macro.parameters))
 	for i, parameter := range v.macro.parameters {
 		value, ok := Value(nil), i < len(given.positional)
 		if ok {
@@ -169,9 +170,11 @@ func (v *macroValue) invoke(m *machine, given callArguments) (Value, error) {
 			value, ok = take(parameter.name)
 		}
 		callerGiven = callerGiven || parameter.name == "caller"
-		if ok {
-			inner.declare(parameter.name, value)
+		if !ok {
+			missing[i] = true
+			value = undefinedName(parameter.name)
 		}
+		inner.declare(parameter.name, value)
 	}
 	if v.macro.usesCaller && !callerGiven {
 		caller, ok := take("caller")
@@ -187,7 +190,7 @@ func (v *macroValue) invoke(m *machine, given callArguments) (Value, error) {
 		return nil, err
 	}
 	defer m.shallower()
-	if err := v.bindDefaults(m, inner); err != nil {
+	if err := v.bindDefaults(m, inner, missing); err != nil {
 		return nil, err
 	}
 	out := &buffer{machine: m}
@@ -221,9 +224,9 @@ func (v *macroValue) bindRest(inner *scope, keywords []namedValue, positional []
 	return nil
 }
 
-func (v *macroValue) bindDefaults(m *machine, inner *scope) error {
-	for _, parameter := range v.macro.parameters {
-		if _, given := inner.names[parameter.name]; given {
+func (v *macroValue) bindDefaults(m *machine, inner *scope, missing []bool) error {
+	for i, parameter := range v.macro.parameters {
+		if !missing[i] {
 			continue
 		}
 		if parameter.defaultValue == nil {

@@ -29,7 +29,7 @@ func (c *checker) statement(s statement, soft bool) {
 		c.expression(s.value, soft)
 	case assign:
 		c.expression(s.value, soft)
-	case assignBlock:
+	case *assignBlock:
 		if s.filter != nil {
 			c.expression(s.filter, false)
 		}
@@ -41,7 +41,7 @@ func (c *checker) statement(s statement, soft bool) {
 		}
 		c.statements(s.otherwise, true)
 	case *forLoop:
-		if assigns(s.target, "loop") {
+		if assigns(s.target, "loop") || setsLoop(s) {
 			c.fail(s.line, "Can't assign to special loop variable in for-loop target")
 		}
 		c.expression(s.iterable, soft)
@@ -55,21 +55,24 @@ func (c *checker) statement(s statement, soft bool) {
 			c.expression(s.call, soft)
 		}
 		c.macro(s.body)
-	case filterBlock:
+	case *filterBlock:
 		c.expression(s.filter, false)
 		c.statements(s.body, false)
-	case with:
+	case *with:
 		for _, value := range s.values {
 			c.expression(value, soft)
 		}
 		c.statements(s.body, false)
-	case block:
+	case *block:
 		c.statements(s.body, false)
 	}
 }
 
 func (c *checker) macro(m *macro) {
 	for _, parameter := range m.parameters {
+		if parameter.name == "caller" && parameter.defaultValue == nil {
+			c.fail(m.line, "When defining macros or call blocks the special \"caller\" argument must be omitted or be given a default.")
+		}
 		c.expression(parameter.defaultValue, false)
 	}
 	c.statements(m.body, false)
@@ -154,6 +157,25 @@ func children(e expression, visit func(expression)) {
 		each(e.input)
 		given(&e.arguments)
 	}
+}
+
+// setsLoop tells whether anything inside a loop assigns to its loop variable.
+func setsLoop(loop *forLoop) bool {
+	found := false
+	look := func(node any) bool {
+		switch node := node.(type) {
+		case assign:
+			found = found || assigns(node.target, "loop")
+		case *assignBlock:
+			found = found || assigns(node.target, "loop")
+		case *forLoop:
+			found = found || assigns(node.target, "loop")
+		}
+		return !found
+	}
+	walk(loop.body, look)
+	walk(loop.otherwise, look)
+	return found
 }
 
 func assigns(to target, name string) bool {

@@ -33,12 +33,8 @@ func (m *machine) executeOne(next statement, s *scope, out *buffer) (control, er
 	case output:
 		return controlNone, atLine(m.print(next.value, s, out), next.line)
 	case assign:
-		value, err := m.evaluate(next.value, s)
-		if err == nil {
-			err = m.assign(next.target, value, s)
-		}
-		return controlNone, atLine(err, next.line)
-	case assignBlock:
+		return controlNone, atLine(m.executeAssign(next, s), next.line)
+	case *assignBlock:
 		return m.executeAssignBlock(next, s)
 	case *conditionalBlock:
 		return m.executeConditional(next, s, out)
@@ -55,11 +51,11 @@ func (m *machine) executeOne(next statement, s *scope, out *buffer) (control, er
 		return controlNone, nil
 	case callBlock:
 		return controlNone, atLine(m.executeCallBlock(next, s, out), next.line)
-	case filterBlock:
+	case *filterBlock:
 		return m.executeFilterBlock(next, s, out)
-	case with:
+	case *with:
 		return m.executeWith(next, s, out)
-	case block:
+	case *block:
 		return m.executeNamedBlock(next, s, out)
 	case load:
 		return controlNone, atLine(typeError("no loader for this environment specified"), next.line)
@@ -79,16 +75,43 @@ func (m *machine) print(e expression, s *scope, out *buffer) error {
 	return out.write(text)
 }
 
+func (m *machine) executeAssign(next assign, s *scope) error {
+	if err := checkFields(next.target, s); err != nil {
+		return err
+	}
+	value, err := m.evaluate(next.value, s)
+	if err != nil {
+		return err
+	}
+	return m.assign(next.target, value, s)
+}
+
+// checkFields makes sure, before the value is made, that ns.name targets are
+// namespaces.
+func checkFields(to target, s *scope) error {
+	switch to := to.(type) {
+	case targetField:
+		object, _ := s.lookup(to.namespace)
+		if _, ok := object.(*namespace); !ok {
+			return raise("TemplateRuntimeError", "cannot assign attribute on non-namespace object")
+		}
+	case targetTuple:
+		for _, item := range to.items {
+			if err := checkFields(item, s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // assign writes a value to a target.
 func (m *machine) assign(to target, value Value, s *scope) error {
 	switch to := to.(type) {
 	case targetName:
 		s.declare(to.name, value)
 	case targetField:
-		object, ok := s.lookup(to.namespace)
-		if !ok {
-			object = undefinedName(to.namespace)
-		}
+		object, _ := s.lookup(to.namespace)
 		holder, ok := object.(*namespace)
 		if !ok {
 			return raise("TemplateRuntimeError", "cannot assign attribute on non-namespace object")
@@ -144,9 +167,9 @@ func (m *machine) unpack(value Value, n int) ([]Value, error) {
 	return items, nil
 }
 
-func (m *machine) executeAssignBlock(next assignBlock, s *scope) (control, error) {
+func (m *machine) executeAssignBlock(next *assignBlock, s *scope) (control, error) {
 	captured := &buffer{machine: m}
-	inner := s.child()
+	inner := s.frame(next.unset)
 	ended, err := m.execute(next.body, inner, captured)
 	if err != nil || ended != controlNone {
 		return ended, err
@@ -203,9 +226,9 @@ func (m *machine) executeCallBlock(next callBlock, s *scope, out *buffer) error 
 	return out.write(text)
 }
 
-func (m *machine) executeFilterBlock(next filterBlock, s *scope, out *buffer) (control, error) {
+func (m *machine) executeFilterBlock(next *filterBlock, s *scope, out *buffer) (control, error) {
 	captured := &buffer{machine: m}
-	inner := s.child()
+	inner := s.frame(next.unset)
 	ended, err := m.execute(next.body, inner, captured)
 	if err != nil || ended != controlNone {
 		return ended, err
@@ -221,8 +244,8 @@ func (m *machine) executeFilterBlock(next filterBlock, s *scope, out *buffer) (c
 	return controlNone, out.write(text)
 }
 
-func (m *machine) executeWith(next with, s *scope, out *buffer) (control, error) {
-	inner := s.child()
+func (m *machine) executeWith(next *with, s *scope, out *buffer) (control, error) {
+	inner := s.frame(next.unset)
 	for i, to := range next.targets {
 		value, err := m.evaluate(next.values[i], s)
 		if err == nil {
@@ -237,11 +260,11 @@ func (m *machine) executeWith(next with, s *scope, out *buffer) (control, error)
 
 // executeNamedBlock runs a block where it stands: without inheritance that is
 // all a block does. Unless scoped it sees the template's own names alone.
-func (m *machine) executeNamedBlock(next block, s *scope, out *buffer) (control, error) {
+func (m *machine) executeNamedBlock(next *block, s *scope, out *buffer) (control, error) {
 	if !next.scoped {
 		for !s.root {
 			s = s.parent
 		}
 	}
-	return m.execute(next.body, s.child(), out)
+	return m.execute(next.body, s.visible().frame(next.unset), out)
 }

@@ -33,12 +33,12 @@ var filters = map[string]*builtin{
 	"last":           {name: "last", call: filterLast},
 	"length":         {name: "length", call: filterLength},
 	"list":           {name: "list", call: filterList},
-	"lower":          softText("lower", strings.ToLower),
+	"lower":          softText("lower", lower),
 	"map":            {name: "map", variadic: true, call: filterMap},
 	"max":            {name: "max", parameters: []string{"case_sensitive", "attribute"}, call: extreme("max", ">")},
 	"min":            {name: "min", parameters: []string{"case_sensitive", "attribute"}, call: extreme("min", "<")},
-	"pprint":         refusedFilter("pprint", "tojson prints values"),
-	"random":         refusedFilter("random", "a prompt must not change by chance"),
+	"pprint":         refused("pprint", "tojson prints values"),
+	"random":         refused("random", "a prompt must not change by chance"),
 	"reject":         {name: "reject", variadic: true, call: choose(false, false)},
 	"rejectattr":     {name: "rejectattr", variadic: true, call: choose(true, false)},
 	"replace":        {name: "replace", parameters: []string{"old", "new", "count"}, required: 2, call: filterReplace},
@@ -57,17 +57,17 @@ var filters = map[string]*builtin{
 	"trim":           {name: "trim", parameters: []string{"chars"}, call: filterTrim},
 	"truncate":       {name: "truncate", parameters: []string{"length", "killwords", "end", "leeway"}, call: filterTruncate},
 	"unique":         {name: "unique", parameters: []string{"case_sensitive", "attribute"}, call: filterUnique},
-	"upper":          softText("upper", strings.ToUpper),
+	"upper":          softText("upper", upper),
 	"urlencode":      {name: "urlencode", call: filterURLEncode},
-	"urlize":         refusedFilter("urlize", "a prompt is not HTML"),
+	"urlize":         refused("urlize", "a prompt is not HTML"),
 	"wordcount":      {name: "wordcount", call: filterWordCount},
 	"wordwrap":       {name: "wordwrap", parameters: []string{"width", "break_long_words", "wrapstring", "break_on_hyphens"}, call: filterWordWrap},
 	"xmlattr":        {name: "xmlattr", parameters: []string{"autospace"}, call: filterXMLAttr},
 }
 
-func refusedFilter(name, why string) *builtin {
+func refused(name, why string) *builtin {
 	return &builtin{name: name, variadic: true, call: func(*machine, Value, arguments) (Value, error) {
-		return nil, raise("TemplateRuntimeError", "filter %s is not supported: %s", quote(name), why)
+		return nil, raise("TemplateRuntimeError", "%s is not supported: %s", quote(name), why)
 	}}
 }
 
@@ -104,10 +104,10 @@ func titleFilter(s string) string {
 			inWord = false
 			b.WriteRune(r)
 		case inWord:
-			b.WriteString(strings.ToLower(string(r)))
+			b.WriteString(lower(string(r)))
 		default:
 			inWord = true
-			b.WriteString(strings.ToUpper(string(r)))
+			b.WriteString(upper(string(r)))
 		}
 	}
 	return b.String()

@@ -20,7 +20,7 @@ func filterFirst(m *machine, self Value, _ arguments) (Value, error) {
 // reversible is what reversed() takes.
 func (m *machine) reversible(v Value) ([]Value, bool, error) {
 	switch v.(type) {
-	case *List, *Tuple, *Dict, rangeValue, dictView, string, Markup:
+	case *List, *Tuple, *Dict, rangeValue, dictView, string, Markup, *undefined:
 		items, err := m.items(v)
 		return items, true, err
 	}
@@ -31,9 +31,6 @@ func filterLast(m *machine, self Value, _ arguments) (Value, error) {
 	items, ok, err := m.reversible(self)
 	if err != nil {
 		return nil, err
-	}
-	if u, missing := self.(*undefined); missing {
-		return nil, u.fail()
 	}
 	if !ok {
 		return nil, typeError("'%s' object is not reversible", typeName(self))
@@ -56,6 +53,9 @@ func filterReverse(m *machine, self Value, _ arguments) (Value, error) {
 	}
 	if !direct {
 		if items, err = m.items(self); err != nil {
+			if !iterable(self) {
+				return nil, raise("FilterArgumentError", "argument must be iterable")
+			}
 			return nil, err
 		}
 	}
@@ -175,7 +175,7 @@ func folded(get getter, caseSensitive bool) getter {
 			return nil, err
 		}
 		if s, ok := text(value); ok {
-			return strings.ToLower(s), m.churn(len(s))
+			return lower(s), m.churn(len(s))
 		}
 		return value, nil
 	}

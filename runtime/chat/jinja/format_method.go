@@ -14,6 +14,22 @@ func formatMethod(m *machine, self Value, a arguments) (Value, error) {
 	return like(self, formatted), err
 }
 
+func formatMapMethod(m *machine, self Value, a arguments) (Value, error) {
+	s, _ := text(self)
+	d, ok := a.values[0].(*Dict)
+	if !ok {
+		return nil, typeError("'%s' object is not a mapping", typeName(a.values[0]))
+	}
+	f := &fieldFormatter{machine: m}
+	for i, key := range d.keys {
+		if name, ok := text(key); ok {
+			f.arguments.keywords = append(f.arguments.keywords, namedValue{name: name, value: d.values[i]})
+		}
+	}
+	formatted, err := f.format(s, 2)
+	return like(self, formatted), err
+}
+
 type fieldFormatter struct {
 	machine   *machine
 	arguments arguments
@@ -151,7 +167,7 @@ func (f *fieldFormatter) argument(name string) (Value, error) {
 		return nil, raise("KeyError", "%s", quote(name))
 	}
 	if at >= len(f.arguments.rest) {
-		return nil, raise("IndexError", "Replacement index %d out of range for positional args tuple", at)
+		return nil, raise("IndexError", "tuple index out of range")
 	}
 	return f.arguments.rest[at], nil
 }

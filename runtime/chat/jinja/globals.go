@@ -79,6 +79,21 @@ func makeDict(m *machine, _ Value, a arguments) (Value, error) {
 	return d, nil
 }
 
+var dictFromKeys = &builtin{name: "fromkeys", parameters: []string{"iterable", "value"}, required: 1, only: true,
+	call: func(m *machine, _ Value, a arguments) (Value, error) {
+		keys, err := m.items(a.values[0])
+		if err != nil {
+			return nil, err
+		}
+		d := NewDict(len(keys))
+		for _, key := range keys {
+			if err := d.set(key, a.or(1, nil)); err != nil {
+				return nil, err
+			}
+		}
+		return d, m.churn(4 * valueBytes * len(keys))
+	}}
+
 func makeNamespace(m *machine, self Value, a arguments) (Value, error) {
 	made, err := makeDict(m, self, a)
 	if err != nil {
@@ -166,8 +181,6 @@ func strftimeNow(m *machine, _ Value, a arguments) (Value, error) {
 		return nil, err
 	}
 	var b strings.Builder
-	if err := strftime(&b, m.now, format); err != nil {
-		return nil, err
-	}
+	strftime(&b, m.now, format)
 	return b.String(), m.churn(b.Len())
 }

@@ -97,7 +97,8 @@ func (l Limits) withDefaults() Limits {
 // Template is a parsed template. It is immutable; any number of goroutines may
 // render it at once.
 type Template struct {
-	body []statement
+	body  []statement
+	unset []string
 }
 
 // Variable is one name that the template's context holds.
@@ -123,7 +124,7 @@ func Parse(source string) (*Template, error) {
 	if err := check(body); err != nil {
 		return nil, err
 	}
-	return &Template{body: body}, nil
+	return &Template{body: body, unset: newSymbols(nil).frame(body)}, nil
 }
 
 // Render gives the text that the template makes of the variables. now is what
@@ -139,7 +140,7 @@ func (t *Template) Render(variables []Variable, now time.Time, limits Limits) (s
 		context.declare(v.Name, v.Value)
 	}
 	out := &buffer{machine: m}
-	own := context.child()
+	own := context.frame(t.unset)
 	own.root = true
 	if _, err := m.execute(t.body, own, out); err != nil {
 		return "", err

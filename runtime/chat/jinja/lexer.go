@@ -175,6 +175,9 @@ func rawBegin(s string) (int, bool) {
 
 func (l *lexer) readRaw() error {
 	rest := l.source[l.position:]
+	if rest == "" { // Jinja misses this one, and so do we
+		return nil
+	}
 	for at := 0; ; at += 2 {
 		next := strings.Index(rest[at:], "{%")
 		if next < 0 {
@@ -206,6 +209,9 @@ func (l *lexer) readRaw() error {
 func (l *lexer) skipComment() error {
 	rest := l.source[l.position:]
 	end := strings.Index(rest, "#}")
+	if rest == "" {
+		return nil
+	}
 	if end < 0 {
 		return l.fail("Missing end of comment tag")
 	}

@@ -163,19 +163,18 @@ func (m *machine) runLoop(node *forLoop, iterable Value, depth int, s *scope, ou
 			return captured.text.String(), err
 		}
 	}
-	for empty := true; ; empty = false {
+	// As in Jinja, only an iteration that reaches the body's end keeps the else
+	// part from running: not one that break or continue cut short.
+	completed := false
+	for {
 		item, ok, err := loop.advance()
 		if err != nil {
 			return controlNone, err
 		}
 		if !ok {
-			if empty && node.otherwise != nil {
-				// break and continue here belong to the loop around.
-				return m.execute(node.otherwise, s.child(), out)
-			}
-			return controlNone, err
+			break
 		}
-		inner := s.child()
+		inner := s.frame(node.unset)
 		inner.declare("loop", loop)
 		if err := m.assign(node.target, item, inner); err != nil {
 			return controlNone, err
@@ -184,10 +183,16 @@ func (m *machine) runLoop(node *forLoop, iterable Value, depth int, s *scope, ou
 		if err != nil {
 			return controlNone, err
 		}
+		completed = completed || ended == controlNone
 		if ended == controlBreak {
-			return controlNone, nil
+			break
 		}
 	}
+	if completed || node.otherwise == nil {
+		return controlNone, nil
+	}
+	// break and continue in here belong to the loop around.
+	return m.execute(node.otherwise, s.frame(node.otherwiseUnset), out)
 }
 
 // filtered is "for x in y if test": the test sees the target and not the loop.

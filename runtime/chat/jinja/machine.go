@@ -15,9 +15,9 @@ type machine struct {
 	filters map[string]*builtin
 	tests   map[string]*builtin
 	methods map[string]map[string]*builtin
-	steps  int64
-	bytes  int64
-	depth  int
+	steps   int64
+	bytes   int64
+	depth   int
 }
 
 // spend counts n steps of work.
@@ -83,6 +83,18 @@ type scope struct {
 
 func (s *scope) child() *scope { return &scope{parent: s} }
 
+// unsetMark is the value of a name that is its frame's own but not set yet.
+type unsetMark struct{}
+
+// frame gives an inner scope whose own names begin unset.
+func (s *scope) frame(unset []string) *scope {
+	inner := s.child()
+	for _, name := range unset {
+		inner.declare(name, unsetMark{})
+	}
+	return inner
+}
+
 func (s *scope) declare(name string, value Value) {
 	if s.names == nil {
 		s.names = make(map[string]Value)
@@ -93,10 +105,33 @@ func (s *scope) declare(name string, value Value) {
 func (s *scope) lookup(name string) (Value, bool) {
 	for ; s != nil; s = s.parent {
 		if value, ok := s.names[name]; ok {
-			return value, true
+			_, unset := value.(unsetMark)
+			return value, !unset
 		}
 	}
 	return nil, false
+}
+
+// visible gives a scope of all that is set from here out to the template's own
+// names, below the context.
+func (s *scope) visible() *scope {
+	if s.root {
+		all := s.parent.child()
+		all.root = true
+		for name, value := range s.names {
+			if _, unset := value.(unsetMark); !unset {
+				all.declare(name, value)
+			}
+		}
+		return all
+	}
+	all := s.parent.visible()
+	for name, value := range s.names {
+		if _, unset := value.(unsetMark); !unset {
+			all.declare(name, value)
+		}
+	}
+	return all
 }
 
 // items gives all values of an iterable; a generator is used up.

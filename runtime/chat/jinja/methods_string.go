@@ -4,6 +4,9 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"golang.org/x/text/cases"
+	"golang.org/x/text/language"
 )
 
 func trimSpace(s string) string { return strings.TrimFunc(s, isSpace) }
@@ -51,9 +54,9 @@ func strip(name string, left, right bool) *builtin {
 }
 
 var stringMethods = map[string]*builtin{
-	"upper":      onText("upper", strings.ToUpper),
-	"lower":      onText("lower", strings.ToLower),
-	"casefold":   onText("casefold", func(s string) string { return strings.ToLower(strings.ReplaceAll(s, "ß", "ss")) }),
+	"upper":      onText("upper", upper),
+	"lower":      onText("lower", lower),
+	"casefold":   onText("casefold", func(s string) string { return cases.Fold().String(s) }),
 	"title":      onText("title", titleWords),
 	"capitalize": onText("capitalize", capitalize),
 	"swapcase":   onText("swapcase", swapCase),
@@ -72,7 +75,9 @@ var stringMethods = map[string]*builtin{
 	"islower":      asks("islower", func(s string) bool { return s == strings.ToLower(s) && s != strings.ToUpper(s) }),
 	"istitle":      asks("istitle", func(s string) bool { return s == titleWords(s) && strings.ContainsFunc(s, unicode.IsLetter) }),
 	"isidentifier": asks("isidentifier", func(s string) bool { return s != "" && nameLength(s) == len(s) }),
-	"isprintable":  asks("isprintable", func(s string) bool { return !strings.ContainsFunc(s, func(r rune) bool { return r != ' ' && !isPrintable(r) }) }),
+	"isprintable": asks("isprintable", func(s string) bool {
+		return !strings.ContainsFunc(s, func(r rune) bool { return r != ' ' && !isPrintable(r) })
+	}),
 
 	"split":        {name: "split", parameters: []string{"sep", "maxsplit"}, call: split(false)},
 	"rsplit":       {name: "rsplit", parameters: []string{"sep", "maxsplit"}, call: split(true)},
@@ -95,6 +100,10 @@ var stringMethods = map[string]*builtin{
 	"center":       {name: "center", parameters: []string{"width", "fillchar"}, required: 1, only: true, call: pad("center")},
 	"ljust":        {name: "ljust", parameters: []string{"width", "fillchar"}, required: 1, only: true, call: pad("ljust")},
 	"rjust":        {name: "rjust", parameters: []string{"width", "fillchar"}, required: 1, only: true, call: pad("rjust")},
+	"format_map":   {name: "format_map", parameters: []string{"mapping"}, required: 1, only: true, call: formatMapMethod},
+	"encode":       refused("encode", "templates have no use for bytes"),
+	"translate":    refused("translate", "use replace"),
+	"maketrans":    refused("maketrans", "use replace"),
 	"expandtabs":   {name: "expandtabs", parameters: []string{"tabsize"}, call: expandTabs},
 }
 
@@ -123,7 +132,23 @@ func capitalize(s string) string {
 	if size == 0 {
 		return ""
 	}
-	return string(unicode.ToTitle(r)) + strings.ToLower(s[size:])
+	return string(unicode.ToTitle(r)) + lower(s[size:])
+}
+
+// upper is str.upper: one code point may become several.
+func upper(s string) string {
+	if isASCII(s) {
+		return strings.ToUpper(s)
+	}
+	return cases.Upper(language.Und).String(s)
+}
+
+// lower is str.lower, which knows the sigma at a word's end.
+func lower(s string) string {
+	if isASCII(s) {
+		return strings.ToLower(s)
+	}
+	return cases.Lower(language.Und).String(s)
 }
 
 func swapCase(s string) string {

@@ -29,10 +29,10 @@ func (m *machine) arithmetic(operator string, a, b Value) (Value, error) {
 	case "+":
 		return m.add(a, b)
 	case "*":
-		if n, ok := integer(b); ok {
+		if n, ok := integer(b); ok && isSequenceType(a) {
 			return m.repeat(a, n)
 		}
-		if n, ok := integer(a); ok {
+		if n, ok := integer(a); ok && isSequenceType(b) {
 			return m.repeat(b, n)
 		}
 	case "%":
@@ -40,10 +40,26 @@ func (m *machine) arithmetic(operator string, a, b Value) (Value, error) {
 			return m.formatPercent(format, b)
 		}
 	}
+	if operator == "*" {
+		for _, pair := range [][2]Value{{a, b}, {b, a}} {
+			if isSequenceType(pair[0]) {
+				return nil, typeError("can't multiply sequence by non-int of type '%s'", typeName(pair[1]))
+			}
+		}
+	}
 	if operator == "**" {
 		operator = "** or pow()"
 	}
 	return nil, typeError("unsupported operand type(s) for %s: '%s' and '%s'", operator, typeName(a), typeName(b))
+}
+
+// isSequenceType tells what * repeats.
+func isSequenceType(v Value) bool {
+	switch v.(type) {
+	case string, Markup, *List, *Tuple:
+		return true
+	}
+	return false
 }
 
 func isNumber(v Value) bool {
@@ -107,6 +123,9 @@ func wholeArithmetic(operator string, x, y *big.Int) (Value, error) {
 	case "*":
 		z.Mul(x, y)
 	case "//", "%":
+		if y.Sign() == 0 && operator == "%" {
+			return nil, raise("ZeroDivisionError", "integer modulo by zero")
+		}
 		if y.Sign() == 0 {
 			return nil, raise("ZeroDivisionError", "integer division or modulo by zero")
 		}

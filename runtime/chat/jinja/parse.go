@@ -7,6 +7,7 @@ type parser struct {
 	tokens  []token
 	at      int
 	nesting int
+	tags    []string
 	loops   int // for loops around the current statement, for break and continue
 }
 
@@ -78,6 +79,10 @@ func describe(t token) string {
 		return "end of statement block"
 	case tokenString:
 		return "string"
+	case tokenInteger:
+		return "integer"
+	case tokenFloat:
+		return "float"
 	}
 	return t.text
 }
@@ -152,8 +157,7 @@ func (p *parser) parseBody(ends []string) ([]statement, error) {
 		switch t.kind {
 		case tokenEnd:
 			if ends != nil {
-				return nil, p.fail(t.line, "Unexpected end of template. Jinja was looking for the following tags: '%s'.",
-					strings.Join(ends, "' or '"))
+				return nil, p.fail(t.line, "Unexpected end of template.%s", p.lookingFor(ends))
 			}
 			return body, nil
 		case tokenData:
@@ -213,6 +217,9 @@ func (p *parser) parseStatement(ends []string) ([]statement, error) {
 		return nil, p.fail(t.line, "tag name expected")
 	}
 	p.next()
+	p.tags = append(p.tags, t.text)
+	depth := len(p.tags)
+	defer func() { p.tags = p.tags[:min(depth-1, len(p.tags))] }()
 	switch t.text {
 	case "for":
 		return one(p.parseFor(t.line))
@@ -237,19 +244,41 @@ func (p *parser) parseStatement(ends []string) ([]statement, error) {
 		return one(node, p.parseMacroBody(node.body, "endgeneration"))
 	case "break", "continue":
 		if p.loops == 0 {
-			return nil, p.fail(t.line, "'%s' outside loop", t.text)
+			return nil, atLine(raise("SyntaxError", "'%s' outside loop", t.text), t.line)
 		}
 		return []statement{loopControl{leave: t.text == "break", line: t.line}}, nil
 	case "extends", "include", "import", "from":
 		return one(p.parseLoad(t))
 	case "autoescape":
-		return nil, p.fail(t.line, "the autoescape tag is not supported: a prompt is not HTML")
+		return one(p.parseAutoescape(t.line))
 	}
-	message := "Encountered unknown tag " + quote(t.text) + "."
+	p.tags = p.tags[:len(p.tags)-1]
+	return nil, p.fail(t.line, "Encountered unknown tag %s.%s", quote(t.text), p.lookingFor(ends))
+}
+
+// lookingFor says which tags would have fit.
+func (p *parser) lookingFor(ends []string) string {
+	message := ""
 	if ends != nil {
-		message += " Jinja was looking for the following tags: '" + strings.Join(ends, "' or '") + "'."
+		message = " Jinja was looking for the following tags: '" + strings.Join(ends, "' or '") + "'."
 	}
-	return nil, p.fail(t.line, "%s", message)
+	if len(p.tags) > 0 {
+		message += " The innermost block that needs to be closed is " + quote(p.tags[len(p.tags)-1]) + "."
+	}
+	return message
+}
+
+// parseAutoescape takes the tag only where it changes nothing.
+func (p *parser) parseAutoescape(line int) (statement, error) {
+	value, err := p.parseExpression()
+	if err != nil {
+		return nil, err
+	}
+	if value != (constant{value: false}) {
+		return nil, p.fail(line, "autoescape is not supported but for false: a prompt is not HTML")
+	}
+	body, err := p.parseBlock(true, "endautoescape")
+	return &with{body: body, line: line}, err
 }
 
 func (p *parser) parseFor(line int) (statement, error) {
@@ -314,7 +343,7 @@ func (p *parser) parseSet(line int) (statement, error) {
 		value, err := p.parseTuple(tupleOptions{conditional: true})
 		return assign{target: to, value: value, line: line}, err
 	}
-	node := assignBlock{target: to, line: line}
+	node := &assignBlock{target: to, line: line}
 	if p.isOperator("|") {
 		filtered, err := p.parseFilters(nil, false)
 		if err != nil {
@@ -351,6 +380,11 @@ func (p *parser) parseParameters(node *macro) error {
 			}
 		} else if defaults {
 			return p.fail(line, "non-default argument follows default argument")
+		}
+		for _, other := range node.parameters {
+			if other.name == name {
+				return atLine(raise("SyntaxError", "duplicate argument %s in macro definition", quote(name)), line)
+			}
 		}
 		node.parameters = append(node.parameters, parameter)
 	}
@@ -406,11 +440,11 @@ func (p *parser) parseFilterBlock(line int) (statement, error) {
 	}
 	body, err := p.parseBlock(true, "endfilter")
 	filter, _ := filtered.(*filterCall)
-	return filterBlock{filter: filter, body: body, line: line}, err
+	return &filterBlock{filter: filter, body: body, line: line}, err
 }
 
 func (p *parser) parseWith(line int) (statement, error) {
-	node := with{line: line}
+	node := &with{line: line}
 	for p.current().kind != tokenBlockEnd {
 		if len(node.targets) > 0 {
 			if err := p.expectOperator(","); err != nil {
@@ -437,7 +471,7 @@ func (p *parser) parseWith(line int) (statement, error) {
 }
 
 func (p *parser) parseNamedBlock(line int) (statement, error) {
-	node := block{line: line}
+	node := &block{line: line}
 	var err error
 	if node.name, err = p.expectName(); err != nil {
 		return nil, err

@@ -8,12 +8,13 @@ import (
 
 // strftime formats as C's strftime does in the C locale, with glibc's padding
 // flags (%-d, %_d, %0d, %^a).
-func strftime(b *strings.Builder, t time.Time, format string) error {
+func strftime(b *strings.Builder, t time.Time, format string) {
 	for i := 0; i < len(format); i++ {
 		if format[i] != '%' || i+1 == len(format) {
 			b.WriteByte(format[i])
 			continue
 		}
+		start := i
 		i++
 		flag := byte(0)
 		if strings.IndexByte("-_0^#", format[i]) >= 0 && i+1 < len(format) {
@@ -21,8 +22,8 @@ func strftime(b *strings.Builder, t time.Time, format string) error {
 			i++
 		}
 		text, ok := directive(t, format[i])
-		if !ok {
-			return valueError("Invalid format string: %%%c is not a directive of strftime", format[i])
+		if !ok { // glibc prints what it does not know
+			text = format[start : i+1]
 		}
 		switch flag {
 		case '-', '_':
@@ -42,7 +43,6 @@ func strftime(b *strings.Builder, t time.Time, format string) error {
 		}
 		b.WriteString(text)
 	}
-	return nil
 }
 
 func directive(t time.Time, c byte) (string, bool) {

@@ -26,7 +26,7 @@ var tests = map[string]*builtin{
 	"mapping":     testing("mapping", func(v Value) bool { _, ok := v.(*Dict); return ok }),
 	"number":      testing("number", isNumber),
 	"sequence":    testing("sequence", isSequence),
-	"iterable":    {name: "iterable", call: testIterable},
+	"iterable":    testing("iterable", iterable),
 	"callable":    testing("callable", isCallable),
 	"sameas":      {name: "sameas", parameters: []string{"other"}, required: 1, call: testSame},
 	"escaped":     testing("escaped", func(v Value) bool { _, ok := v.(Markup); return ok }),
@@ -104,9 +104,12 @@ func isSequence(v Value) bool {
 	return false
 }
 
-func testIterable(m *machine, self Value, _ arguments) (Value, error) {
-	_, err := m.iterate(self)
-	return err == nil, nil
+func iterable(v Value) bool {
+	switch v.(type) {
+	case *List, *Tuple, *Dict, string, Markup, rangeValue, dictView, *iterator, *loopState, *undefined:
+		return true
+	}
+	return false
 }
 
 func isCallable(v Value) bool {

@@ -255,8 +255,6 @@ func (m *machine) repeat(v Value, n int64) (Value, error) {
 		size = int64(len(v.Items)) * valueBytes
 	case *Tuple:
 		size = int64(len(v.Items)) * valueBytes
-	default:
-		return nil, typeError("unsupported operand type(s) for *: '%s' and 'int'", typeName(v))
 	}
 	if size > 0 && n > m.limits.OutputBytes/size {
 		return nil, limitError("a value of more than %d bytes", m.limits.OutputBytes)

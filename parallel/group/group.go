@@ -70,8 +70,11 @@ func (g *Local) Answers() <-chan Answer { return g.answers }
 func (g *Local) Run(ctx context.Context) error {
 	run, ctx := errgroup.WithContext(ctx)
 	if g.End != nil {
-		stop := context.AfterFunc(ctx, g.End)
-		defer stop()
+		run.Go(func() error {
+			<-ctx.Done()
+			g.End()
+			return ctx.Err()
+		})
 	}
 	for i, r := range g.ranks {
 		waits := make(chan func() ([]byte, error), cap(g.in[i]))

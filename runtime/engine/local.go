@@ -31,7 +31,6 @@ type LocalConfig struct {
 type Local struct {
 	cfg   LocalConfig
 	ranks []localRank
-	sums  []*comm.Local // per stage; of the epoch that runs
 }
 
 type localRank struct {
@@ -51,7 +50,6 @@ func LoadLocal(cfg LocalConfig) (*Local, error) {
 	cfg.Limits.Stages = cfg.Layout.Pipeline
 	l := &Local{cfg: cfg}
 	for stage := range cfg.Layout.Pipeline {
-		l.sums = append(l.sums, comm.NewLocal(cfg.Layout.Tensor))
 		for rank := range cfg.Layout.Tensor {
 			slice, err := shard.Cut(cfg.Layout, shapes.Shape(), stage, rank)
 			if err != nil {
@@ -80,7 +78,7 @@ func (l *Local) load(r *localRank) (err error) {
 	}
 	var reduce kernels.Reducer
 	if l.cfg.Layout.Tensor > 1 {
-		r.reduce = &reducer{l.sums[r.slice.Stage].Rank(r.slice.Rank)}
+		r.reduce = &reducer{comm.NewLocal(l.cfg.Layout.Tensor).Rank(r.slice.Rank)} // Epoch joins the ranks
 		reduce = r.reduce
 	}
 	if r.model, err = model.Load(r.ops, l.cfg.Weights, l.cfg.Spec, r.slice, limits, reduce); err != nil {
@@ -97,8 +95,9 @@ func (l *Local) Epoch(epoch uint64, deliver func([]Output)) (*Engine, func(conte
 	stages, tensor := l.cfg.Layout.Pipeline, l.cfg.Layout.Tensor
 	depth := stages + 1
 	line := comm.NewLine(stages, tensor, depth+1)
-	for stage := range l.sums {
-		l.sums[stage] = comm.NewLocal(tensor)
+	sums := make([]*comm.Local, stages) // per stage
+	for stage := range sums {
+		sums[stage] = comm.NewLocal(tensor)
 	}
 	var members []group.Rank
 	for i := range l.ranks {
@@ -108,7 +107,7 @@ func (l *Local) Epoch(epoch uint64, deliver func([]Output)) (*Engine, func(conte
 			place.Pipe = line.Pipe(r.slice.Stage, r.slice.Rank)
 		}
 		if r.reduce != nil {
-			r.reduce.Reducer = l.sums[r.slice.Stage].Rank(r.slice.Rank)
+			r.reduce.Reducer = sums[r.slice.Stage].Rank(r.slice.Rank)
 		}
 		member, err := NewRank(r.ops, r.model, limits, place)
 		if err != nil {
@@ -119,7 +118,7 @@ func (l *Local) Epoch(epoch uint64, deliver func([]Output)) (*Engine, func(conte
 	g := group.NewLocal(depth, members...)
 	g.End = func() {
 		line.Close()
-		for _, sum := range l.sums {
+		for _, sum := range sums {
 			sum.Close()
 		}
 	}

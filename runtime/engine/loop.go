@@ -46,6 +46,9 @@ func (l *loop) run(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
+		if l.untilDeadline() == 0 {
+			l.expire(time.Now())
+		}
 		if err := l.fill(); err != nil {
 			return err
 		}
@@ -61,8 +64,7 @@ func (l *loop) run(ctx context.Context) error {
 			if err := l.answer(a); err != nil {
 				return err
 			}
-		case <-timer.C:
-			l.expire(time.Now())
+		case <-timer.C: // a deadline
 		}
 	}
 }

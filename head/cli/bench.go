@@ -1,0 +1,104 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"manta/head/cli/load"
+)
+
+// benchCommand puts load on any OpenAI-compatible server.
+func benchCommand() *cobra.Command {
+	var at server
+	var file, jsonFile string
+	var requests, input, output, vocabulary int
+	var spread, temperature float64
+	config := load.Config{}
+	command := &cobra.Command{
+		Use: "bench", Short: "Measure a server under load", Args: cobra.NoArgs,
+		Long: "Measure any OpenAI-compatible server under load: throughput, time to first token, inter-token\n" +
+			"latency and whole requests. Prompts are random token ids; the same seed gives the same work.",
+		RunE: func(command *cobra.Command, _ []string) error {
+			config.Work = load.RandomWork(requests, input, output, spread, config.Seed)
+			if file != "" {
+				work, err := load.ReadWork(file)
+				if err != nil {
+					return err
+				}
+				if command.Flags().Changed("num-prompts") && requests < len(work) {
+					work = work[:requests]
+				}
+				config.Work = work
+			}
+			config.Vocabulary = [2]int{vocabulary / 10, vocabulary}
+			if command.Flags().Changed("temperature") {
+				config.Temperature = &temperature
+			}
+			config.Client = at.client()
+			defer config.Client.Close()
+			if isTerminal(command.ErrOrStderr()) {
+				config.Done = progress(command.ErrOrStderr(), len(config.Work))
+			}
+			report, err := load.Run(command.Context(), config)
+			if err != nil {
+				return err
+			}
+			if err := writeReport(command.OutOrStdout(), jsonFile, report); err != nil {
+				return err
+			}
+			if report.Failed == report.Requests {
+				return fmt.Errorf("all %d requests failed", report.Failed)
+			}
+			return nil
+		},
+	}
+	at.register(command)
+	flags := command.Flags()
+	flags.StringVarP(&config.Model, "model", "m", "", "model to ask; the only one served by default")
+	flags.IntVar(&config.Concurrency, "max-concurrency", 16, "requests at once")
+	flags.IntVar(&requests, "num-prompts", 100, "requests; with --workload, the first so many of the file")
+	flags.IntVar(&input, "random-input-len", 128, "mean input tokens")
+	flags.IntVar(&output, "random-output-len", 128, "mean output tokens")
+	flags.Float64Var(&spread, "random-range-ratio", 0, "lengths are drawn from mean × (1 ± this)")
+	flags.StringVar(&file, "workload", "", "file of [[input tokens, output tokens], …]")
+	flags.Uint64Var(&config.Seed, "seed", 0, "of lengths and prompts")
+	flags.IntVar(&vocabulary, "vocab-size", 10000, "prompts are drawn from the upper nine tenths of so many token ids")
+	flags.BoolVar(&config.IgnoreEOS, "ignore-eos", true, "go on past the model's end token")
+	flags.Float64Var(&temperature, "temperature", 0, "the model's own default when not given")
+	flags.StringVar(&jsonFile, "json", "", "write JSON to this file; - prints it instead of the table")
+	return command
+}
+
+// progress keeps one line of a terminal up to date. The workers call it at once.
+func progress(out io.Writer, all int) func(done, failed int) {
+	return func(done, failed int) {
+		fmt.Fprintf(out, "\r%d of %d, %d failed ", done, all, failed)
+		if done == all {
+			fmt.Fprintln(out)
+		}
+	}
+}
+
+func writeReport(out io.Writer, jsonFile string, report *load.Report) error {
+	switch jsonFile {
+	case "":
+		return load.WriteTable(out, report)
+	case "-":
+		return load.WriteJSON(out, report)
+	}
+	file, err := os.Create(jsonFile)
+	if err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	if err := load.WriteJSON(file, report); err != nil {
+		file.Close()
+		return fmt.Errorf("report: %w", err)
+	}
+	if err := file.Close(); err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	return load.WriteTable(out, report)
+}

@@ -1,0 +1,39 @@
+// Manta serves large language models on a cluster. This package is the command
+// tree: up.go runs head and node in one process, models.go keeps the download
+// folder, and head/cli has the commands that are clients of the API.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"manta/head/cli"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := root().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		if !errors.Is(err, context.Canceled) {
+			fmt.Fprintln(os.Stderr, "manta:", err)
+		}
+		os.Exit(1)
+	}
+}
+
+func root() *cobra.Command {
+	command := &cobra.Command{
+		Use: "manta", Short: "Serve large language models on one machine or many",
+		SilenceErrors: true, SilenceUsage: true,
+	}
+	command.AddCommand(pullCommand(), listCommand(), removeCommand())
+	command.AddCommand(cli.Commands()...)
+	return command
+}

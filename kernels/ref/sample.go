@@ -32,6 +32,7 @@ type Sampler struct {
 	kept     []candidate // what may still be drawn, in token order
 	buckets  []bucket
 	edge     []candidate
+	maxima   []float32
 }
 
 // A candidate is a token that may be drawn, with its logit over the temperature
@@ -75,6 +76,7 @@ func (s *Sampler) draw(logits []float32, row kernels.SampleRow, counts *Counts) 
 	}
 	total := s.weigh()
 	if row.TopP < 1 {
+		s.dropTail((1 - float64(row.TopP)) * total)
 		s.keepTop(len(s.kept), float64(row.TopP)*total)
 		total = s.total()
 	}
@@ -148,8 +150,9 @@ func Argmax(x []float32) int32 {
 	return token
 }
 
-// candidates fills kept with the tokens that min_p leaves: those whose
-// probability is at least MinP of the best one's (Nguyen et al. 2024, §3).
+// candidates fills kept with the tokens that min_p leaves, those whose
+// probability is at least MinP of the best one's (Nguyen et al. 2024, §3), and
+// drops most of those that top_k will not keep.
 func (s *Sampler) candidates(x []float32, row kernels.SampleRow) {
 	s.kept = s.kept[:0]
 	best := Argmax(x)
@@ -159,6 +162,9 @@ func (s *Sampler) candidates(x []float32, row kernels.SampleRow) {
 	lowest := float32(math.Inf(-1))
 	if row.MinP > 0 {
 		lowest = x[best]/row.Temperature + float32(math.Log(float64(min(row.MinP, 1))))
+	}
+	if k := int(row.TopK); k > 0 && k < len(x) {
+		lowest = max(lowest, s.atMostTop(x, k)/row.Temperature)
 	}
 	never := float32(math.Inf(-1))
 	for t, v := range x {

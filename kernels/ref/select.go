@@ -85,6 +85,34 @@ func (s *Sampler) keepTop(k int, mass float64) {
 	})
 }
 
+// atMostTop gives a bound that the k highest values reach: the k-th highest of the
+// maxima of more than k runs.
+func (s *Sampler) atMostTop(x []float32, k int) float32 {
+	run := len(x) / (4*k + 1)
+	if run < 2 {
+		return float32(math.Inf(-1))
+	}
+	s.maxima = s.maxima[:0]
+	for lo := 0; lo < len(x); lo += run {
+		best := float32(math.Inf(-1))
+		for _, v := range x[lo:min(lo+run, len(x))] {
+			if v > best {
+				best = v
+			}
+		}
+		s.maxima = append(s.maxima, best)
+	}
+	slices.Sort(s.maxima)
+	return s.maxima[len(s.maxima)-k]
+}
+
+// dropTail drops candidates so light that all of them together weigh less than
+// tail: what is left still holds the prefix that top_p keeps.
+func (s *Sampler) dropTail(tail float64) {
+	lightest := float32(tail / float64(len(s.kept)+1))
+	s.kept = slices.DeleteFunc(s.kept, func(c candidate) bool { return c.weight < lightest })
+}
+
 func highestOf(list []candidate) float32 {
 	highest := float32(math.Inf(-1))
 	for _, c := range list {

@@ -1,0 +1,143 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"fmt"
+
+	"manta/kernels"
+)
+
+// items are what the attention kernels of one step work on, for KV heads of so
+// many query heads: rows that stand alone, and tiles of rows that do not.
+type items struct {
+	rows, tiles pointer
+	rowCount    int
+	tileCount   int
+	deepest     int // the furthest position of a row that stands alone
+}
+
+const promptRows = 128 // src/prompt.cuh
+
+// itemsOf divides the batch, once for each group size.
+func (s *slot) itemsOf(group int) *items {
+	if it := s.items[group]; it != nil {
+		return it
+	}
+	it := &items{}
+	var rows, tiles []int32
+	for i, span := range s.batch.Spans {
+		if span.Count == 1 {
+			rows = append(rows, int32(span.Row))
+			it.deepest = max(it.deepest, span.Start)
+			continue
+		}
+		for first := 0; first < span.Count*group; first += promptRows {
+			tiles = append(tiles, int32(i), int32(first))
+		}
+	}
+	it.rowCount, it.tileCount = len(rows), len(tiles)/2
+	it.rows, it.tiles = s.put(listBytes(rows)), s.put(listBytes(tiles))
+	s.items[group] = it
+	return it
+}
+
+// groupsOf lists the query heads of each KV head in the device's memory.
+func (o *Ops) groupsOf(a kernels.Attention) (at pointer, group int) {
+	heads := make([][]int32, a.KVHeads)
+	for h := range a.Heads {
+		kv := a.HeadMap[h]
+		heads[kv] = append(heads[kv], int32(h))
+		group = max(group, len(heads[kv]))
+	}
+	key := fmt.Sprint("heads", a.KVHeads, a.HeadMap)
+	if at, ok := o.lists[key]; ok {
+		return at, group
+	}
+	list := make([]int32, a.KVHeads*group)
+	for i := range list {
+		list[i] = -1
+		if h := heads[i/group]; i%group < len(h) {
+			list[i] = h[i%group]
+		}
+	}
+	at, err := o.upload(listBytes(list))
+	o.fail(err) //nolint:errcheck // sticks
+	o.lists[key] = at
+	return at, group
+}
+
+var typeSuffix = map[kernels.DType]string{kernels.F32: "_float", kernels.F16: "_f16", kernels.BF16: "_bf16"}
+
+// Attention stores the batch's keys and values, then attends over what is stored.
+func (o *Ops) Attention(out, qkv kernels.Tensor, a kernels.Attention) {
+	s, c := o.step, a.Cache.(*cache)
+	check(out.Rows == qkv.Rows && qkv.Rows == len(s.batch.Tokens) && !bufferOf(qkv).narrow &&
+		out.Cols == a.Heads*a.HeadDim && qkv.Cols == (a.Heads+2*a.KVHeads)*a.HeadDim, "attention", out, qkv)
+	if qkv.Rows == 0 {
+		return
+	}
+	b := bufferOf(out)
+	b.narrow = o.half
+	layer := pointer(a.Layer * c.layerBytes())
+	groups, group := o.groupsOf(a)
+	args := attentionArguments{
+		qkv: bufferOf(qkv).at, q: o.need("q", qkv.Rows*out.Cols*4).at, out: b.at, k: c.k + layer, v: c.v + layer,
+		position: s.positions, rowSpan: s.rowSpan, spanRow: s.spanRow, tables: s.tables[a.Group], groups: groups, arrived: o.arrived,
+		blockStride: int64(c.spec.KVHeads * kernels.BlockTokens * a.HeadDim),
+		rows:        int32(qkv.Rows), heads: int32(a.Heads), kvHeads: int32(a.KVHeads), size: int32(a.HeadDim), stride: int32(s.stride),
+		group: int32(group), qNorm: -1, kNorm: -1, normAcross: bit(a.NormAcross), interleaved: bit(a.Interleaved),
+		window: int32(a.Window), scale: a.Scale, softcap: a.Softcap,
+	}
+	if n := a.QNorm; n != nil {
+		args.qNorm, args.qGain, args.qBias, args.qEps = int32(n.Kind), vectorAt(n.Weight), vectorAt(n.Bias), n.Eps
+	}
+	if n := a.KNorm; n != nil {
+		args.kNorm, args.kGain, args.kBias, args.kEps = int32(n.Kind), vectorAt(n.Weight), vectorAt(n.Bias), n.Eps
+	}
+	if a.Rope != nil {
+		t := a.Rope.(*ropeTable)
+		args.rope, args.pairs = t.at, int32(t.pairs)
+	}
+	types := o.suffix + typeSuffix[c.spec.Type]
+	o.launch("store"+types, qkv.Rows, 1, 1, 256, 8*a.HeadDim*4, bytesOf(&args))
+	if !o.half || c.spec.Type != o.options.Compute || (a.HeadDim != 64 && a.HeadDim != 128) || group > 16 {
+		o.launch("attend"+types, qkv.Rows, ceil(a.Heads, 4), 1, 128, 4*(2*a.HeadDim+64)*4, bytesOf(&args))
+		return
+	}
+	it := s.itemsOf(group)
+	if it.rowCount > 0 {
+		o.decode(args, it)
+	}
+	if it.tileCount > 0 {
+		args.items = it.tiles
+		o.launch(fmt.Sprintf("prompt%s_%d", o.suffix, a.HeadDim), a.KVHeads, it.tileCount, 1, 256, 4*64*a.HeadDim*2, bytesOf(&args))
+	}
+}
+
+// decode attends for the rows that stand alone. Where there are too few to fill
+// the device, the chunks of a context are spread over blocks; the merge is the same.
+func (o *Ops) decode(args attentionArguments, it *items) {
+	name, tile, warps, splits := "decode", 8, 4, 1
+	if args.group > 8 {
+		name, tile = "decode_wide", 16
+	}
+	chunks := it.deepest/64 + 1
+	if args.window > 0 {
+		chunks = min(chunks, int(args.window)/64+2)
+	}
+	most := 1
+	for most < chunks { // steps of like length share a graph
+		most *= 2
+	}
+	pairs := it.rowCount * int(args.kvHeads)
+	if bytes := pairs * most * int(args.group) * int(args.size+2) * 4; pairs < 2*o.info.Multiprocessor && most > warps && bytes <= 256<<20 {
+		splits, args.partial = ceil(most, warps), o.need("partial", bytes).at
+	} else if pairs >= 2*o.info.Multiprocessor {
+		warps = 2
+	}
+	args.items, args.chunksMax = it.rows, int32(most)
+	size := int(args.size)
+	shared := 4 * (warps*tile*size + warps*tile*2 + tile*size + tile*2)
+	o.launch(fmt.Sprintf("%s%s_%d", name, o.suffix, size), int(args.kvHeads), it.rowCount, splits, 32*warps, shared, bytesOf(&args))
+}

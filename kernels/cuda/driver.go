@@ -1,0 +1,145 @@
+//go:build cuda
+
+package cuda
+
+/*
+#include <cuda.h>
+
+typedef struct {
+  CUfunction function;
+  unsigned x, y, z, threads, shared, arguments;
+} manta_launch;
+
+// Launches n kernels, each with one struct as its argument. With overlap a kernel
+// may start before the one before it has ended (programmatic dependent launch).
+static CUresult manta_launch_all(CUstream stream, const manta_launch *l, int n, char *arguments, int overlap, int *failed) {
+  CUlaunchAttribute attribute = {0};
+  attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+  attribute.value.programmaticStreamSerializationAllowed = 1;
+  for (int i = 0; i < n; i++) {
+    CUlaunchConfig c = {0};
+    void *argument = arguments + l[i].arguments;
+    c.gridDimX = l[i].x, c.gridDimY = l[i].y, c.gridDimZ = l[i].z;
+    c.blockDimX = l[i].threads, c.blockDimY = 1, c.blockDimZ = 1;
+    c.sharedMemBytes = l[i].shared, c.hStream = stream;
+    c.attrs = &attribute, c.numAttrs = overlap ? 1 : 0;
+    CUresult r = cuLaunchKernelEx(&c, l[i].function, &argument, 0);
+    if (r != CUDA_SUCCESS) { *failed = i; return r; }
+  }
+  return CUDA_SUCCESS;
+}
+
+static CUresult manta_capture(CUstream stream, const manta_launch *l, int n, char *arguments, int overlap, int *failed, CUgraphExec *exec) {
+  CUgraph graph = 0;
+  CUresult r = cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL), end;
+  if (r != CUDA_SUCCESS) return r;
+  r = manta_launch_all(stream, l, n, arguments, overlap, failed);
+  end = cuStreamEndCapture(stream, &graph);
+  if (r == CUDA_SUCCESS) r = end;
+  if (r == CUDA_SUCCESS) r = cuGraphInstantiateWithFlags(exec, graph, 0);
+  if (graph) cuGraphDestroy(graph);
+  return r;
+}
+*/
+import "C"
+
+import (
+	"fmt"
+	"unsafe"
+
+	"gorgonia.org/cu"
+)
+
+// launch is one kernel of a step; arguments is where its struct begins in the
+// step's bytes. It mirrors manta_launch.
+type launch struct {
+	function                           uintptr
+	x, y, z, threads, shared, argument uint32
+}
+
+func handle(f cu.Function) uintptr { return *(*uintptr)(unsafe.Pointer(&f)) }
+
+func stream(s cu.Stream) C.CUstream { return *(*C.CUstream)(unsafe.Pointer(&s)) }
+
+// result turns a driver's answer into an error that names the call.
+func result(r C.CUresult, call string) error {
+	if r == C.CUDA_SUCCESS {
+		return nil
+	}
+	var name, text *C.char
+	C.cuGetErrorName(r, &name)
+	C.cuGetErrorString(r, &text)
+	if name == nil {
+		return fmt.Errorf("%w: %s: error %d", ErrDevice, call, int(r))
+	}
+	return fmt.Errorf("%w: %s: %s (%s)", ErrDevice, call, C.GoString(name), C.GoString(text))
+}
+
+// launchAll launches the kernels of a step; names gives their names for errors.
+func launchAll(s cu.Stream, list []launch, arguments []byte, overlap bool, name func(int) string) error {
+	if len(list) == 0 {
+		return nil
+	}
+	var failed C.int
+	r := C.manta_launch_all(stream(s), (*C.manta_launch)(unsafe.Pointer(&list[0])), C.int(len(list)), (*C.char)(unsafe.Pointer(&arguments[0])), flag(overlap), &failed)
+	return result(r, "launch of "+name(int(failed)))
+}
+
+// A graph is a step captured once and launched in one call.
+type graph struct{ exec C.CUgraphExec }
+
+func capture(s cu.Stream, list []launch, arguments []byte, overlap bool, name func(int) string) (*graph, error) {
+	var failed C.int
+	g := &graph{}
+	r := C.manta_capture(stream(s), (*C.manta_launch)(unsafe.Pointer(&list[0])), C.int(len(list)), (*C.char)(unsafe.Pointer(&arguments[0])), flag(overlap), &failed, &g.exec)
+	return g, result(r, "capture at "+name(int(failed)))
+}
+
+func (g *graph) launch(s cu.Stream) error {
+	return result(C.cuGraphLaunch(g.exec, stream(s)), "launch of a graph")
+}
+
+func (g *graph) destroy() { C.cuGraphExecDestroy(g.exec) }
+
+func flag(b bool) C.int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// allowShared lets a kernel use as much shared memory as a block may have, and
+// makes that memory's share of the cache the same for all kernels: a chain whose
+// kernels differ in it runs at half speed under programmatic dependent launch.
+func allowShared(f cu.Function, limit int) (usable int, err error) {
+	function := *(*C.CUfunction)(unsafe.Pointer(&f))
+	var static C.int
+	if err := result(C.cuFuncGetAttribute(&static, C.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function), "shared size"); err != nil {
+		return 0, err
+	}
+	usable = limit - int(static)
+	if err := result(C.cuFuncSetAttribute(function, C.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, C.int(usable)), "shared limit"); err != nil {
+		return 0, err
+	}
+	return usable, result(C.cuFuncSetAttribute(function, C.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100), "carve-out")
+}
+
+// pinned gives host memory that the device copies from and to at full speed.
+func pinned(bytes int) ([]byte, error) {
+	var p unsafe.Pointer
+	if err := result(C.cuMemHostAlloc(&p, C.size_t(bytes), C.CU_MEMHOSTALLOC_PORTABLE), "pinned memory"); err != nil {
+		return nil, err
+	}
+	return unsafe.Slice((*byte)(p), bytes), nil
+}
+
+func unpin(b []byte) {
+	if len(b) > 0 {
+		C.cuMemFreeHost(unsafe.Pointer(&b[0]))
+	}
+}
+
+const (
+	sharedLimit     = cu.DeviceAttribute(C.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+	multiprocessors = cu.DeviceAttribute(C.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+)

@@ -1,0 +1,231 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"fmt"
+
+	"manta/kernels"
+)
+
+func bit(b bool) int32 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// check panics where a caller broke the contract on shapes.
+func check(ok bool, operation string, tensors ...kernels.Tensor) {
+	if ok {
+		return
+	}
+	shapes := ""
+	for _, t := range tensors {
+		shapes += fmt.Sprintf(" %d×%d", t.Rows, t.Cols)
+	}
+	panic("cuda: " + operation + ": shapes do not fit:" + shapes)
+}
+
+// Embed looks the batch's tokens up.
+func (o *Ops) Embed(out kernels.Tensor, a kernels.Embed) {
+	w := a.Table.(*weight)
+	check(out.Rows == len(o.step.batch.Tokens) && out.Cols == w.cols, "embed", out)
+	b := bufferOf(out)
+	b.narrow = false
+	e := embedArguments{table: w.at, tokens: o.step.tokens, position: o.step.positions, last: o.last, out: b.at,
+		columns: int32(w.cols), chunks: int32(w.chunks), outStride: int32(out.Cols), vocabulary: int32(w.rows), scale: a.Scale}
+	if a.Positions != nil {
+		p := a.Positions.(*weight)
+		e.positions, e.positionChunks = p.at, int32(p.chunks)
+	}
+	o.launch("embed"+o.suffix, out.Rows, 1, 1, 256, 0, bytesOf(&e))
+}
+
+// normOf gives the arguments of normalising x.
+func normOf(x kernels.Tensor, n *kernels.Norm) normArguments {
+	b := bufferOf(x)
+	a := normArguments{x: b.at, rows: int32(x.Rows), columns: int32(x.Cols), xStride: int32(x.Cols), kind: -1, xNarrow: bit(b.narrow)}
+	if n != nil {
+		a.kind, a.gain, a.bias, a.eps = int32(n.Kind), vectorAt(n.Weight), vectorAt(n.Bias), n.Eps
+	}
+	return a
+}
+
+// Norm normalises each row; out may be x.
+func (o *Ops) Norm(out, x kernels.Tensor, n kernels.Norm) {
+	check(out.Rows == x.Rows && out.Cols == x.Cols, "norm", out, x)
+	a := normOf(x, &n)
+	b := bufferOf(out)
+	if b == bufferOf(x) && b.narrow {
+		panic("cuda: norm: a narrow tensor cannot be normalised in place")
+	}
+	b.narrow = false
+	a.out, a.outStride = b.at, int32(out.Cols)
+	o.launch("norm"+o.suffix, x.Rows, 1, 1, 512, 0, bytesOf(&a))
+}
+
+// Add computes x += norm(y).
+func (o *Ops) Add(x, y kernels.Tensor, n *kernels.Norm) {
+	check(x.Rows == y.Rows && x.Cols == y.Cols, "add", x, y)
+	if bufferOf(x).narrow {
+		panic("cuda: add: the sum must be a stream of residuals, which is float32")
+	}
+	a := normOf(y, n)
+	a.out, a.outStride = bufferOf(x).at, int32(x.Cols)
+	o.launch("add"+o.suffix, x.Rows, 1, 1, 512, 0, bytesOf(&a))
+}
+
+// Gather copies the wanted rows of x to the top of out.
+func (o *Ops) Gather(out, x kernels.Tensor) {
+	n := len(o.step.batch.Wanted)
+	check(out.Rows >= n && out.Cols == x.Cols, "gather", out, x)
+	from, to := bufferOf(x), bufferOf(out)
+	to.narrow = from.narrow
+	a := gatherArguments{x: from.at, out: to.at, wanted: o.step.wanted, words: int32(x.Cols)}
+	if from.narrow {
+		if x.Cols%2 == 0 {
+			a.words /= 2
+		} else {
+			a.odd = 1
+		}
+	}
+	o.launch("gather", n, 1, 1, 256, 0, bytesOf(&a))
+}
+
+// Linear computes out (+)= act(norm(x) · Weightᵀ + Bias), gated or not.
+func (o *Ops) Linear(out, x kernels.Tensor, a kernels.Linear) {
+	w := a.Weight.(*weight)
+	width := w.rows
+	if a.Gated {
+		width /= 2
+	}
+	check(out.Rows == x.Rows && out.Cols == width && x.Cols == w.cols, "linear", out, x)
+	if x.Rows == 0 {
+		return
+	}
+	b := bufferOf(out)
+	if !a.Accumulate {
+		b.narrow = o.half && (a.Activation != kernels.Identity || a.Gated)
+	}
+	args := o.linearOf(w)
+	args.rows, args.bias, args.out, args.outStride = int32(x.Rows), vectorAt(a.Bias), b.at, int32(out.Cols)
+	args.activation, args.softcap, args.gated = int32(a.Activation), a.Softcap, bit(a.Gated)
+	args.accumulate, args.outNarrow = bit(a.Accumulate), bit(b.narrow)
+	o.product(args, w, x, a.Norm)
+}
+
+func (o *Ops) linearOf(w *weight) linearArguments {
+	return linearArguments{weight: w.at, arrived: o.arrived, width: int32(w.rows), columns: int32(w.cols),
+		chunks: int32(w.chunks), segment: int32(w.segment), segments: int32(w.segments)}
+}
+
+// product chooses the kernels of out = finish(norm(x) · weightᵀ). The choice does
+// not show in the result.
+func (o *Ops) product(a linearArguments, w *weight, x kernels.Tensor, n *kernels.Norm) {
+	if a.gated == 1 && o.half && w.rows/2%8 != 0 {
+		o.ungated(a, w, x, n)
+		return
+	}
+	b := bufferOf(x)
+	a.x, a.xStride, a.xNarrow = b.at, int32(x.Cols), bit(b.narrow)
+	if !o.half {
+		if n != nil {
+			o.prepare(&a, x, n, x.Cols, false)
+		}
+		o.launch("linear_float", ceil(outputs(a), 8), ceil(x.Rows, 8), 1, 256, 0, bytesOf(&a))
+		return
+	}
+	// Where the inverse of the root can wait until the sum is there, it does.
+	postponed := n != nil && n.Kind == kernels.RMSNorm && n.Bias == nil && n.Weight != nil && o.options.Compute == kernels.BF16 && !b.narrow
+	if rows, shared := o.gemvFits(w, x.Rows); rows > 0 {
+		switch {
+		case n == nil:
+		case postponed && x.Rows <= 4:
+			a.gain, a.eps = vectorAt(n.Weight), n.Eps
+		default:
+			o.prepare(&a, x, n, 64*ceil(x.Cols, 64), postponed)
+		}
+		grid := min(o.info.Multiprocessor, units(a))
+		o.launch(fmt.Sprintf("gemv%s_%d", o.suffix, rows), grid, 1, 1, 512, shared, bytesOf(&a))
+		return
+	}
+	if n != nil || !b.narrow || x.Cols%64 != 0 {
+		o.prepare(&a, x, n, 64*ceil(x.Cols, 64), postponed)
+	}
+	o.tiles(a, x.Rows, 1)
+}
+
+// prepare normalises x, or only converts it, into what products read.
+func (o *Ops) prepare(a *linearArguments, x kernels.Tensor, n *kernels.Norm, stride int, postponed bool) {
+	p := normOf(x, n)
+	p.out, p.outStride, p.postponed = o.need("prepared", x.Rows*stride*4).at, int32(stride), bit(postponed)
+	if postponed {
+		p.scale = o.need("scale", x.Rows*4).at
+		a.scale = p.scale
+	}
+	o.launch("prepare"+o.suffix, x.Rows, 1, 1, 512, 0, bytesOf(&p))
+	a.x, a.xStride, a.xNarrow = p.out, int32(stride), bit(o.half)
+}
+
+// ungated computes both halves and multiplies them in a second pass.
+func (o *Ops) ungated(a linearArguments, w *weight, x kernels.Tensor, n *kernels.Norm) {
+	y := o.need("ungated", x.Rows*w.rows*4)
+	g := gateArguments{y: y.at, out: a.out, half: int32(w.rows / 2), outStride: a.outStride, activation: a.activation,
+		accumulate: a.accumulate, outNarrow: a.outNarrow, softcap: a.softcap}
+	a.out, a.outStride, a.gated, a.activation, a.softcap, a.accumulate, a.outNarrow = y.at, int32(w.rows), 0, 0, 0, 0, 0
+	o.product(a, w, x, n)
+	o.launch("gate"+o.suffix, x.Rows, 1, 1, 256, 0, bytesOf(&g))
+}
+
+const (
+	gemvRing = 16 * 10 * 512
+	gemvSums = 16384
+)
+
+// gemvFits gives the kernel for so many rows, or 0 where they do not fit.
+func (o *Ops) gemvFits(w *weight, rows int) (kernel, shared int) {
+	for kernel = 1; kernel < rows; kernel *= 2 {
+	}
+	shared = gemvRing + w.chunks*kernel*64 + gemvSums
+	if kernel > 8 || shared > o.shared-4096 {
+		return 0, 0
+	}
+	return kernel, shared
+}
+
+var tileKernels = []struct{ name, rows, shared int }{
+	{16, 16, 6 * (128 + 16) * 128}, {32, 32, 5 * (128 + 32) * 128}, {64, 64, 4 * (128 + 64) * 128}, {128, 128, 4 * (128 + 128) * 128},
+}
+
+// tiles launches the product of many rows, of one weight or of each expert's.
+func (o *Ops) tiles(a linearArguments, rows, experts int) {
+	k := tileKernels[len(tileKernels)-1]
+	for _, t := range tileKernels {
+		if rows <= t.rows {
+			k = t
+			break
+		}
+	}
+	perTile := 128 / 8
+	if a.gated == 1 {
+		perTile /= 2
+	}
+	x, y, z := ceil(units(a), perTile), ceil(rows, k.rows), experts
+	if bytes := int(a.segments) * rows * ceil(int(a.width), 8) * 32; experts == 1 && a.segments > 1 && 2*x*y < 3*o.info.Multiprocessor && bytes <= 256<<20 && x*y <= arrivals {
+		a.partial, z = o.need("partial", bytes).at, int(a.segments)
+	}
+	o.launch(fmt.Sprintf("gemm%s_%d", o.suffix, k.name), x, y, z, 256, k.shared, bytesOf(&a))
+}
+
+// outputs is the number of columns of out; units that of 8 of them.
+func outputs(a linearArguments) int {
+	if a.gated == 1 {
+		return int(a.width) / 2
+	}
+	return int(a.width)
+}
+
+func units(a linearArguments) int { return ceil(outputs(a), 8) }
+
+func ceil(a, b int) int { return (a + b - 1) / b }

@@ -1,0 +1,3 @@
+// Attention over the paged cache.
+#include "decode.cuh"
+#include "prompt.cuh"

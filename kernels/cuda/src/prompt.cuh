@@ -1,0 +1,119 @@
+// prompt: attention of many rows of a sequence over its paged keys and values,
+// causal, windowed, soft-capped (Dao et al. 2022, alg. 1, with the chunks of
+// attention.cuh).
+//
+// q: (rows, heads, HD) T. out: (rows, heads·HD) T. Cache as in attention.cuh.
+// Grid: KV heads × items; an item is (span, first of 128 query rows), where query
+// row f of a span is token f / group, head f % group of the KV head: heads that
+// share keys share their loads. 8 warps of 16 query rows each.
+// Bound: 4·rows·context·heads·HD operations (half with the causal mask).
+// Reference: ref.Attention; bit for bit what decode gives.
+#pragma once
+#include "decode.cuh"
+
+constexpr int promptRows = 128, promptThreads = 256;
+
+template <class T, int HD> DEVICE void prompt(const AttentionArguments& a) {
+  using C = Chunk<T, HD, true>;
+  constexpr int pieces = C::pieces, rowBytes = HD * 2, tileBytes = chunkKeys * rowBytes;
+  extern __shared__ __align__(128) char memory[]; // 2 × (keys, values)
+  chain();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, q = lane % 4;
+  const int kv = blockIdx.x, span = a.items[2 * blockIdx.y], f0 = a.items[2 * blockIdx.y + 1], G = a.group;
+  const int row0 = a.spanRow[span], count = a.spanRow[span + 1] - row0, start = a.position[row0];
+  const int* table = a.tables + span * a.stride;
+  const int lastToken = min(count - 1, (f0 + promptRows - 1) / G);
+  const int low = start + f0 / G, firstKey = a.window > 0 ? max(0, low - a.window + 1) : 0;
+  const int chunk0 = firstKey / chunkKeys, chunkEnd = (start + lastToken) / chunkKeys + 1, written = start + count;
+
+  auto valueSwizzle = [](int key) { return HD == 128 ? (key / 2 & 1) | (key / 4 & 1) << 2 : (key / 2 & 3) << 1; };
+  auto fetch = [&](int chunk) {
+    char* to = memory + (chunk & 1) * 2 * tileBytes;
+    for (int i = threadIdx.x; i < chunkKeys * HD / 8; i += promptThreads) {
+      int key = i / (HD / 8), piece = i % (HD / 8), at = chunk * chunkKeys + key;
+      int b = at < written ? table[at / blockTokens] : -1;
+      size_t from = size_t(max(b, 0)) * a.blockStride + (size_t(kv) * blockTokens + at % blockTokens) * HD + piece * 8;
+      copyAsync(shared(to) + key * rowBytes + ((piece ^ ((key & 1) << 2)) << 4), (const T*)a.k + from, b >= 0 ? 16 : 0);
+      copyAsync(shared(to) + tileBytes + key * rowBytes + ((piece ^ valueSwizzle(key)) << 4), (const T*)a.v + from, b >= 0 ? 16 : 0);
+    }
+  };
+  fetch(chunk0);
+  commitCopies();
+
+  C c;
+  int position[2], row[2], head[2];
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    int f = f0 + warp * 16 + r + 8 * h;
+    head[h] = f < count * G ? a.groups[kv * G + f % G] : -1;
+    row[h] = row0 + f / G, position[h] = head[h] >= 0 ? start + f / G : -1;
+#pragma unroll
+    for (int i = 0; i < C::parts; i++)
+      c.q[i][h] = head[h] >= 0 ? *(const uint4*)((const T*)a.q + (size_t(row[h]) * a.heads + head[h]) * HD + i * 32 + q * 8) : make_uint4(0, 0, 0, 0);
+  }
+  const int wf = f0 + warp * 16, warpLow = start + wf / G, warpHigh = start + min(count - 1, (wf + 15) / G);
+  const bool active = wf < count * G;
+  float out[pieces][8][4], high[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+#pragma unroll
+  for (int h = 0; h < pieces; h++)
+#pragma unroll
+    for (int d = 0; d < 8; d++) out[h][d][0] = out[h][d][1] = out[h][d][2] = out[h][d][3] = 0;
+
+  for (int chunk = chunk0; chunk < chunkEnd; chunk++) {
+    waitCopies<0>();
+    __syncthreads();
+    if (chunk + 1 < chunkEnd) fetch(chunk + 1);
+    commitCopies();
+    const int key0 = chunk * chunkKeys;
+    if (!active || key0 > warpHigh || (a.window > 0 && key0 + chunkKeys <= warpLow - a.window + 1)) continue;
+    const uint32_t keys = shared(memory + (chunk & 1) * 2 * tileBytes), values = keys + tileBytes;
+#pragma unroll
+    for (int p = 0; p < 4; p++)
+      c.multiplyKeys(p, [&](int n, int i) {
+        int key = p * 16 + n * 8 + r;
+        return loadShared(keys + key * rowBytes + (((4 * i + q) ^ ((key & 1) << 2)) << 4));
+      });
+    c.weigh(a.scale, a.softcap, lane, [&](int h, int key) {
+      return key0 + key <= position[h] && (a.window <= 0 || key0 + key > position[h] - a.window);
+    });
+    float keep[2], take[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) mergeFactors(high[h], sum[h], c.high[h], c.sum[h], keep[h], take[h]);
+#pragma unroll
+    for (int h = 0; h < pieces; h++) {
+      float o[8][4];
+#pragma unroll
+      for (int d = 0; d < 8; d++) o[d][0] = o[d][1] = o[d][2] = o[d][3] = 0;
+#pragma unroll
+      for (int p = 0; p < 4; p++) {
+        uint4 v[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          int key = p * 16 + j / 2 * 8 + 2 * q + j % 2;
+          v[j] = loadShared(values + key * rowBytes + (((r * pieces + h) ^ valueSwizzle(key)) << 4));
+        }
+        C::multiplyValues(o, c.weights(p), v);
+      }
+#pragma unroll
+      for (int d = 0; d < 8; d++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) out[h][d][e] = merged(out[h][d][e], o[d][e], keep[e / 2], take[e / 2]);
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    if (head[half] < 0) continue;
+    T* to = (T*)a.out + (size_t(row[half]) * a.heads + head[half]) * HD;
+#pragma unroll
+    for (int h = 0; h < pieces; h++)
+#pragma unroll
+      for (int e = 0; e < 2; e++)
+#pragma unroll
+        for (int d = 0; d < 8; d += 2)
+          *(uint32_t*)(to + (2 * q + e) * (HD / 8) + h * 8 + d) = pair<T>(out[h][d][2 * half + e] / sum[half], out[h][d + 1][2 * half + e] / sum[half]);
+  }
+}
+
+#define PROMPT(type, size) \
+  KERNEL __launch_bounds__(promptThreads, 1) prompt_##type##_##size(const __grid_constant__ AttentionArguments a) { prompt<type, size>(a); }
+PROMPT(bf16, 64) PROMPT(bf16, 128) PROMPT(f16, 64) PROMPT(f16, 128)

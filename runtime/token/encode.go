@@ -14,6 +14,7 @@ func (t *Tokenizer) Encode(text string, addSpecial bool) ([]int32, error) {
 	}
 	s := t.takeScratch()
 	defer t.giveScratch(s)
+	s.deadline = patternDeadline(text)
 	out := make([]int32, 0, len(text)/4+16)
 	if addSpecial {
 		out = append(out, t.template.before...)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 )
 
@@ -56,17 +57,26 @@ type smallVocabulary struct {
 	Merges [][2]string      `json:"merges"`
 }
 
-func readFeatures(t testing.TB) (map[string]smallVocabulary, []feature) {
-	t.Helper()
+// readFeatures reads the file once for all tests.
+var readFeatures = sync.OnceValues(func() (map[string]smallVocabulary, []feature) {
 	var all struct {
 		Vocabularies map[string]smallVocabulary `json:"vocabularies"`
 		Cases        []feature                  `json:"cases"`
 	}
-	if err := json.Unmarshal(readGzip(t, filepath.Join("testdata", "features.json.gz")), &all); err != nil {
-		t.Fatal(err)
+	f, err := os.Open(filepath.Join("testdata", "features.json.gz"))
+	if err != nil {
+		panic(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err == nil {
+		err = json.NewDecoder(z).Decode(&all)
+	}
+	if err != nil {
+		panic(err)
 	}
 	return all.Vocabularies, all.Cases
-}
+})
 
 // tokenizerJSON puts a feature's tokenizer.json together.
 func (f *feature) tokenizerJSON(t testing.TB, v smallVocabulary) []byte {
@@ -109,10 +119,12 @@ func (f *feature) tokenizerJSON(t testing.TB, v smallVocabulary) []byte {
 	return data
 }
 
-// checkRow holds a tokenizer against a row; the whole and the stream of a
-// decoding are compared with the reference and so with each other.
-func checkRow(t *testing.T, tok *Tokenizer, r row) {
+// checkRow holds a tokenizer against a row, and says whether it does; the whole
+// and the stream of a decoding are compared with the reference and so with each
+// other.
+func checkRow(t *testing.T, tok *Tokenizer, r row) bool {
 	t.Helper()
+	ok := true
 	for _, c := range []struct {
 		special bool
 		want    []int32
@@ -120,15 +132,18 @@ func checkRow(t *testing.T, tok *Tokenizer, r row) {
 		got, err := tok.Encode(r.Text, c.special)
 		if err != nil {
 			t.Errorf("Encode(%.80q, %v): %v", r.Text, c.special, err)
+			ok = false
 		} else if !slices.Equal(got, c.want) {
 			t.Errorf("Encode(%.80q, %v) = %v, want %v", r.Text, c.special, got, c.want)
+			ok = false
 		}
 	}
-	checkDecoding(t, tok, r.IDs, r)
+	return checkDecoding(t, tok, r.IDs, r) && ok
 }
 
-func checkDecoding(t *testing.T, tok *Tokenizer, ids []int32, r row) {
+func checkDecoding(t *testing.T, tok *Tokenizer, ids []int32, r row) bool {
 	t.Helper()
+	ok := true
 	for _, c := range []struct {
 		skip bool
 		want *string
@@ -138,17 +153,20 @@ func checkDecoding(t *testing.T, tok *Tokenizer, ids []int32, r row) {
 		}
 		if got := tok.Decode(ids, c.skip); got != *c.want {
 			t.Errorf("Decode(%v, %v) = %q, want %q", ids, c.skip, got, *c.want)
+			ok = false
 		}
 		if got := stream(t, tok, c.skip, nil, ids); got != *c.want {
 			t.Errorf("Push(%v), skipSpecial %v, gives %q, want %q", ids, c.skip, got, *c.want)
+			ok = false
 		}
 	}
+	return ok
 }
 
 // Every component of a tokenizer.json that is read does what it does in the
 // reference.
 func TestFeatures(t *testing.T) {
-	vocabularies, features := readFeatures(t)
+	vocabularies, features := readFeatures()
 	if len(features) < 60 {
 		t.Fatalf("%d features in testdata", len(features))
 	}

@@ -7,7 +7,8 @@ import (
 	"fmt"
 )
 
-// file is a tokenizer.json, its large parts not yet read.
+// file is a tokenizer.json, its large parts not yet read. Its truncation and
+// padding are not read: transformers turns them off, and so does every server.
 type file struct {
 	added, normalizer, preTokenizer, postProcessor, decoder json.RawMessage
 	model                                                   *modelSpec

@@ -3,6 +3,7 @@ package token
 import (
 	"fmt"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -241,6 +242,8 @@ type scratch struct {
 	one   [1]int32
 	words [2][]string
 	runes []rune
+
+	deadline time.Time // of the split patterns
 }
 
 // maxScratch bounds the symbols that a scratch keeps room for between calls.

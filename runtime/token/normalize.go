@@ -101,7 +101,7 @@ func newReplace(spec normalizerSpec) (normalizer, error) {
 		return always(func(text string) string { return strings.ReplaceAll(text, p.literal, spec.Content) }), nil
 	}
 	return func(text string) (string, error) {
-		matches, err := p.find(nil, text)
+		matches, err := p.find(&scratch{deadline: patternDeadline(text)}, text)
 		if err != nil || len(matches) == 0 {
 			return text, err
 		}

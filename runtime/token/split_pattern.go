@@ -2,6 +2,7 @@ package token
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -11,9 +12,22 @@ import (
 	"github.com/dlclark/regexp2/v2"
 )
 
-// patternTime bounds the search for one match of a split pattern, so that a
-// text made to backtrack cannot hold a processor.
-const patternTime = 2 * time.Second
+// A text made to backtrack cannot hold a processor: patternTime bounds the
+// search for one match, and with patternTimePerByte all searches of a text; so
+// much is enough for a slow pattern on a slow machine. patternStack bounds what
+// one match remembers to go back to.
+const (
+	patternTime        = 2 * time.Second
+	patternTimePerByte = 4 * time.Microsecond
+	patternStack       = 1 << 22 // integers
+)
+
+// patternDeadline is when the searches of a text give up.
+func patternDeadline(text string) time.Time {
+	return time.Now().Add(patternTime + time.Duration(len(text))*patternTimePerByte)
+}
+
+var errDeadline = errors.New("the text takes too long to split")
 
 // pattern is what a Split or Replace looks for: a literal, a regular
 // expression, or characters of a kind.
@@ -35,7 +49,7 @@ func newPattern(raw json.RawMessage) (*pattern, error) {
 	case spec.String != nil && *spec.String != "":
 		return &pattern{literal: *spec.String}, nil
 	case spec.Regex != nil && *spec.Regex != "":
-		e, err := regexp2.Compile(*spec.Regex, regexp2.None)
+		e, err := regexp2.Compile(*spec.Regex, regexp2.OptionMaxBacktrackingStackSize(patternStack))
 		if err != nil {
 			return nil, fmt.Errorf("%w: pattern %q: %w", ErrUnsupported, *spec.Regex, err)
 		}
@@ -45,7 +59,7 @@ func newPattern(raw json.RawMessage) (*pattern, error) {
 	return nil, fmt.Errorf("%w: an empty pattern", ErrMalformed)
 }
 
-// find appends the matches in text that are not empty.
+// find gives the matches in text that are not empty.
 func (p *pattern) find(s *scratch, text string) ([]span, error) {
 	var matches []span
 	switch {
@@ -71,17 +85,13 @@ func (p *pattern) find(s *scratch, text string) ([]span, error) {
 }
 
 func (p *pattern) findExpression(s *scratch, text string) ([]span, error) {
-	var runes []rune
-	if s != nil {
-		runes = s.runes[:0]
-	}
+	runes := s.runes[:0]
 	for _, r := range text {
 		runes = append(runes, r)
 	}
-	if s != nil {
-		s.runes = runes
-	}
+	s.runes = runes
 	var matches []span
+	late := false
 	atRune, atByte := 0, 0
 	advance := func(to int) int { // bytes before rune number to; only forward
 		for ; atRune < to; atRune++ {
@@ -94,8 +104,12 @@ func (p *pattern) findExpression(s *scratch, text string) ([]span, error) {
 			start := advance(index)
 			matches = append(matches, span{start, advance(index + length)})
 		}
-		return true
+		late = time.Now().After(s.deadline)
+		return !late
 	})
+	if err == nil && late {
+		err = errDeadline
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrPattern, p.expression.String(), err)
 	}

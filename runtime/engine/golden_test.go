@@ -33,10 +33,10 @@ type replica struct {
 // serve loads a model folder onto ranks of the CPU backend.
 func serve(t *testing.T, path string, layout shard.Layout, limits sched.Limits) *replica {
 	t.Helper()
-	return serveOn(t, path, layout, limits, cpu.Options{Threads: 1})
+	return serveOn(t, path, layout, limits, cpu.Options{Threads: 1}, 0)
 }
 
-func serveOn(t *testing.T, path string, layout shard.Layout, limits sched.Limits, options cpu.Options) *replica {
+func serveOn(t *testing.T, path string, layout shard.Layout, limits sched.Limits, options cpu.Options, depth int) *replica {
 	t.Helper()
 	w, err := weights.Open(path)
 	if err != nil {
@@ -50,7 +50,7 @@ func serveOn(t *testing.T, path string, layout shard.Layout, limits sched.Limits
 		limits.Blocks = append(limits.Blocks, limits.Blocks[0])
 	}
 	local, err := engine.LoadLocal(engine.LocalConfig{
-		Weights: w, Spec: spec, Layout: layout, Limits: limits, CacheType: kernels.F32,
+		Weights: w, Spec: spec, Layout: layout, Limits: limits, CacheType: kernels.F32, Depth: depth,
 		Open: func(int, int) (kernels.Ops, error) { return cpu.New(options) },
 	})
 	if err != nil {

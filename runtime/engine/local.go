@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,8 @@ type LocalConfig struct {
 	Limits  sched.Limits // Epoch, Windows and Stages are filled in
 	// CacheType is the type of stored keys and values.
 	CacheType kernels.DType
+	// Depth is the number of steps in flight; 0: stages + 1.
+	Depth int
 	// Open gives a rank its device. Local closes it.
 	Open func(stage, rank int) (kernels.Ops, error)
 }
@@ -93,7 +96,7 @@ func (l *Local) Epoch(epoch uint64, deliver func([]Output)) (*Engine, func(conte
 	limits := l.cfg.Limits
 	limits.Epoch = epoch
 	stages, tensor := l.cfg.Layout.Pipeline, l.cfg.Layout.Tensor
-	depth := stages + 1
+	depth := cmp.Or(l.cfg.Depth, stages+1)
 	line := comm.NewLine(stages, tensor, depth+1)
 	sums := make([]*comm.Local, stages) // per stage
 	for stage := range sums {

@@ -69,7 +69,7 @@ func TestGoldenSmolLM2(t *testing.T) {
 	}
 	r := serveOn(t, pullSmolLM2(t), shard.Layout{Tensor: 1, Pipeline: 1}, sched.Limits{
 		Blocks: []int{200}, MaxSequences: 8, MaxRows: 64, MaxWanted: 8, MaxLen: 512, PrefixCaching: true, Seed: kv.Hash{1},
-	}, cpu.Options{})
+	}, cpu.Options{}, 0)
 	defer r.stop()
 	var requests []engine.Request
 	for i, p := range g.Prompts {

@@ -8,6 +8,7 @@ import (
 
 	"manta/kernels"
 	"manta/kernels/ref"
+	"manta/parallel/shard"
 	"manta/runtime/weights"
 	"manta/runtime/weights/weightstest"
 )
@@ -326,8 +327,10 @@ func TestGoldenModelsAsGGUF(t *testing.T) {
 			if strings.HasPrefix(name, "gemma3") {
 				again.Layers = s.Layers
 			}
-			r := newClusterOf(t, converted, again, folder)
-			for i, p := range readGolden(t, folder).Prompts {
+			g := readGolden(t, folder)
+			again.RoundFrequencies(g.Frequencies(s.stored.kind))
+			r := clusterOf(t, converted, again, kernels.F32, testContext, shard.Layout{Tensor: 1, Pipeline: 1})
+			for i, p := range g.Prompts {
 				sequence := r.sequence(p.IDs)
 				last := r.prompt(sequence, 64)
 				compare(t, fmt.Sprintf("prompt %d", i), last, p.LogitsLast)

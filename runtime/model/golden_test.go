@@ -8,11 +8,7 @@ import (
 
 	"manta/kernels"
 	"manta/kernels/ref"
-)
-
-const (
-	logitTolerance = 2e-4 // the golden set's README
-	marginBound    = 1e-3
+	"manta/runtime/model/modeltest"
 )
 
 // Every reference holds: the logits after each prompt within the bound and the
@@ -76,7 +72,7 @@ func TestGoldenModelsInMixedBatches(t *testing.T) {
 						continue
 					}
 					token := ref.Argmax(rows[len(rows)-1])
-					if token != p.Greedy[made] && p.Margin > marginBound {
+					if token != p.Greedy[made] && p.Margin > modeltest.Margin {
 						t.Fatalf("prompt %d: token %d is %d, want %d", who[k], made, token, p.Greedy[made])
 					}
 					s.tokens = append(s.tokens, p.Greedy[made])
@@ -100,7 +96,7 @@ func compare(t *testing.T, what string, got, want []float32) {
 	for i := range want {
 		worst = max(worst, math.Abs(float64(got[i]-want[i])))
 	}
-	if !(worst <= logitTolerance) {
+	if !(worst <= modeltest.LogitTolerance) {
 		t.Errorf("%s: logits are off by %g", what, worst)
 	}
 }
@@ -108,7 +104,7 @@ func compare(t *testing.T, what string, got, want []float32) {
 func checkGreedy(t *testing.T, r *runner, s *sequence, last []float32, want []int32, margin float64) {
 	t.Helper()
 	for i, token := range want {
-		if got := ref.Argmax(last); got != token && margin > marginBound {
+		if got := ref.Argmax(last); got != token && margin > modeltest.Margin {
 			t.Errorf("greedy token %d is %d, want %d", i, got, token)
 			return
 		}

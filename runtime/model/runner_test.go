@@ -1,14 +1,11 @@
 package model
 
 import (
-	"cmp"
 	"encoding/binary"
-	"encoding/json"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"golang.org/x/sync/errgroup"
@@ -17,42 +14,26 @@ import (
 	"manta/kernels/ref"
 	"manta/parallel/comm"
 	"manta/parallel/shard"
+	"manta/runtime/model/modeltest"
 	"manta/runtime/weights"
 )
-
-// A golden is the reference of one model: see the golden set's README.
-type golden struct {
-	Prompts []struct {
-		IDs        []int32
-		LogitsLast []float32 `json:"logits_last"`
-		Greedy     []int32
-		Margin     float64
-	}
-}
 
 // goldenModels lists the folders of the references: the package's own, or with
 // GOLDEN_DIR those of that set.
 func goldenModels(t testing.TB) []string {
-	root := cmp.Or(os.Getenv("GOLDEN_DIR"), "testdata")
-	files, err := filepath.Glob(filepath.Join(root, "models", "*", "golden.json"))
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no references under %s/models: %v", root, err)
-	}
-	for i, f := range files {
-		files[i] = filepath.Dir(f)
-	}
-	return files
-}
-
-func readGolden(t testing.TB, folder string) golden {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join(folder, "golden.json"))
+	folders, err := modeltest.Folders("testdata")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var g golden
-	if err := json.Unmarshal(data, &g); err != nil || len(g.Prompts) == 0 {
-		t.Fatalf("%s: %d prompts: %v", folder, len(g.Prompts), err)
+	return folders
+}
+
+func readGolden(t testing.TB, folder string) modeltest.Golden {
+	t.Helper()
+	g, err := modeltest.Read(folder)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return g
 }
@@ -91,20 +72,10 @@ func newCluster(t testing.TB, path string, cacheType kernels.DType, context int,
 	if err != nil {
 		t.Fatal(err)
 	}
-	roundAsReference(t, s, w, path)
-	return clusterOf(t, w, s, cacheType, context, layout)
-}
-
-// newClusterOf gives one rank of a model that stands for a reference's.
-func newClusterOf(t testing.TB, w *weights.Model, s *Spec, reference string) *runner {
-	t.Helper()
-	original, err := weights.Open(reference)
-	if err != nil {
-		t.Fatal(err)
+	if _, err := os.Stat(filepath.Join(path, "golden.json")); err == nil {
+		s.RoundFrequencies(readGolden(t, path).Frequencies(s.stored.kind))
 	}
-	defer original.Close()
-	roundAsReference(t, s, original, reference)
-	return clusterOf(t, w, s, kernels.F32, testContext, shard.Layout{Tensor: 1, Pipeline: 1})
+	return clusterOf(t, w, s, cacheType, context, layout)
 }
 
 func clusterOf(t testing.TB, w *weights.Model, s *Spec, cacheType kernels.DType, context int, layout shard.Layout) *runner {
@@ -192,25 +163,6 @@ func (r *runner) run(b *kernels.Batch) [][]float32 {
 		}
 	}
 	return rows
-}
-
-// roundAsReference repeats what transformers 5.17's references of 16-bit models
-// went through: the script that made them converted each model in memory, and its
-// rotation frequencies with it. Those of 5.23 read the files.
-func roundAsReference(t testing.TB, s *Spec, w *weights.Model, folder string) {
-	t.Helper()
-	data, err := os.ReadFile(filepath.Join(folder, "golden.json"))
-	if err != nil {
-		return // no reference
-	}
-	var g struct{ Source string }
-	if err := json.Unmarshal(data, &g); err != nil {
-		t.Fatal(err)
-	}
-	m, _ := w.Tensor(w.Names()[0])
-	if strings.HasPrefix(g.Source, "transformers 5.17.") {
-		s.RoundFrequencies(m.Type)
-	}
 }
 
 // A sequence is tokens, of which some have their keys and values stored.

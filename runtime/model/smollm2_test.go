@@ -9,6 +9,7 @@ import (
 
 	"manta/kernels"
 	"manta/kernels/ref"
+	"manta/runtime/model/modeltest"
 )
 
 // The real SmolLM2 of a GGUF: its top-20 logits after a prompt lie within 2e-3 of
@@ -49,7 +50,7 @@ func TestSmolLM2(t *testing.T) {
 			t.Errorf("prompt %d: top logits are off by %g", i, worst)
 		}
 		for k := range min(4, len(p.Greedy)) {
-			if got := ref.Argmax(last); got != p.Greedy[k] && p.Gaps[k] > marginBound {
+			if got := ref.Argmax(last); got != p.Greedy[k] && p.Gaps[k] > modeltest.Margin {
 				t.Errorf("prompt %d: greedy token %d is %d, want %d", i, k, got, p.Greedy[k])
 				break
 			}

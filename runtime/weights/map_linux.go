@@ -2,8 +2,10 @@ package weights
 
 import "golang.org/x/sys/unix"
 
-// adviseHuge asks for huge pages. Kernels that have none for files answer
-// EINVAL, and the mapping works as it is.
+// adviseHuge asks for huge pages. On ext4 and xfs the kernel then reads what is
+// not cached yet straight into them (Linux 6.18: all of a 1.3 GB file); pages that
+// are cached, because the file was just written, stay as they are. Kernels that
+// have none for files answer EINVAL, and the mapping works all the same.
 func adviseHuge(data []byte) {
 	_ = unix.Madvise(data, unix.MADV_HUGEPAGE)
 }
@@ -13,9 +15,6 @@ func populate(data []byte) {
 	if unix.Madvise(data, unix.MADV_POPULATE_READ) != nil { // before Linux 5.14
 		touch(data)
 	}
-	// A second, best-effort wish: huge pages now, not when khugepaged comes by
-	// (Linux 6.1 and later, for files on some file systems).
-	_ = unix.Madvise(data, unix.MADV_COLLAPSE)
 }
 
 // readAhead starts reading data without waiting.

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -80,6 +81,16 @@ func TestFromEnvironment(t *testing.T) {
 				t.Errorf("got %+v, %v", got, err)
 			}
 		})
+	}
+	stored := filepath.Join(home, "token")
+	if err := os.WriteFile(stored, []byte("hf_stored\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]string{"HF_HOME": home, "HF_TOKEN_PATH": stored} {
+		got, err := FromEnvironment(func(k string) string { return map[string]string{key: want}[k] })
+		if err != nil || got.Token != "hf_stored" {
+			t.Errorf("%s: token %q, %v", key, got.Token, err)
+		}
 	}
 	for _, env := range []map[string]string{{"HF_ENDPOINT": "huggingface.co"}, {"HF_TOKEN": "a b"}} {
 		if _, err := FromEnvironment(func(key string) string { return env[key] }); err == nil {

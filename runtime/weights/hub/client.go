@@ -207,16 +207,25 @@ func (h *Hub) send(ctx context.Context, client *http.Client, method string, u *u
 		r.Header[k] = v
 	}
 	r.Header.Set("Accept-Encoding", "identity") // sizes and ranges are of the content
-	return client.Do(r)
+	response, err := client.Do(r)
+	var failed *url.Error
+	if errors.As(err, &failed) {
+		failed.URL = bare(failed.URL)
+	}
+	return response, err
+}
+
+// bare is an address without its query: a content network's carries a signature.
+func bare(address string) string {
+	address, _, _ = strings.Cut(address, "?")
+	return address
 }
 
 // status makes an error of an answer that is no success.
 func status(response *http.Response) error {
 	e := &errStatus{code: response.StatusCode, reason: response.Header.Get("X-Error-Code"),
 		message: clean(response.Header.Get("X-Error-Message"))}
-	u := *response.Request.URL
-	u.RawQuery = "" // a content network's address carries a signature there
-	e.url = u.String()
+	e.url = bare(response.Request.URL.String())
 	if !passing(e.code) {
 		return permanent{e}
 	}

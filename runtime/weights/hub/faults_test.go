@@ -325,6 +325,29 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// An error does not show the signature of a content network's address.
+func TestErrorsHideSignatures(t *testing.T) {
+	for _, gone := range []bool{true, false} {
+		server := hubtest.New(t)
+		server.Put(repositoryName, modelFiles())
+		server.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.HasSuffix(r.URL.Path, hubtest.SHA256(modelFiles()["tokenizer.json"])) {
+				return false
+			}
+			if gone {
+				panic(http.ErrAbortHandler)
+			}
+			w.WriteHeader(http.StatusForbidden)
+			return true
+		})
+		h, _ := newHub(t, server, nil)
+		_, err := h.Pull(context.Background(), Request{Repository: repositoryName}, nil, nil)
+		if err == nil || strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), server.Content) {
+			t.Errorf("got %v", err)
+		}
+	}
+}
+
 // Retry-After is obeyed; one beyond reason is an error at once.
 func TestRetryAfter(t *testing.T) {
 	for _, c := range []struct {

@@ -33,7 +33,9 @@ type stack struct {
 func newStack(b testing.TB, o *Ops, s shape, rows, blocks int) *stack {
 	rng := newRand(1)
 	m := &stack{shape: s, o: o}
-	w := func(dtype kernels.DType, rows, cols int) kernels.Weight { return weightOf(b, o, matrix(rng, dtype, rows, cols)) }
+	w := func(dtype kernels.DType, rows, cols int) kernels.Weight {
+		return weightOf(b, o, matrix(rng, dtype, rows, cols))
+	}
 	scale := make([]float32, s.hidden)
 	for i := range scale {
 		scale[i] = 0.02 // keeps activations in a model's range
@@ -170,7 +172,7 @@ func BenchmarkProduct(b *testing.B) {
 			y := tensor(b, o, m, rows, nil)
 			b.Run(fmt.Sprintf("%s/%d", dtype, m), func(b *testing.B) {
 				if m <= 2 {
-					b.SetBytes(int64(w.groups * w.groupBytes()))
+					b.SetBytes(int64(len(w.segments[0].data)))
 				}
 				for b.Loop() {
 					o.Linear(y, x, kernels.Linear{Weight: w})

@@ -218,6 +218,114 @@ func productQ4SR11(y *float32, x *float32, stride uintptr, sums *float32, w *byt
 // productQ4SR12 multiplies 12 rows with one packed group of 64 outputs.
 func productQ4SR12(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
 
+// productQ8WR1 multiplies 1 rows with one packed group of 64 outputs.
+func productQ8WR1(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ8WR2 multiplies 2 rows with one packed group of 64 outputs.
+func productQ8WR2(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ8WR3 multiplies 3 rows with one packed group of 64 outputs.
+func productQ8WR3(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ8WR4 multiplies 4 rows with one packed group of 64 outputs.
+func productQ8WR4(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ8WR5 multiplies 5 rows with one packed group of 64 outputs.
+func productQ8WR5(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ8WR6 multiplies 6 rows with one packed group of 64 outputs.
+func productQ8WR6(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ8WR7 multiplies 7 rows with one packed group of 64 outputs.
+func productQ8WR7(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ8WR8 multiplies 8 rows with one packed group of 64 outputs.
+func productQ8WR8(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ8WR9 multiplies 9 rows with one packed group of 64 outputs.
+func productQ8WR9(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ8WR10 multiplies 10 rows with one packed group of 64 outputs.
+func productQ8WR10(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ8WR11 multiplies 11 rows with one packed group of 64 outputs.
+func productQ8WR11(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ8WR12 multiplies 12 rows with one packed group of 64 outputs.
+func productQ8WR12(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ6R1 multiplies 1 rows with one packed group of 64 outputs.
+func productQ6R1(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ6R2 multiplies 2 rows with one packed group of 64 outputs.
+func productQ6R2(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ6R3 multiplies 3 rows with one packed group of 64 outputs.
+func productQ6R3(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ6R4 multiplies 4 rows with one packed group of 64 outputs.
+func productQ6R4(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ6R5 multiplies 5 rows with one packed group of 64 outputs.
+func productQ6R5(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ6R6 multiplies 6 rows with one packed group of 64 outputs.
+func productQ6R6(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ6R7 multiplies 7 rows with one packed group of 64 outputs.
+func productQ6R7(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ6R8 multiplies 8 rows with one packed group of 64 outputs.
+func productQ6R8(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ6R9 multiplies 9 rows with one packed group of 64 outputs.
+func productQ6R9(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ6R10 multiplies 10 rows with one packed group of 64 outputs.
+func productQ6R10(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ6R11 multiplies 11 rows with one packed group of 64 outputs.
+func productQ6R11(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ6R12 multiplies 12 rows with one packed group of 64 outputs.
+func productQ6R12(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ4WR1 multiplies 1 rows with one packed group of 64 outputs.
+func productQ4WR1(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ4WR2 multiplies 2 rows with one packed group of 64 outputs.
+func productQ4WR2(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ4WR3 multiplies 3 rows with one packed group of 64 outputs.
+func productQ4WR3(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ4WR4 multiplies 4 rows with one packed group of 64 outputs.
+func productQ4WR4(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ4WR5 multiplies 5 rows with one packed group of 64 outputs.
+func productQ4WR5(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ4WR6 multiplies 6 rows with one packed group of 64 outputs.
+func productQ4WR6(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ4WR7 multiplies 7 rows with one packed group of 64 outputs.
+func productQ4WR7(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ4WR8 multiplies 8 rows with one packed group of 64 outputs.
+func productQ4WR8(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ4WR9 multiplies 9 rows with one packed group of 64 outputs.
+func productQ4WR9(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ4WR10 multiplies 10 rows with one packed group of 64 outputs.
+func productQ4WR10(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ4WR11 multiplies 11 rows with one packed group of 64 outputs.
+func productQ4WR11(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productQ4WR12 multiplies 12 rows with one packed group of 64 outputs.
+func productQ4WR12(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
 // scoresF32R1 multiplies 1 queries with blocks of keys.
 func scoresF32R1(s *float32, sStride uintptr, q *float32, qStride uintptr, k *byte, blocks *int32, count uintptr, blockStride uintptr, dim uintptr)
 

@@ -74,7 +74,7 @@ func (o *Ops) product(out, x buffer, rows int, a kernels.Linear) {
 
 // prepareRows normalises x and sums its blocks where the product needs that.
 func (o *Ops) prepareRows(t *linearTask) {
-	if t.a.Norm == nil && !t.w.format.offset {
+	if t.a.Norm == nil && !t.w.offset {
 		return
 	}
 	stride := strideOf(t.w.cols)
@@ -82,12 +82,12 @@ func (o *Ops) prepareRows(t *linearTask) {
 		t.lazy = true
 		for i := range o.workers {
 			o.grow(&o.workers[i].x, t.rows*stride)
-			o.grow(&o.workers[i].sums, t.w.blocks*sumsOfATile)
+			o.grow(&o.workers[i].sums, t.w.sumBlocks()*sumsOfATile)
 		}
 		return
 	}
-	if t.w.format.offset {
-		t.sums = o.grow(&o.scratch.sums, t.tiles*t.w.blocks*sumsOfATile)
+	if t.w.offset {
+		t.sums = o.grow(&o.scratch.sums, t.tiles*t.w.sumBlocks()*sumsOfATile)
 	}
 	o.prepare = prepareTask{t: t, x: t.x}
 	if t.a.Norm != nil {
@@ -109,8 +109,8 @@ type prepareTask struct {
 func (p *prepareTask) do(_, tile int) {
 	lo, hi := p.t.tileOf(tile)
 	var sums []float32
-	if p.t.w.format.offset {
-		sums = p.t.sums[tile*p.t.w.blocks*sumsOfATile:]
+	if p.t.w.offset {
+		sums = p.t.sums[tile*p.t.w.sumBlocks()*sumsOfATile:]
 	}
 	p.t.prepareTile(p.x, p.normed, sums, lo, hi)
 }
@@ -126,8 +126,8 @@ func (t *linearTask) prepareTile(x, normed buffer, sums []float32, lo, hi int) {
 			clear(dst[t.w.cols:])
 			src = dst
 		}
-		if t.w.format.offset {
-			t.o.kernels.blockSums(&sums[r-lo], &src[0], uintptr(t.w.blocks))
+		if t.w.offset {
+			t.o.kernels.blockSums(&sums[r-lo], &src[0], uintptr(t.w.sumBlocks()))
 		}
 	}
 }
@@ -155,22 +155,25 @@ func (t *linearTask) do(worker, unit int) {
 	x, sums := t.source(worker)
 	y := t.o.workers[worker].tile
 	up := y[maxRows*groupRows:]
-	stride := uintptr(4 * x.stride)
-	blocks := uintptr(t.w.blocks)
 	for tile := first; tile < min(first+t.tilesPerUnit, t.tiles); tile++ {
 		lo, hi := t.tileOf(tile)
-		kernel := t.o.kernels.products[t.w.format.kind][hi-lo-1]
 		var sum *float32
-		if t.w.format.offset {
-			sum = &sums[tile*t.w.blocks*sumsOfATile]
+		if t.w.offset {
+			sum = &sums[tile*t.w.sumBlocks()*sumsOfATile]
 		}
-		from := &x.data[lo*x.stride]
-		kernel(&y[0], from, stride, sum, t.w.group(group), blocks)
+		t.multiply(y, x, sum, group, lo, hi)
 		if t.a.Gated {
-			kernel(&up[0], from, stride, sum, t.w.group(group+t.w.groups/2), blocks)
+			t.multiply(up, x, sum, group+t.w.groups/2, lo, hi)
 		}
 		t.finish(y, up, group*groupRows, lo, hi)
 	}
+}
+
+// multiply writes rows [lo, hi) times one group to y, 64 values a row.
+func (t *linearTask) multiply(y []float32, x buffer, sums *float32, group, lo, hi int) {
+	s := t.w.of(group)
+	kernel := t.o.kernels.products[s.format.kind][hi-lo-1]
+	kernel(&y[0], &x.data[lo*x.stride], uintptr(4*x.stride), sums, &s.group(group)[0], uintptr(s.blocks))
 }
 
 // finish takes a tile of sums to the output: bias, softcap, activation, gate.

@@ -75,13 +75,13 @@ func TestLinearIsRefs(t *testing.T) {
 // Weights stacked from parts, of one type or several, are one matrix.
 func TestWeightStacksParts(t *testing.T) {
 	for _, set := range sets() {
-		for _, types := range [][]kernels.DType{{kernels.Q4_1, kernels.Q4_1, kernels.Q4_1}, {kernels.Q4_K, kernels.Q6_K}, {kernels.BF16, kernels.F32}} {
+		for _, types := range [][]kernels.DType{{kernels.Q4_1, kernels.Q4_1, kernels.Q4_1}, {kernels.Q4_K, kernels.Q6_K}, {kernels.BF16, kernels.F32}, {kernels.Q4_K, kernels.Q5_0, kernels.Q6_K}} {
 			rng := newRand(11)
 			var parts []kernels.Matrix
 			rows := 0
 			for i, dtype := range types {
-				parts = append(parts, matrix(rng, dtype, 33+i, 256))
-				rows += 33 + i
+				parts = append(parts, matrix(rng, dtype, 64+i*i, 256)) // of three types the last change is inside a group
+				rows += 64 + i*i
 			}
 			x := random(rng, 256)
 			run := func(o kernels.Ops) []float32 {
@@ -105,11 +105,11 @@ func stepOf(set *kernelSet) int {
 // The law of bits: a row's product is the same whatever stands beside it and
 // whatever the number of threads.
 func TestLinearLawOfBits(t *testing.T) {
-	const most, rows, cols = 64, 256, 160
+	const most, rows = 64, 256
 	for _, set := range sets() {
-		for _, dtype := range []kernels.DType{kernels.F32, kernels.F16, kernels.BF16, kernels.Q8_0, kernels.Q4_0, kernels.Q4_1} {
+		for _, dtype := range []kernels.DType{kernels.F32, kernels.F16, kernels.BF16, kernels.Q8_0, kernels.Q4_0, kernels.Q4_1, kernels.Q5_1, kernels.Q4_K, kernels.Q6_K} {
 			for _, gated := range []bool{false, true} {
-				rng := newRand(5)
+				rng, cols := newRand(5), max(160, dtype.BlockSize())
 				weight := matrix(rng, dtype, rows, cols)
 				x, scale := random(rng, most*cols), random(rng, cols)
 				run := func(o *Ops, w kernels.Weight, n *kernels.Norm, lo, hi int) []float32 {

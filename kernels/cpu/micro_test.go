@@ -27,21 +27,21 @@ func BenchmarkKernel(b *testing.B) {
 	o := device(b, 1, fastest())
 	for range b.N {
 	}
-	for _, dtype := range []kernels.DType{kernels.F32, kernels.BF16, kernels.F16, kernels.Q8_0, kernels.Q4_1, kernels.Q4_0} {
+	for _, dtype := range []kernels.DType{kernels.F32, kernels.BF16, kernels.F16, kernels.Q8_0, kernels.Q4_1, kernels.Q4_0, kernels.Q4_K, kernels.Q5_K, kernels.Q6_K} {
 		const rows, cols = 64, 576
 		w := weightOf(b, o, matrix(newRand(1), dtype, rows, cols)).(*weight)
 		line := fmt.Sprintf("%-5s", dtype)
 		for _, m := range []int{1, 2, 3, 4, 6, 8, 10, 12} {
 			x := tensor(b, o, m, cols, random(newRand(2), m*cols))
-			sums := make([]float32, 16*w.blocks)
+			sums := make([]float32, 16*w.sumBlocks())
 			y := o.workers[0].tile
-			k := o.kernels.products[w.format.kind][m-1]
+			k := o.kernels.products[w.segments[0].format.kind][m-1]
 			d := fastestOf(300, func() {
 				for range 20 {
-					k(&y[0], &bufferOf(x).data[0], uintptr(4*bufferOf(x).stride), &sums[0], w.group(0), uintptr(w.blocks))
+					k(&y[0], &bufferOf(x).data[0], uintptr(4*bufferOf(x).stride), &sums[0], &w.segments[0].group(0)[0], uintptr(w.segments[0].blocks))
 				}
 			})
-			line += fmt.Sprintf("  %d: %5.1f (%4.1f GB/s)", m, 20*2*rows*cols*float64(m)/float64(d.Nanoseconds()), 20*float64(w.groupBytes())/float64(d.Nanoseconds()))
+			line += fmt.Sprintf("  %d: %5.1f (%4.1f GB/s)", m, 20*2*rows*cols*float64(m)/float64(d.Nanoseconds()), 20*float64(w.segments[0].groupBytes())/float64(d.Nanoseconds()))
 		}
 		b.Log(line)
 	}

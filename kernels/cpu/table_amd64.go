@@ -10,6 +10,9 @@ var avx512Products = [...][maxRows]productKernel{
 	formatQ8:   {productQ8R1, productQ8R2, productQ8R3, productQ8R4, productQ8R5, productQ8R6, productQ8R7, productQ8R8, productQ8R9, productQ8R10, productQ8R11, productQ8R12},
 	formatQ4:   {productQ4R1, productQ4R2, productQ4R3, productQ4R4, productQ4R5, productQ4R6, productQ4R7, productQ4R8, productQ4R9, productQ4R10, productQ4R11, productQ4R12},
 	formatQ4S:  {productQ4SR1, productQ4SR2, productQ4SR3, productQ4SR4, productQ4SR5, productQ4SR6, productQ4SR7, productQ4SR8, productQ4SR9, productQ4SR10, productQ4SR11, productQ4SR12},
+	formatQ8W:  {productQ8WR1, productQ8WR2, productQ8WR3, productQ8WR4, productQ8WR5, productQ8WR6, productQ8WR7, productQ8WR8, productQ8WR9, productQ8WR10, productQ8WR11, productQ8WR12},
+	formatQ6:   {productQ6R1, productQ6R2, productQ6R3, productQ6R4, productQ6R5, productQ6R6, productQ6R7, productQ6R8, productQ6R9, productQ6R10, productQ6R11, productQ6R12},
+	formatQ4W:  {productQ4WR1, productQ4WR2, productQ4WR3, productQ4WR4, productQ4WR5, productQ4WR6, productQ4WR7, productQ4WR8, productQ4WR9, productQ4WR10, productQ4WR11, productQ4WR12},
 }
 
 // avx512Scores lists the scores by store, then by queries less one.

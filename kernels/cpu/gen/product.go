@@ -11,12 +11,13 @@ const maxRows = 12
 
 // A format is a packed weight: 64 output rows (four panels of 16 lanes), blocks
 // of columns one after the other. A block holds the codes of panel 0, 1, 2, 3,
-// then, when scaled, four times 16 f16 scales, then when offset 16 f16 minima.
+// then, when scaled, four times 16 scales, then when offset four times 16 minima.
 type format struct {
 	name           string
 	columns        int // in a block
 	codes          int // bytes of eight columns of one panel
 	scaled, offset bool
+	wide           bool // scales and minima are f32, and the minima hold the codes' centre
 	// expand puts column j of 8 at w into t; z is a scratch register per panel.
 	expand func(w Mem, j int, z, t VecVirtual, tab VecVirtual)
 }
@@ -26,12 +27,19 @@ func (f format) panelBytes() int { return f.codes * f.columns / 8 }
 func (f format) blockBytes() int {
 	n := 4 * f.panelBytes()
 	if f.scaled {
-		n += 128
+		n += 64 * f.scaleBytes()
 	}
 	if f.offset {
-		n += 128
+		n += 64 * f.scaleBytes()
 	}
 	return n
+}
+
+func (f format) scaleBytes() int {
+	if f.wide {
+		return 4
+	}
+	return 2
 }
 
 var formats = []format{
@@ -48,12 +56,17 @@ var formats = []format{
 			VPANDD(w.Offset(32*(j-1)), mask, t)
 		}
 	}},
-	{name: "Q8", columns: 32, codes: 128, scaled: true, expand: func(w Mem, j int, z, t, _ VecVirtual) {
-		VPMOVSXBD(w.Offset(16*j), t)
-		VCVTDQ2PS(t, t)
-	}},
+	{name: "Q8", columns: 32, codes: 128, scaled: true, expand: signedByte},
 	{name: "Q4", columns: 32, codes: 64, scaled: true, offset: true, expand: nibble},
 	{name: "Q4S", columns: 32, codes: 64, scaled: true, expand: nibble},
+	{name: "Q8W", columns: 32, codes: 128, scaled: true, offset: true, wide: true, expand: signedByte},
+	{name: "Q6", columns: 16, codes: 128, scaled: true, wide: true, expand: signedByte},
+	{name: "Q4W", columns: 32, codes: 64, scaled: true, offset: true, wide: true, expand: nibble},
+}
+
+func signedByte(w Mem, j int, z, t, _ VecVirtual) {
+	VPMOVSXBD(w.Offset(16*j), t)
+	VCVTDQ2PS(t, t)
 }
 
 // nibble: a lane holds eight columns, the first lowest; VPERMPS reads the lowest
@@ -84,7 +97,8 @@ func (f format) panels(rows int) int {
 
 // product writes y[r·64+i] = Σₖ x[r][k] · w[i][k] for the 64 rows i of one packed
 // group. Each output has one order of summation for any number of rows: within a
-// block from the first column to the last, then acc += d·s, acc += (m+8d)·Σx.
+// block from the first column to the last, then acc += d·s, acc += (m+8d)·Σx
+// (wide: m·Σx).
 //
 // x: rows at a distance of stride bytes, padded with zeros to whole blocks.
 // sums: 16 floats a block, Σx of row r at r (formats with an offset).
@@ -114,12 +128,9 @@ func product(f format, rows int) {
 	} else if f.name == "BF16" {
 		VPBROADCASTD(highHalf(), table)
 	}
-	scales, minima := GP64(), GP64()
+	scales := GP64()
 	if f.scaled {
 		LEAQ(Mem{Base: w, Disp: 4 * f.panelBytes()}, scales)
-		if f.offset {
-			LEAQ(Mem{Base: w, Disp: 4*f.panelBytes() + 128}, minima)
-		}
 	}
 	turn := GP64()
 	MOVQ(U32(uint32(4/panels)), turn)
@@ -201,10 +212,18 @@ func product(f format, rows int) {
 	if f.scaled {
 		for p := range panels {
 			d, m := t[p], z[p]
-			VCVTPH2PS(Mem{Base: scale, Disp: 32 * p}, d)
-			if f.offset {
-				VCVTPH2PS(Mem{Base: scale, Disp: 32*p + 128}, m)
-				VFMADD231PS_BCST(eightFloat(), d, m)
+			at := Mem{Base: scale, Disp: 16 * f.scaleBytes() * p}
+			if f.wide {
+				VMOVUPS(at, d)
+				if f.offset {
+					VMOVUPS(at.Offset(64*4), m)
+				}
+			} else {
+				VCVTPH2PS(at, d)
+				if f.offset {
+					VCVTPH2PS(at.Offset(64*2), m)
+					VFMADD231PS_BCST(eightFloat(), d, m)
+				}
 			}
 			for r := range rows {
 				VFMADD231PS(s[p][r], d, acc[p][r])
@@ -228,7 +247,7 @@ func product(f format, rows int) {
 	ADDQ(U32(uint32(64*panels)), y)
 	ADDQ(U32(uint32(panels*f.panelBytes())), w)
 	if f.scaled {
-		ADDQ(U32(uint32(32*panels)), scales)
+		ADDQ(U32(uint32(16*f.scaleBytes()*panels)), scales)
 	}
 	DECQ(turn)
 	JNZ(LabelRef("panels"))

@@ -1,0 +1,130 @@
+package cpu
+
+import (
+	"encoding/binary"
+
+	"manta/kernels"
+	"manta/kernels/ref"
+)
+
+// Packed formats: what the products read. 64 outputs form a group; its columns
+// come in blocks: codes of 16 outputs each four times, then 64 scales d, then 64
+// minima m. An output is acc += d·Σ code·x (+ m·Σx) block by block; codes of
+// nibbles count from -8, so where m is f16 it is m+8d that is used.
+const (
+	formatF32 = iota
+	formatF16
+	formatBF16
+	formatQ8  // signed bytes, x = d·q
+	formatQ4  // nibbles, x = d·q + m
+	formatQ4S // nibbles, x = d·(q-8)
+	formatQ8W // signed bytes, f32 scales, x = d·q + m
+	formatQ6  // signed bytes, f32 scales of 16 columns, x = d·q
+	formatQ4W // nibbles, f32 scales, x = d·(q-8) + m
+	formatCount
+)
+
+// A format says how a packed group lies.
+type format struct {
+	kind           int
+	columns        int // in a block
+	panelBytes     int // codes of 16 outputs in a block
+	scaled, offset bool
+	wide           bool // scales and minima are f32, else f16
+}
+
+var formats = [formatCount]format{
+	formatF32:  {kind: formatF32, columns: 8, panelBytes: 512},
+	formatF16:  {kind: formatF16, columns: 8, panelBytes: 256},
+	formatBF16: {kind: formatBF16, columns: 8, panelBytes: 256},
+	formatQ8:   {kind: formatQ8, columns: 32, panelBytes: 512, scaled: true},
+	formatQ4:   {kind: formatQ4, columns: 32, panelBytes: 256, scaled: true, offset: true},
+	formatQ4S:  {kind: formatQ4S, columns: 32, panelBytes: 256, scaled: true},
+	formatQ8W:  {kind: formatQ8W, columns: 32, panelBytes: 512, scaled: true, offset: true, wide: true},
+	formatQ6:   {kind: formatQ6, columns: 16, panelBytes: 256, scaled: true, wide: true},
+	formatQ4W:  {kind: formatQ4W, columns: 32, panelBytes: 256, scaled: true, offset: true, wide: true},
+}
+
+func (f format) blockBytes() int {
+	n := 4 * f.panelBytes
+	if f.scaled {
+		n += f.scaleBytes() * groupRows
+	}
+	if f.offset {
+		n += f.scaleBytes() * groupRows
+	}
+	return n
+}
+
+func (f format) scaleBytes() int {
+	if f.wide {
+		return 4
+	}
+	return 2
+}
+
+// formatOf gives the packed format of a type of weights. All hold its values
+// exactly, but for the rounding of a sub-block's scale to float32.
+func formatOf(t kernels.DType) int {
+	switch t {
+	case kernels.F16:
+		return formatF16
+	case kernels.BF16:
+		return formatBF16
+	case kernels.Q8_0, kernels.Q5_0:
+		return formatQ8
+	case kernels.Q4_1:
+		return formatQ4
+	case kernels.Q4_0:
+		return formatQ4S
+	case kernels.Q5_1, kernels.Q5_K:
+		return formatQ8W
+	case kernels.Q6_K:
+		return formatQ6
+	case kernels.Q4_K:
+		return formatQ4W
+	}
+	return formatF32
+}
+
+// expand reads one packed block: codes by column (64 outputs each), scales, and
+// minima less the centre of the codes.
+func (f format) expand(block []byte, codes, d, m []float32) {
+	for i := range groupRows {
+		panel, lane := block[i/16*f.panelBytes:], i%16
+		for k := range f.columns {
+			codes[k*groupRows+i] = code(f.kind, panel, k, lane)
+		}
+		if f.scaled {
+			f.expandScales(i, block[4*f.panelBytes:], d, m)
+		}
+	}
+}
+
+func (f format) expandScales(i int, scales []byte, d, m []float32) {
+	if f.wide {
+		d[i] = floatOf(binary.LittleEndian.Uint32(scales[4*i:]))
+		if f.offset {
+			m[i] = floatOf(binary.LittleEndian.Uint32(scales[4*(groupRows+i):]))
+		}
+		return
+	}
+	d[i] = ref.Half(binary.LittleEndian.Uint16(scales[2*i:]))
+	if f.offset {
+		m[i] = ref.Half(binary.LittleEndian.Uint16(scales[2*(groupRows+i):])) + 8*d[i]
+	}
+}
+
+func code(kind int, panel []byte, k, lane int) float32 {
+	switch kind {
+	case formatF32:
+		return floatOf(binary.LittleEndian.Uint32(panel[64*k+4*lane:]))
+	case formatF16:
+		return ref.Half(binary.LittleEndian.Uint16(panel[32*k+2*lane:]))
+	case formatBF16:
+		return ref.Brain(binary.LittleEndian.Uint16(panel[64*(k/2)+4*lane+2*(k%2):]))
+	case formatQ8, formatQ8W, formatQ6:
+		return float32(int8(panel[16*k+lane]))
+	}
+	return float32(binary.LittleEndian.Uint32(panel[64*(k/8)+4*lane:])>>(4*(k%8))&15) - 8
+}

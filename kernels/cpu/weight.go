@@ -1,0 +1,165 @@
+package cpu
+
+import (
+	"errors"
+	"fmt"
+
+	"manta/kernels"
+	"manta/kernels/ref"
+)
+
+// ErrShape is wrapped by the errors of sizes that do not fit.
+var ErrShape = errors.New("cpu: shapes do not fit")
+
+// A weight is a matrix packed for products; a tall one (an embedding table) is
+// packed at its first product, since most are only looked up.
+//
+// parts stay as the file stores them, for lookups of single rows: their Data must
+// stay mapped until Close.
+type weight struct {
+	parts      []kernels.Matrix
+	rows, cols int
+	groups     int  // of 64 outputs
+	offset     bool // some segment has minima
+	packed     bool
+	segments   []segment
+}
+
+// A segment is groups of one format: a weight of several types has several.
+type segment struct {
+	format        format
+	first, groups int
+	blocks        int // of a group
+	data          []byte
+}
+
+func (w *weight) Shape() (int, int) { return w.rows, w.cols }
+
+func (s *segment) groupBytes() int { return s.blocks * s.format.blockBytes() }
+
+// group gives the packed bytes of group g of the weight.
+func (s *segment) group(g int) []byte { return s.data[(g-s.first)*s.groupBytes():][:s.groupBytes()] }
+
+// of gives the segment that holds a group.
+func (w *weight) of(group int) *segment {
+	for i := range w.segments {
+		if s := &w.segments[i]; group < s.first+s.groups {
+			return s
+		}
+	}
+	panic("cpu: weight: no such group")
+}
+
+// sumBlocks is the number of blocks of 32 columns whose sums products may want.
+func (w *weight) sumBlocks() int { return (w.cols + 31) / 32 }
+
+// row writes the values of row r into dst.
+func (w *weight) row(r int, dst []float32) {
+	for _, m := range w.parts {
+		if r < m.Rows {
+			ref.Dequantize(m, r, dst)
+			return
+		}
+		r -= m.Rows
+	}
+	panic("cpu: weight: no such row")
+}
+
+// tallRows: at least so many rows, and eight times as many as columns, make a
+// matrix tall, which means an embedding table.
+const tallRows = 8192
+
+// Weight stacks and packs the parts.
+func (o *Ops) Weight(parts ...kernels.Matrix) (kernels.Weight, error) {
+	if len(parts) == 0 {
+		return nil, fmt.Errorf("%w: weight of no parts", ErrShape)
+	}
+	w := &weight{parts: append([]kernels.Matrix(nil), parts...), cols: parts[0].Cols}
+	for _, m := range parts {
+		if err := ref.CheckMatrix(m); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrShape, err)
+		}
+		if m.Cols != w.cols {
+			return nil, fmt.Errorf("%w: %s has %d columns, %s has %d", ErrShape, m.Name, m.Cols, parts[0].Name, w.cols)
+		}
+		w.rows += m.Rows
+	}
+	w.groups = (w.rows + groupRows - 1) / groupRows
+	w.cut()
+	if w.rows >= tallRows && w.rows >= 8*w.cols {
+		return w, nil
+	}
+	return w, o.pack(w)
+}
+
+// cut gives each run of parts of one format a segment. Where formats change
+// inside a group of 64 outputs, all is kept as float32.
+func (w *weight) cut() {
+	row := 0
+	for _, m := range w.parts {
+		f := formats[formatOf(m.Type)]
+		if n := len(w.segments); n > 0 && w.segments[n-1].format.kind != f.kind && row%groupRows != 0 {
+			w.segments = []segment{w.segment(formats[formatF32], 0, w.groups)}
+			break
+		} else if n == 0 || w.segments[n-1].format.kind != f.kind {
+			w.segments = append(w.segments, w.segment(f, row/groupRows, 0))
+		}
+		row += m.Rows
+		s := &w.segments[len(w.segments)-1]
+		s.groups = (row+groupRows-1)/groupRows - s.first
+	}
+	for _, s := range w.segments {
+		w.offset = w.offset || s.format.offset
+	}
+}
+
+func (w *weight) segment(f format, first, groups int) segment {
+	return segment{format: f, first: first, groups: groups, blocks: (w.cols + f.columns - 1) / f.columns}
+}
+
+// pack fills the packed form, once, on all workers.
+func (o *Ops) pack(w *weight) error {
+	if w.packed || w.rows == 0 || w.cols == 0 {
+		return nil
+	}
+	for i := range w.segments {
+		s := &w.segments[i]
+		data, err := o.memory.take(s.groups * s.groupBytes())
+		if err != nil {
+			return fmt.Errorf("weight %s: %w", w.parts[0].Name, err)
+		}
+		s.data = data
+	}
+	w.packed = true
+	o.packing = packTask{w}
+	o.pool.run(&o.packing, w.groups)
+	o.packing = packTask{}
+	return nil
+}
+
+type packTask struct{ w *weight }
+
+// do packs one group of 64 outputs.
+func (t *packTask) do(_, g int) {
+	w := t.w
+	s := w.of(g)
+	dst := s.group(g)
+	first := 0
+	for _, m := range w.parts {
+		lo, hi := max(g*groupRows, first), min((g+1)*groupRows, first+m.Rows)
+		same := formatOf(m.Type) == s.format.kind
+		var wide []float32
+		if lo < hi && !same {
+			wide = make([]float32, m.Cols)
+		}
+		for r := lo; r < hi; r++ {
+			if same {
+				s.format.packRow(r-g*groupRows, dst, m.Data[(r-first)*m.Stride:], m.Type, m.Cols)
+				continue
+			}
+			ref.Dequantize(m, r-first, wide)
+			s.format.packRow(r-g*groupRows, dst, bytesOf(wide), kernels.F32, m.Cols)
+		}
+		first += m.Rows
+	}
+}

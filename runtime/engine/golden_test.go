@@ -31,12 +31,12 @@ type replica struct {
 }
 
 // serve loads a model folder onto ranks of the CPU backend.
-func serve(t *testing.T, path string, layout shard.Layout, limits sched.Limits) *replica {
+func serve(t testing.TB, path string, layout shard.Layout, limits sched.Limits) *replica {
 	t.Helper()
 	return serveOn(t, path, layout, limits, cpu.Options{Threads: 1}, 0)
 }
 
-func serveOn(t *testing.T, path string, layout shard.Layout, limits sched.Limits, options cpu.Options, depth int) *replica {
+func serveOn(t testing.TB, path string, layout shard.Layout, limits sched.Limits, options cpu.Options, depth int) *replica {
 	t.Helper()
 	w, err := weights.Open(path)
 	if err != nil {
@@ -83,13 +83,13 @@ func serveOn(t *testing.T, path string, layout shard.Layout, limits sched.Limits
 }
 
 // generate runs requests together and gives each its tokens.
-func (r *replica) generate(t *testing.T, requests []engine.Request) map[engine.RequestID][]int32 {
+func (r *replica) generate(t testing.TB, requests []engine.Request) map[engine.RequestID][]int32 {
 	t.Helper()
 	return r.generateWith(t, requests, func(engine.Output) {})
 }
 
 // generateWith shows every output to look.
-func (r *replica) generateWith(t *testing.T, requests []engine.Request, look func(engine.Output)) map[engine.RequestID][]int32 {
+func (r *replica) generateWith(t testing.TB, requests []engine.Request, look func(engine.Output)) map[engine.RequestID][]int32 {
 	t.Helper()
 	tokens := make(map[engine.RequestID][]int32)
 	for _, q := range requests {

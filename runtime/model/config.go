@@ -187,7 +187,7 @@ var effectless = []string{
 	"use_cache", "cache_implementation", "initializer_range", "vocab_size_multiple", "model_max_length",
 	"output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "return_dict_in_generate",
 	"id2label", "label2id", "problem_type", "finetuning_task", "task_specific_params", "tokenizer_class", "prefix",
-	"gradient_checkpointing", "router_jitter_noise", "chunk_size_feed_forward", "torchscript", "unsloth_fixed",
+	"is_decoder", "pretraining_tp", "n_special", "predict_special_tokens", "gradient_checkpointing", "router_jitter_noise", "chunk_size_feed_forward", "torchscript", "unsloth_fixed",
 	// Defaults of generation, which old configurations carry.
 	"max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
 	"temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",

@@ -89,6 +89,7 @@ func TestDescribeRefusesGGUF(t *testing.T) {
 		{"nothing", nil, nil, ""},
 		{"an architecture", map[string]any{"general.architecture": "rwkv6"}, ErrUnsupported, "rwkv6"},
 		{"a key", map[string]any{"llama.attention.clamp_kqv": float32(8)}, ErrUnsupported, "llama.attention.clamp_kqv"},
+		{"a number for each layer", map[string]any{"llama.attention.head_count_kv": []int32{1, 2}}, ErrUnsupported, "head_count_kv"},
 		{"a rope", map[string]any{"llama.rope.scaling.type": "spiral"}, ErrUnsupported, "spiral"},
 		{"no heads", map[string]any{"llama.attention.head_count": uint32(0)}, ErrConfig, "head_count"},
 		{"too many layers", map[string]any{"llama.block_count": uint32(1 << 20)}, ErrConfig, "block_count"},

@@ -44,10 +44,19 @@ func (m *metadata) fail(kind error, name, format string, args ...any) {
 	}
 }
 
+// mustBeAbsent refuses a key of another type, such as a list with a number for
+// each layer.
+func (m *metadata) mustBeAbsent(name, want string) {
+	if slices.Contains(m.meta.Keys(), m.architecture+"."+name) {
+		m.fail(ErrUnsupported, name, "is not %s", want)
+	}
+}
+
 // integer gives a number; without one, otherwise.
 func (m *metadata) integer(name string, otherwise int) int {
 	n, ok := m.meta.Uint(m.key(name))
 	if !ok {
+		m.mustBeAbsent(name, "a whole number")
 		return otherwise
 	}
 	if n > sizeLimit {
@@ -79,6 +88,7 @@ func (m *metadata) float(name string, otherwise float64) float64 {
 	if x, ok := m.meta.Float(m.key(name)); ok {
 		return x
 	}
+	m.mustBeAbsent(name, "a number")
 	return otherwise
 }
 
@@ -86,6 +96,7 @@ func (m *metadata) text(name, otherwise string) string {
 	if x, ok := m.meta.String(m.key(name)); ok {
 		return x
 	}
+	m.mustBeAbsent(name, "text")
 	return otherwise
 }
 
@@ -93,6 +104,7 @@ func (m *metadata) flag(name string, otherwise bool) bool {
 	if x, ok := m.meta.Bool(m.key(name)); ok {
 		return x
 	}
+	m.mustBeAbsent(name, "true or false")
 	return otherwise
 }
 

@@ -115,13 +115,28 @@ func ggufGemma3(m *metadata) *Spec {
 	}
 	full := m.rope(s.HeadDim) // its context_length is that after stretching
 	s.Ropes = []Rope{full, {Kind: RopeDefault, Dim: full.Dim, Base: m.float("rope.freq_base_swa", 10000)}}
-	window, pattern := m.integer("attention.sliding_window", 1024), m.size("attention.sliding_window_pattern", 6)
+	window, slides := m.integer("attention.sliding_window", 1024), m.slides(len(s.Layers), 6)
 	for l := range s.Layers {
-		if (l+1)%pattern != 0 {
+		if slides[l] {
 			s.Layers[l].Window, s.Layers[l].Rope = window, 1
 		}
 	}
 	return s
+}
+
+// slides tells which layers have the window: all but every n-th, or as the file
+// lists them.
+func (m *metadata) slides(layers, n int) []bool {
+	const name = "attention.sliding_window_pattern"
+	if list, ok := m.meta.Bools(m.key(name)); ok && len(list) >= layers {
+		return list
+	}
+	n = m.size(name, n)
+	list := make([]bool, layers)
+	for l := range list {
+		list[l] = (l+1)%n != 0
+	}
+	return list
 }
 
 func ggufGPTBase(m *metadata) *Spec {

@@ -51,7 +51,6 @@ func llama(c *config) (*Spec, error) {
 	s.OutBias = s.QKVBias
 	s.FFNBias = c.flag("mlp_bias", false)
 	s.setRope(c.rope(s.HeadDim, 10000, 1))
-	c.read["pretraining_tp"] = true // splits products, changes no sum that matters
 	return s, c.finish()
 }
 

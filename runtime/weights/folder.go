@@ -99,20 +99,26 @@ func otherWeights(folder string) string {
 
 // checkConfig refuses what would be read wrong: quantized weights above all.
 func checkConfig(config []byte) error {
-	var c struct {
+	type quantized struct {
 		Quantization *struct {
 			Method string `json:"quant_method"`
 		} `json:"quantization_config"`
 		Compression *json.RawMessage `json:"compression_config"`
 	}
+	var c struct {
+		quantized
+		Text quantized `json:"text_config"`
+	}
 	if err := json.Unmarshal(config, &c); err != nil {
 		return fmt.Errorf("%v: %w", err, ErrCorrupt)
 	}
-	if c.Quantization != nil {
-		return fmt.Errorf("quantization_config: quant_method %q is %w: use a BF16, F16 or GGUF version of the model", c.Quantization.Method, ErrUnsupported)
-	}
-	if c.Compression != nil {
-		return fmt.Errorf("compression_config is %w: use a BF16, F16 or GGUF version of the model", ErrUnsupported)
+	for _, q := range []quantized{c.quantized, c.Text} {
+		if q.Quantization != nil {
+			return fmt.Errorf("quantization_config: quant_method %q is %w: use a BF16, F16 or GGUF version of the model", q.Quantization.Method, ErrUnsupported)
+		}
+		if q.Compression != nil {
+			return fmt.Errorf("compression_config is %w: use a BF16, F16 or GGUF version of the model", ErrUnsupported)
+		}
 	}
 	return nil
 }

@@ -162,6 +162,9 @@ func TestOpenRefuses(t *testing.T) {
 		{"gptq", func(dir string) error {
 			return weightstest.WriteSafetensors(dir, map[string]any{"quantization_config": map[string]any{"quant_method": "gptq"}}, weight)
 		}, weights.ErrUnsupported, `quant_method "gptq"`},
+		{"awq in the text part", func(dir string) error {
+			return weightstest.WriteSafetensors(dir, map[string]any{"text_config": map[string]any{"quantization_config": map[string]any{"quant_method": "awq"}}}, weight)
+		}, weights.ErrUnsupported, `quant_method "awq"`},
 		{"broken config", func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, "config.json"), []byte("{"), 0o644)
 		}, weights.ErrCorrupt, "config.json"},

@@ -113,7 +113,8 @@ func installPip(packages string) string {
 func runPip(ctx context.Context, python, scratch, dest, spec string) error {
 	cmd := exec.CommandContext(ctx, python, "-m", "pip", "download", "--no-deps", "--only-binary=:all:",
 		"--no-input", "--disable-pip-version-check", "--progress-bar=off", "--quiet", "--dest", dest, "--", spec)
-	cmd.Env = append(os.Environ(), "TMPDIR="+scratch, "PYTHONUNBUFFERED=1")
+	cmd.Env = append(os.Environ(), "TMPDIR="+scratch, "PYTHONUNBUFFERED=1",
+		"PIP_REQUIRE_VIRTUALENV=false") // it guards installs; nothing is installed
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
 	cmd.WaitDelay = pipGrace
 	said := &tail{}

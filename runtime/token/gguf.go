@@ -1,9 +1,10 @@
 package token
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"sort"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -223,7 +224,7 @@ type scoredMerge struct {
 // the best score ranks first, of equal ones the lower ids (generate_merges of
 // transformers' convert_slow_tokenizer.py, as it made the published files).
 func (g *Vocabulary) mergesOfScores(v *vocabulary) mergeTable {
-	var merges []scoredMerge
+	merges := make([]scoredMerge, 0, 2*len(g.Tokens))
 	for id, text := range g.Tokens {
 		if kind := g.typeOf(id); kind != typeNormal && kind != typeUserDefined || len(text) > maxPiece {
 			continue
@@ -243,14 +244,11 @@ func (g *Vocabulary) mergesOfScores(v *vocabulary) mergeTable {
 			}
 		}
 		local := merges[first:]
-		sort.SliceStable(local, func(i, k int) bool {
-			if local[i].left != local[k].left {
-				return local[i].left < local[k].left
-			}
-			return local[i].right < local[k].right
+		slices.SortStableFunc(local, func(a, b scoredMerge) int {
+			return cmp.Or(cmp.Compare(a.left, b.left), cmp.Compare(a.right, b.right))
 		})
 	}
-	sort.SliceStable(merges, func(i, k int) bool { return merges[i].score > merges[k].score })
+	slices.SortStableFunc(merges, func(a, b scoredMerge) int { return cmp.Compare(b.score, a.score) })
 	table := newMergeTable(len(merges))
 	for rank, m := range merges {
 		table.set(m.left, m.right, int32(rank), m.result)

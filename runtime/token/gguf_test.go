@@ -129,6 +129,14 @@ func TestGGUFEqualsJSON(t *testing.T) {
 		{"llama3_1", "gpt2", "llama-bpe", func(v *Vocabulary) { v.BOS, v.AddBOS = 128000, true }},
 		{"gptoss", "gpt2", "gpt-4o", nil},
 		{"gpt2", "gpt2", "gpt-2", nil},
+		{"gemma3", "llama", "", func(v *Vocabulary) {
+			v.BOS, v.EOS, v.UNK, v.AddBOS = 2, 1, 3, true
+			for id, kind := range v.Types { // the converter writes spaces in user-defined tokens
+				if kind == typeUserDefined {
+					v.Tokens[id] = strings.ReplaceAll(v.Tokens[id], spaceMark, " ")
+				}
+			}
+		}},
 		{"llama2", "llama", "", func(v *Vocabulary) { v.BOS, v.EOS, v.UNK, v.AddBOS, v.AddSpacePrefix = 1, 2, 0, true, true }},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -1,5 +1,7 @@
 package shard
 
+import "fmt"
+
 // A Range is [Lo, Hi).
 type Range struct{ Lo, Hi int }
 
@@ -39,7 +41,7 @@ func Cut(l Layout, s Shape, stage, rank int) (Slice, error) {
 		return Slice{}, err
 	}
 	if stage < 0 || stage >= l.Pipeline || rank < 0 || rank >= l.Tensor {
-		return Slice{}, ErrLayout
+		return Slice{}, fmt.Errorf("%w: stage %d, rank %d of %d×%d", ErrLayout, stage, rank, l.Pipeline, l.Tensor)
 	}
 	unit := s.headUnit()
 	slice := Slice{

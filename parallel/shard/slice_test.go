@@ -157,6 +157,9 @@ func TestLayoutsThatDoNotFit(t *testing.T) {
 			}
 		})
 	}
+	if _, err := Cut(Layout{Tensor: 2, Pipeline: 2}, s, 0, 2); !errors.Is(err, ErrLayout) {
+		t.Errorf("rank 2 of 2: %v", err)
+	}
 	if _, err := Cut(Layout{Tensor: 1, Pipeline: 1}, Shape{Layers: 1, Heads: 3, KVHeads: 2, HeadDim: 1, FFN: 1, Vocab: 1, Unit: 1}, 0, 0); !errors.Is(err, ErrLayout) {
 		t.Error("3 heads over 2 KV heads passed")
 	}

@@ -21,10 +21,26 @@ import (
 	"manta/kernels"
 )
 
+// A Precision is how activations enter products with quantized weights. Weights
+// that are floats always meet float32.
+type Precision uint8
+
+const (
+	// Float32 activations: the definition's arithmetic.
+	Float32 Precision = iota
+	// Int16 activations: two signed bytes a value with a scale for each 32 values,
+	// products exact within a block. Falls back to Float32 where the processor has
+	// no VNNI instructions.
+	Int16
+	// Int8 activations: one signed byte a value with a scale for each 32 values.
+	Int8
+)
+
 // Options choose how a device computes.
 type Options struct {
 	// Threads is the number of cores to use; 0 means all.
-	Threads int
+	Threads   int
+	Precision Precision
 }
 
 // Ops is the processor as a device.
@@ -33,6 +49,7 @@ type Ops struct {
 	pool    *pool
 	memory  memory
 	workers []worker
+	terms   int // bytes of an activation in products with quantized weights; 0: float32
 
 	batch   *kernels.Batch
 	sampled []kernels.Sampled
@@ -63,6 +80,13 @@ func newOps(options Options, set *kernelSet) (*Ops, error) {
 		threads = runtime.NumCPU()
 	}
 	o := &Ops{kernels: set, seats: map[int32]*seat{}}
+	switch {
+	case set.integers == nil || options.Precision == Float32:
+	case options.Precision == Int16:
+		o.terms = 2
+	default:
+		o.terms = 1
+	}
 	o.workers = make([]worker, threads)
 	for i := range o.workers {
 		if err := o.workers[i].prepare(&o.memory); err != nil {

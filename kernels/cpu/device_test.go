@@ -14,7 +14,12 @@ import (
 // device makes an Ops with the given kernels that ends with the test.
 func device(t testing.TB, threads int, set *kernelSet) *Ops {
 	t.Helper()
-	o, err := newOps(Options{Threads: threads}, set)
+	return deviceOf(t, Options{Threads: threads}, set)
+}
+
+func deviceOf(t testing.TB, options Options, set *kernelSet) *Ops {
+	t.Helper()
+	o, err := newOps(options, set)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,9 @@ const (
 	formatQ8W // signed bytes, f32 scales, x = d·q + m
 	formatQ6  // signed bytes, f32 scales of 16 columns, x = d·q
 	formatQ4W // nibbles, f32 scales, x = d·(q-8) + m
+	formatQ8V // as Q8, for integer products: codes plus 128, four columns to a lane
+	formatQ8WV
+	formatQ6V
 	formatCount
 )
 
@@ -31,6 +34,7 @@ type format struct {
 	panelBytes     int // codes of 16 outputs in a block
 	scaled, offset bool
 	wide           bool // scales and minima are f32, else f16
+	lanes          bool // bytes lie as integer products want them
 }
 
 var formats = [formatCount]format{
@@ -42,6 +46,9 @@ var formats = [formatCount]format{
 	formatQ4S:  {kind: formatQ4S, columns: 32, panelBytes: 256, scaled: true},
 	formatQ8W:  {kind: formatQ8W, columns: 32, panelBytes: 512, scaled: true, offset: true, wide: true},
 	formatQ6:   {kind: formatQ6, columns: 16, panelBytes: 256, scaled: true, wide: true},
+	formatQ8V:  {kind: formatQ8V, columns: 32, panelBytes: 512, scaled: true, lanes: true},
+	formatQ8WV: {kind: formatQ8WV, columns: 32, panelBytes: 512, scaled: true, offset: true, wide: true, lanes: true},
+	formatQ6V:  {kind: formatQ6V, columns: 16, panelBytes: 256, scaled: true, wide: true, lanes: true},
 	formatQ4W:  {kind: formatQ4W, columns: 32, panelBytes: 256, scaled: true, offset: true, wide: true},
 }
 
@@ -64,8 +71,19 @@ func (f format) scaleBytes() int {
 }
 
 // formatOf gives the packed format of a type of weights. All hold its values
-// exactly, but for the rounding of a sub-block's scale to float32.
-func formatOf(t kernels.DType) int {
+// exactly, but for the rounding of a sub-block's scale to float32. Integer
+// products want bytes in another order.
+func formatOf(t kernels.DType, integer bool) int {
+	if integer {
+		switch t {
+		case kernels.Q8_0, kernels.Q5_0:
+			return formatQ8V
+		case kernels.Q5_1, kernels.Q5_K:
+			return formatQ8WV
+		case kernels.Q6_K:
+			return formatQ6V
+		}
+	}
 	switch t {
 	case kernels.F16:
 		return formatF16

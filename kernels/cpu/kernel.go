@@ -14,6 +14,8 @@ type (
 	// y[r·64+i] = Σₖ x[r][k] · w[i][k] for the 64 outputs of one packed group;
 	// strides are in bytes.
 	productKernel func(y, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+	// The same with activations in one or two bytes a value, as records of 32.
+	integerKernel func(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
 	// s[r][16·i+t] = Σ_d q[r][d] · k[blocks[i]][d][t].
 	scoresKernel func(s *float32, sStride uintptr, q *float32, qStride uintptr, k *byte, blocks *int32, count, blockStride, dim uintptr)
 	// o[r][d] += Σ_t p[r][t] · v[t][d].
@@ -24,6 +26,8 @@ type (
 type kernelSet struct {
 	name     string
 	products [formatCount][maxRows]productKernel
+	integers *[2][formatCount][maxRows]integerKernel // nil: none; by bytes a value less one
+	quantize [2]func(dst *byte, x *float32, blocks uintptr)
 	scores   [storeCount][maxQueries]scoresKernel
 	values   [storeCount][maxQueries][2]valuesKernel // one panel of 16 dimensions, or four
 

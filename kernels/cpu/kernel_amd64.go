@@ -10,7 +10,7 @@ func fastest() *kernelSet {
 	if !(x.HasAVX512F && x.HasAVX512BW && x.HasAVX512DQ && x.HasAVX512VL && x.HasBMI2 && x.HasFMA) {
 		return plain()
 	}
-	return &kernelSet{
+	set := &kernelSet{
 		name:     "avx512",
 		products: avx512Products, scores: avx512Scores, values: avx512Values,
 		addTo: addTo, mulScale: mulScale, scaleTo: scaleTo, blend: blend, sumSquares: sumSquares,
@@ -18,4 +18,9 @@ func fastest() *kernelSet {
 		narrow: [storeCount]func(*uint16, *float32, uintptr){storeF16: narrowF16, storeBF16: narrowBF16},
 		spin:   spin,
 	}
+	if x.HasAVX512VNNI {
+		set.integers = &avx512Integers
+		set.quantize = [2]func(*byte, *float32, uintptr){quantizeT1, quantizeT2}
+	}
+	return set
 }

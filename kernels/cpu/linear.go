@@ -19,7 +19,8 @@ type linearTask struct {
 
 	tiles, tilesPerUnit, unitsPerGroup int
 	sums                               []float32
-	lazy                               bool // each worker prepares x for itself
+	codes                              buffer // records in place of x, of an integer product
+	lazy                               bool   // each worker prepares x for itself
 }
 
 // tileOf gives the rows of a tile: all tiles are nearly equal.
@@ -72,29 +73,40 @@ func (o *Ops) product(out, x buffer, rows int, a kernels.Linear) {
 	t.a, t.w = kernels.Linear{}, nil
 }
 
-// prepareRows normalises x and sums its blocks where the product needs that.
+// prepareRows normalises x, and sums or quantizes its blocks, where the product
+// needs that.
 func (o *Ops) prepareRows(t *linearTask) {
-	if t.a.Norm == nil && !t.w.offset {
+	if t.a.Norm == nil && !t.w.offset && !t.w.integer {
 		return
 	}
-	stride := strideOf(t.w.cols)
-	if t.rows <= lazyRows {
-		t.lazy = true
-		for i := range o.workers {
-			o.grow(&o.workers[i].x, t.rows*stride)
-			o.grow(&o.workers[i].sums, t.w.sumBlocks()*sumsOfATile)
+	stride, codes := strideOf(t.w.cols), o.codesStride(t.w)
+	blocks := t.w.sumBlocks()
+	t.lazy = t.rows <= lazyRows
+	for i := range o.workers {
+		w := &o.workers[i]
+		if t.lazy || t.w.integer {
+			o.grow(&w.x, lazyRows*stride)
 		}
-		return
+		if t.lazy {
+			o.grow(&w.sums, blocks*sumsOfATile)
+			o.grow(&w.codes, t.rows*codes)
+		}
 	}
-	if t.w.offset {
-		t.sums = o.grow(&o.scratch.sums, t.tiles*t.w.sumBlocks()*sumsOfATile)
+	if t.lazy {
+		return
 	}
 	o.prepare = prepareTask{t: t, x: t.x}
-	if t.a.Norm != nil {
+	switch {
+	case t.w.integer:
+		t.codes = buffer{o.grow(&o.scratch.codes, t.rows*codes), codes}
+	case t.w.offset:
+		t.sums = o.grow(&o.scratch.sums, t.tiles*blocks*sumsOfATile)
+	}
+	if t.a.Norm != nil && !t.w.integer {
 		o.prepare.normed = buffer{o.grow(&o.scratch.x, t.rows*stride), stride}
 	}
 	o.pool.run(&o.prepare, t.tiles)
-	if t.a.Norm != nil {
+	if o.prepare.normed.data != nil {
 		t.x = o.prepare.normed
 	}
 	o.prepare = prepareTask{}
@@ -106,8 +118,12 @@ type prepareTask struct {
 	x, normed buffer
 }
 
-func (p *prepareTask) do(_, tile int) {
+func (p *prepareTask) do(worker, tile int) {
 	lo, hi := p.t.tileOf(tile)
+	if p.t.w.integer {
+		p.t.quantizeTile(p.x, p.t.codes, p.t.o.workers[worker].x, lo, hi)
+		return
+	}
 	var sums []float32
 	if p.t.w.offset {
 		sums = p.t.sums[tile*p.t.w.sumBlocks()*sumsOfATile:]
@@ -121,10 +137,7 @@ func (t *linearTask) prepareTile(x, normed buffer, sums []float32, lo, hi int) {
 	for r := lo; r < hi; r++ {
 		src := x.data[r*x.stride:]
 		if t.a.Norm != nil {
-			dst := normed.data[r*normed.stride:][:normed.stride]
-			t.o.kernels.normalise(dst[:t.w.cols], src[:t.w.cols], t.a.Norm)
-			clear(dst[t.w.cols:])
-			src = dst
+			src = t.normalised(normed.data[r*normed.stride:][:normed.stride], src)
 		}
 		if t.w.offset {
 			t.o.kernels.blockSums(&sums[r-lo], &src[0], uintptr(t.w.sumBlocks()))
@@ -132,46 +145,57 @@ func (t *linearTask) prepareTile(x, normed buffer, sums []float32, lo, hi int) {
 	}
 }
 
-// source gives the prepared rows as a worker reads them.
-func (t *linearTask) source(worker int) (buffer, []float32) {
+// source gives the prepared rows as a worker reads them: floats and sums, or
+// records.
+func (t *linearTask) source(worker int) (x, codes buffer, sums []float32) {
 	if !t.lazy {
-		return t.x, t.sums
+		return t.x, t.codes, t.sums
 	}
 	w := &t.o.workers[worker]
+	x, codes = t.x, buffer{w.codes, t.o.codesStride(t.w)}
 	own := buffer{w.x, strideOf(t.w.cols)}
 	if w.ready != t.id {
 		w.ready = t.id
-		t.prepareTile(t.x, own, w.sums, 0, t.rows)
+		if t.w.integer {
+			t.quantizeTile(t.x, codes, w.x, 0, t.rows)
+		} else {
+			t.prepareTile(t.x, own, w.sums, 0, t.rows)
+		}
 	}
-	if t.a.Norm == nil {
-		own = t.x
+	if t.a.Norm != nil {
+		x = own
 	}
-	return own, w.sums
+	return x, codes, w.sums
 }
 
 func (t *linearTask) do(worker, unit int) {
 	group := unit / t.unitsPerGroup
 	first := unit % t.unitsPerGroup * t.tilesPerUnit
-	x, sums := t.source(worker)
+	x, codes, sums := t.source(worker)
 	y := t.o.workers[worker].tile
 	up := y[maxRows*groupRows:]
 	for tile := first; tile < min(first+t.tilesPerUnit, t.tiles); tile++ {
 		lo, hi := t.tileOf(tile)
 		var sum *float32
-		if t.w.offset {
+		if t.w.offset && !t.w.integer {
 			sum = &sums[tile*t.w.sumBlocks()*sumsOfATile]
 		}
-		t.multiply(y, x, sum, group, lo, hi)
+		t.multiply(y, x, codes, sum, group, lo, hi)
 		if t.a.Gated {
-			t.multiply(up, x, sum, group+t.w.groups/2, lo, hi)
+			t.multiply(up, x, codes, sum, group+t.w.groups/2, lo, hi)
 		}
 		t.finish(y, up, group*groupRows, lo, hi)
 	}
 }
 
 // multiply writes rows [lo, hi) times one group to y, 64 values a row.
-func (t *linearTask) multiply(y []float32, x buffer, sums *float32, group, lo, hi int) {
+func (t *linearTask) multiply(y []float32, x, codes buffer, sums *float32, group, lo, hi int) {
 	s := t.w.of(group)
+	if t.w.integer {
+		kernel := t.o.kernels.integers[t.o.terms-1][s.format.kind][hi-lo-1]
+		kernel(&y[0], byteOf(&codes.data[lo*codes.stride]), uintptr(4*codes.stride), &s.group(group)[0], uintptr(t.w.sumBlocks()))
+		return
+	}
 	kernel := t.o.kernels.products[s.format.kind][hi-lo-1]
 	kernel(&y[0], &x.data[lo*x.stride], uintptr(4*x.stride), sums, &s.group(group)[0], uintptr(s.blocks))
 }

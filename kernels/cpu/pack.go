@@ -47,15 +47,15 @@ func (f format) packBlock(i int, dst, src []byte, t kernels.DType) {
 	case kernels.Q8_0:
 		copy(scales[2*i:][:2], src)
 		for k, q := range src[2:34] {
-			panel[16*k+lane] = q
+			f.putByte(panel, k, lane, q)
 		}
 	case kernels.Q5_0:
 		copy(scales[2*i:][:2], src)
-		packFive(panel, lane, src[2:22])
+		f.packFive(panel, lane, src[2:22])
 	case kernels.Q5_1: // d·q + m = d·(q-16) + (m+16d)
 		d := half(src)
 		f.packScales(i, scales, d, half(src[2:])+16*d)
-		packFive(panel, lane, src[4:24])
+		f.packFive(panel, lane, src[4:24])
 	case kernels.Q4_1:
 		copy(scales[2*i:][:2], src)
 		copy(scales[2*(groupRows+i):][:2], src[2:])
@@ -70,6 +70,16 @@ func (f format) packBlock(i int, dst, src []byte, t kernels.DType) {
 	}
 }
 
+// putByte writes the code of column k of a panel. Integer products take codes
+// plus 128, four columns to a lane: in each eight the even ones, then the odd ones.
+func (f format) putByte(panel []byte, k, lane int, q byte) {
+	if f.lanes {
+		panel[64*(k/8*2+k%2)+4*lane+k%8/2] = q ^ 0x80
+	} else {
+		panel[16*k+lane] = q
+	}
+}
+
 func half(b []byte) float32 { return ref.Half(binary.LittleEndian.Uint16(b)) }
 
 // packScales writes the scale and minimum of a wide format.
@@ -81,11 +91,11 @@ func (f format) packScales(i int, scales []byte, d, m float32) {
 }
 
 // packFive packs 32 fifth bits and 16 bytes of nibbles (low ones first), less 16.
-func packFive(panel []byte, lane int, src []byte) {
+func (f format) packFive(panel []byte, lane int, src []byte) {
 	high := binary.LittleEndian.Uint32(src)
 	for k, q := range src[4:20] {
-		panel[16*k+lane] = q&15 | byte(high>>k&1)<<4 - 16
-		panel[16*(k+16)+lane] = q>>4 | byte(high>>(k+16)&1)<<4 - 16
+		f.putByte(panel, k, lane, (q&15|byte(high>>k&1)<<4)-16)
+		f.putByte(panel, k+16, lane, (q>>4|byte(high>>(k+16)&1)<<4)-16)
 	}
 }
 
@@ -126,7 +136,7 @@ func (f format) packK(i int, dst, src []byte, five bool) {
 		if five {
 			f.packScales(i, block[4*f.panelBytes:], scale, 16*scale-minimum)
 			for k, q := range nibbles[j/2*32:][:32] {
-				panel[16*k+lane] = q>>shift&15 | high[k]>>j&1<<4 - 16
+				f.putByte(panel, k, lane, (q>>shift&15|high[k]>>j&1<<4)-16)
 			}
 			continue
 		}
@@ -160,7 +170,7 @@ func (f format) packQ6K(i int, dst, src []byte) {
 			run := j / 2
 			for k := range 16 {
 				at := j%2*16 + k
-				panel[16*k+lane] = low[run%2*32+at]>>(run/2*4)&15 | high[at]>>(2*run)&3<<4 - 32
+				f.putByte(panel, k, lane, (low[run%2*32+at]>>(run/2*4)&15|high[at]>>(2*run)&3<<4)-32)
 			}
 		}
 	}

@@ -5,7 +5,8 @@ type worker struct {
 	tile  []float32 // outputs of a product: maxRows × 64, twice (gate and up)
 	x     []float32 // prepared rows of a small product
 	sums  []float32
-	ready uint64 // the product that x belongs to
+	codes []float32 // records of a small product
+	ready uint64    // the product that x belongs to
 	query queryScratch
 	draws drawScratch
 	_     [64]byte
@@ -21,7 +22,7 @@ func (w *worker) prepare(m *memory) error {
 
 // scratch is memory that operations share; it grows to the largest use and stays.
 type scratch struct {
-	x, sums, wide []float32
+	x, sums, wide, codes []float32
 }
 
 // grow gives at least n numbers. What it replaces stays mapped until Close, so it

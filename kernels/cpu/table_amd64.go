@@ -3,7 +3,7 @@
 package cpu
 
 // avx512Products lists the products by format, then by rows less one.
-var avx512Products = [...][maxRows]productKernel{
+var avx512Products = [formatCount][maxRows]productKernel{
 	formatF32:  {productF32R1, productF32R2, productF32R3, productF32R4, productF32R5, productF32R6, productF32R7, productF32R8, productF32R9, productF32R10, productF32R11, productF32R12},
 	formatF16:  {productF16R1, productF16R2, productF16R3, productF16R4, productF16R5, productF16R6, productF16R7, productF16R8, productF16R9, productF16R10, productF16R11, productF16R12},
 	formatBF16: {productBF16R1, productBF16R2, productBF16R3, productBF16R4, productBF16R5, productBF16R6, productBF16R7, productBF16R8, productBF16R9, productBF16R10, productBF16R11, productBF16R12},
@@ -15,15 +15,35 @@ var avx512Products = [...][maxRows]productKernel{
 	formatQ4W:  {productQ4WR1, productQ4WR2, productQ4WR3, productQ4WR4, productQ4WR5, productQ4WR6, productQ4WR7, productQ4WR8, productQ4WR9, productQ4WR10, productQ4WR11, productQ4WR12},
 }
 
+// avx512Integers lists the integer products by bytes a value less one, format, rows less one.
+var avx512Integers = [2][formatCount][maxRows]integerKernel{
+	{
+		formatQ4:   {integerQ4T1R1, integerQ4T1R2, integerQ4T1R3, integerQ4T1R4, integerQ4T1R5, integerQ4T1R6, integerQ4T1R7, integerQ4T1R8, integerQ4T1R9, integerQ4T1R10, integerQ4T1R11, integerQ4T1R12},
+		formatQ4S:  {integerQ4ST1R1, integerQ4ST1R2, integerQ4ST1R3, integerQ4ST1R4, integerQ4ST1R5, integerQ4ST1R6, integerQ4ST1R7, integerQ4ST1R8, integerQ4ST1R9, integerQ4ST1R10, integerQ4ST1R11, integerQ4ST1R12},
+		formatQ4W:  {integerQ4WT1R1, integerQ4WT1R2, integerQ4WT1R3, integerQ4WT1R4, integerQ4WT1R5, integerQ4WT1R6, integerQ4WT1R7, integerQ4WT1R8, integerQ4WT1R9, integerQ4WT1R10, integerQ4WT1R11, integerQ4WT1R12},
+		formatQ8V:  {integerQ8VT1R1, integerQ8VT1R2, integerQ8VT1R3, integerQ8VT1R4, integerQ8VT1R5, integerQ8VT1R6, integerQ8VT1R7, integerQ8VT1R8, integerQ8VT1R9, integerQ8VT1R10, integerQ8VT1R11, integerQ8VT1R12},
+		formatQ8WV: {integerQ8WVT1R1, integerQ8WVT1R2, integerQ8WVT1R3, integerQ8WVT1R4, integerQ8WVT1R5, integerQ8WVT1R6, integerQ8WVT1R7, integerQ8WVT1R8, integerQ8WVT1R9, integerQ8WVT1R10, integerQ8WVT1R11, integerQ8WVT1R12},
+		formatQ6V:  {integerQ6VT1R1, integerQ6VT1R2, integerQ6VT1R3, integerQ6VT1R4, integerQ6VT1R5, integerQ6VT1R6, integerQ6VT1R7, integerQ6VT1R8, integerQ6VT1R9, integerQ6VT1R10, integerQ6VT1R11, integerQ6VT1R12},
+	},
+	{
+		formatQ4:   {integerQ4T2R1, integerQ4T2R2, integerQ4T2R3, integerQ4T2R4, integerQ4T2R5, integerQ4T2R6, integerQ4T2R7, integerQ4T2R8, integerQ4T2R9, integerQ4T2R10, integerQ4T2R11, integerQ4T2R12},
+		formatQ4S:  {integerQ4ST2R1, integerQ4ST2R2, integerQ4ST2R3, integerQ4ST2R4, integerQ4ST2R5, integerQ4ST2R6, integerQ4ST2R7, integerQ4ST2R8, integerQ4ST2R9, integerQ4ST2R10, integerQ4ST2R11, integerQ4ST2R12},
+		formatQ4W:  {integerQ4WT2R1, integerQ4WT2R2, integerQ4WT2R3, integerQ4WT2R4, integerQ4WT2R5, integerQ4WT2R6, integerQ4WT2R7, integerQ4WT2R8, integerQ4WT2R9, integerQ4WT2R10, integerQ4WT2R11, integerQ4WT2R12},
+		formatQ8V:  {integerQ8VT2R1, integerQ8VT2R2, integerQ8VT2R3, integerQ8VT2R4, integerQ8VT2R5, integerQ8VT2R6, integerQ8VT2R7, integerQ8VT2R8, integerQ8VT2R9, integerQ8VT2R10, integerQ8VT2R11, integerQ8VT2R12},
+		formatQ8WV: {integerQ8WVT2R1, integerQ8WVT2R2, integerQ8WVT2R3, integerQ8WVT2R4, integerQ8WVT2R5, integerQ8WVT2R6, integerQ8WVT2R7, integerQ8WVT2R8, integerQ8WVT2R9, integerQ8WVT2R10, integerQ8WVT2R11, integerQ8WVT2R12},
+		formatQ6V:  {integerQ6VT2R1, integerQ6VT2R2, integerQ6VT2R3, integerQ6VT2R4, integerQ6VT2R5, integerQ6VT2R6, integerQ6VT2R7, integerQ6VT2R8, integerQ6VT2R9, integerQ6VT2R10, integerQ6VT2R11, integerQ6VT2R12},
+	},
+}
+
 // avx512Scores lists the scores by store, then by queries less one.
-var avx512Scores = [...][maxQueries]scoresKernel{
+var avx512Scores = [storeCount][maxQueries]scoresKernel{
 	storeF32:  {scoresF32R1, scoresF32R2, scoresF32R3, scoresF32R4, scoresF32R5, scoresF32R6},
 	storeF16:  {scoresF16R1, scoresF16R2, scoresF16R3, scoresF16R4, scoresF16R5, scoresF16R6},
 	storeBF16: {scoresBF16R1, scoresBF16R2, scoresBF16R3, scoresBF16R4, scoresBF16R5, scoresBF16R6},
 }
 
 // avx512Values lists the values by store, queries less one, then for one and four panels.
-var avx512Values = [...][maxQueries][2]valuesKernel{
+var avx512Values = [storeCount][maxQueries][2]valuesKernel{
 	storeF32:  {{valuesF32R1P1, valuesF32R1P4}, {valuesF32R2P1, valuesF32R2P4}, {valuesF32R3P1, valuesF32R3P4}, {valuesF32R4P1, valuesF32R4P4}, {valuesF32R5P1, valuesF32R5P4}, {valuesF32R6P1, valuesF32R6P4}},
 	storeF16:  {{valuesF16R1P1, valuesF16R1P4}, {valuesF16R2P1, valuesF16R2P4}, {valuesF16R3P1, valuesF16R3P4}, {valuesF16R4P1, valuesF16R4P4}, {valuesF16R5P1, valuesF16R5P4}, {valuesF16R6P1, valuesF16R6P4}},
 	storeBF16: {{valuesBF16R1P1, valuesBF16R1P4}, {valuesBF16R2P1, valuesBF16R2P4}, {valuesBF16R3P1, valuesBF16R3P4}, {valuesBF16R4P1, valuesBF16R4P4}, {valuesBF16R5P1, valuesBF16R5P4}, {valuesBF16R6P1, valuesBF16R6P4}},

@@ -21,6 +21,7 @@ type weight struct {
 	rows, cols int
 	groups     int  // of 64 outputs
 	offset     bool // some segment has minima
+	integer    bool // for products with integer activations
 	packed     bool
 	segments   []segment
 }
@@ -85,6 +86,10 @@ func (o *Ops) Weight(parts ...kernels.Matrix) (kernels.Weight, error) {
 		w.rows += m.Rows
 	}
 	w.groups = (w.rows + groupRows - 1) / groupRows
+	w.integer = o.terms > 0
+	for _, m := range w.parts {
+		w.integer = w.integer && m.Type.BlockSize() > 1
+	}
 	w.cut()
 	if w.rows >= tallRows && w.rows >= 8*w.cols {
 		return w, nil
@@ -97,9 +102,9 @@ func (o *Ops) Weight(parts ...kernels.Matrix) (kernels.Weight, error) {
 func (w *weight) cut() {
 	row := 0
 	for _, m := range w.parts {
-		f := formats[formatOf(m.Type)]
+		f := formats[formatOf(m.Type, w.integer)]
 		if n := len(w.segments); n > 0 && w.segments[n-1].format.kind != f.kind && row%groupRows != 0 {
-			w.segments = []segment{w.segment(formats[formatF32], 0, w.groups)}
+			w.segments, w.integer = []segment{w.segment(formats[formatF32], 0, w.groups)}, false
 			break
 		} else if n == 0 || w.segments[n-1].format.kind != f.kind {
 			w.segments = append(w.segments, w.segment(f, row/groupRows, 0))
@@ -147,7 +152,7 @@ func (t *packTask) do(_, g int) {
 	first := 0
 	for _, m := range w.parts {
 		lo, hi := max(g*groupRows, first), min((g+1)*groupRows, first+m.Rows)
-		same := formatOf(m.Type) == s.format.kind
+		same := formatOf(m.Type, w.integer) == s.format.kind
 		var wide []float32
 		if lo < hi && !same {
 			wide = make([]float32, m.Cols)

@@ -15,6 +15,14 @@ func main() {
 			product(f, rows)
 		}
 	}
+	for terms := 1; terms <= 2; terms++ {
+		for _, f := range integerFormats {
+			for rows := 1; rows <= maxRows; rows++ {
+				productInteger(f, terms, rows)
+			}
+		}
+		quantize(terms)
+	}
 	for _, s := range stores {
 		for rows := 1; rows <= maxQueries; rows++ {
 			scores(s, rows)

@@ -1,0 +1,78 @@
+package cpu
+
+import (
+	"fmt"
+	"math"
+	"testing"
+
+	"manta/kernels"
+	"manta/kernels/ref"
+)
+
+var quantizedTypes = []kernels.DType{kernels.Q4_0, kernels.Q4_1, kernels.Q5_0, kernels.Q5_1, kernels.Q8_0, kernels.Q4_K, kernels.Q5_K, kernels.Q6_K}
+
+// Integer products are near the definition's: a value's error is at most half a
+// step of its block, so within a few 2⁻¹⁵ (or 2⁻⁷) of the row's size.
+func TestIntegerProducts(t *testing.T) {
+	for _, set := range sets() {
+		for precision, tolerance := range map[Precision]float64{Int16: 3e-4, Int8: 2e-2} {
+			for _, dtype := range quantizedTypes {
+				for _, shape := range []struct{ m, rows, cols int }{{1, 66, 256}, {2, 64, 512}, {5, 130, 256}, {29, 64, 256}} {
+					rng := newRand(4)
+					weight := matrix(rng, dtype, shape.rows, shape.cols)
+					x, scale := random(rng, shape.m*shape.cols), random(rng, shape.cols)
+					x[3], x[shape.cols-1] = 40, 1e-20 // an outlier, and what it drowns
+					clear(x[32:64])
+					run := func(o kernels.Ops, normed bool) []float32 {
+						a := kernels.Linear{Weight: weightOf(t, o, weight)}
+						if normed {
+							a.Norm = &kernels.Norm{Weight: vectorOf(t, o, scale), Eps: 1e-5}
+						}
+						y := tensor(t, o, shape.m, shape.rows, nil)
+						o.Linear(y, tensor(t, o, shape.m, shape.cols, x), a)
+						return get(t, o, y)
+					}
+					for _, normed := range []bool{false, true} {
+						o := deviceOf(t, Options{Threads: 2, Precision: precision}, set)
+						near(t, fmt.Sprint(set.name, precision, dtype, shape, normed), run(o, normed), run(ref.New(), normed), tolerance)
+					}
+				}
+			}
+		}
+	}
+}
+
+// The law of bits holds for integer products too; a NaN stays one.
+func TestIntegerLawOfBits(t *testing.T) {
+	const most, rows, cols = 40, 128, 256
+	for _, precision := range []Precision{Int16, Int8} {
+		for _, dtype := range quantizedTypes {
+			rng := newRand(5)
+			weight := matrix(rng, dtype, rows, cols)
+			x := random(rng, most*cols)
+			x[7*cols+9] = float32(math.NaN())
+			var want []float32
+			for threads := 1; threads <= 3; threads++ {
+				o := deviceOf(t, Options{Threads: threads, Precision: precision}, fastest())
+				w := weightOf(t, o, weight)
+				run := func(lo, hi int) []float32 {
+					y := tensor(t, o, hi-lo, rows, nil)
+					o.Linear(y, tensor(t, o, hi-lo, cols, x[lo*cols:hi*cols]), kernels.Linear{Weight: w})
+					return get(t, o, y)
+				}
+				if want == nil {
+					for r := range most {
+						want = append(want, run(r, r+1)...)
+					}
+				}
+				for m := 1; m <= most; m++ {
+					lo := (m * 7) % (most - m + 1)
+					same(t, fmt.Sprintf("%d %s, %d threads, rows [%d,%d)", precision, dtype, threads, lo, lo+m), run(lo, lo+m), want[lo*rows:(lo+m)*rows])
+				}
+			}
+			if v := want[7*rows]; v == v {
+				t.Errorf("%d %s: a row with NaN gives %g", precision, dtype, v)
+			}
+		}
+	}
+}

@@ -81,7 +81,7 @@ func (l *Local) load(r *localRank) (err error) {
 	}
 	var reduce kernels.Reducer
 	if l.cfg.Layout.Tensor > 1 {
-		r.reduce = &reducer{comm.NewLocal(l.cfg.Layout.Tensor).Rank(r.slice.Rank)} // Epoch joins the ranks
+		r.reduce = &reducer{comm.NewMesh(comm.Here(l.cfg.Layout.Pipeline, l.cfg.Layout.Tensor), "", 1, nil).Reducer(r.slice.Stage, r.slice.Rank)}
 		reduce = r.reduce
 	}
 	if r.model, err = model.Load(r.ops, l.cfg.Weights, l.cfg.Spec, r.slice, limits, reduce); err != nil {
@@ -97,20 +97,16 @@ func (l *Local) Epoch(epoch uint64, deliver func([]Output)) (*Engine, func(conte
 	limits.Epoch = epoch
 	stages, tensor := l.cfg.Layout.Pipeline, l.cfg.Layout.Tensor
 	depth := cmp.Or(l.cfg.Depth, stages+1)
-	line := comm.NewLine(stages, tensor, depth+1)
-	sums := make([]*comm.Local, stages) // per stage
-	for stage := range sums {
-		sums[stage] = comm.NewLocal(tensor)
-	}
+	mesh := comm.NewMesh(comm.Here(stages, tensor), "", depth, nil)
 	var members []group.Rank
 	for i := range l.ranks {
 		r := &l.ranks[i]
 		place := Place{First: r.slice.First(), Last: r.slice.Last(), Samples: r.slice.Last() && r.slice.Rank == 0}
 		if len(l.ranks) > 1 {
-			place.Pipe = line.Pipe(r.slice.Stage, r.slice.Rank)
+			place.Pipe = mesh.Pipe(r.slice.Stage, r.slice.Rank)
 		}
 		if r.reduce != nil {
-			r.reduce.Reducer = sums[r.slice.Stage].Rank(r.slice.Rank)
+			r.reduce.Reducer = mesh.Reducer(r.slice.Stage, r.slice.Rank)
 		}
 		member, err := NewRank(r.ops, r.model, limits, place)
 		if err != nil {
@@ -119,12 +115,7 @@ func (l *Local) Epoch(epoch uint64, deliver func([]Output)) (*Engine, func(conte
 		members = append(members, member)
 	}
 	g := group.NewLocal(depth, members...)
-	g.End = func() {
-		line.Close()
-		for _, sum := range sums {
-			sum.Close()
-		}
-	}
+	g.End = mesh.Close
 	e, err := New(Config{Limits: limits, Group: g, Depth: depth, Deliver: deliver})
 	if err != nil {
 		return nil, nil, err

@@ -54,9 +54,9 @@ type Pipe interface {
 	Send(step uint64, rows []byte) error
 	Receive(step uint64) ([]byte, error)
 	// Tell gives the tokens that a step sampled to every rank of the first stage.
-	// Hear gives them there, step by step; without wait it gives nil if none came.
+	// Hear gives them there, step by step; without wait it may have none.
 	Tell(step uint64, drawn []comm.Drawn) error
-	Hear(wait bool) (step uint64, drawn []comm.Drawn, err error)
+	Hear(wait bool) (step uint64, drawn []comm.Drawn, ok bool, err error)
 }
 
 // rankSequence is a sequence as a rank knows it.

@@ -68,12 +68,9 @@ func (r *Rank) hear(step *sched.Step) error {
 	}
 	for {
 		wait := needs()
-		id, drawn, err := r.place.Pipe.Hear(wait)
-		if err != nil {
+		id, drawn, ok, err := r.place.Pipe.Hear(wait)
+		if err != nil || !ok {
 			return err
-		}
-		if drawn == nil && !wait {
-			return nil
 		}
 		for _, d := range drawn {
 			// What an earlier run of a sequence drew stands in its Start by now.

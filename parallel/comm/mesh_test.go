@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/fxamacker/cbor/v2"
 	"golang.org/x/sync/errgroup"
 
 	"manta/kernels/ref"
@@ -17,10 +18,11 @@ import (
 func TestAllReduceAddsInRankOrder(t *testing.T) {
 	values := []float32{1e8, 1, -1e8, 0.25} // in rank order: ((1e8 + 1) - 1e8) + 0.25
 	want := ((values[0] + values[1]) + values[2]) + values[3]
-	l := NewLocal(len(values))
+	m := NewMesh(Here(1, len(values)), "", 1, nil)
 	got := make([]float32, len(values))
 	var run errgroup.Group
 	for rank, v := range values {
+		reduce := m.Reducer(0, rank)
 		run.Go(func() error {
 			ops := ref.New()
 			defer ops.Close()
@@ -39,7 +41,7 @@ func TestAllReduceAddsInRankOrder(t *testing.T) {
 				if err := ops.Put(x, bytes); err != nil {
 					return err
 				}
-				if err := l.Rank(rank).AllReduce(ops, x); err != nil {
+				if err := reduce.AllReduce(ops, x); err != nil {
 					return err
 				}
 			}
@@ -58,7 +60,7 @@ func TestAllReduceAddsInRankOrder(t *testing.T) {
 
 // Parts of unlike width stand side by side, row by row.
 func TestAllGather(t *testing.T) {
-	l := NewLocal(2)
+	m := NewMesh(Here(1, 2), "", 1, nil)
 	out := make([][]byte, 2)
 	var run errgroup.Group
 	for rank, width := range []int{1, 2} {
@@ -77,7 +79,7 @@ func TestAllGather(t *testing.T) {
 			for i := range 2 * width {
 				binary.LittleEndian.PutUint32(bytes[4*i:], math.Float32bits(float32(10*rank+i)))
 			}
-			if err := errors.Join(ops.Put(part, bytes), l.Rank(rank).AllGather(ops, whole, part)); err != nil {
+			if err := errors.Join(ops.Put(part, bytes), m.Reducer(0, rank).AllGather(ops, whole, part)); err != nil {
 				return err
 			}
 			out[rank] = make([]byte, 24)
@@ -100,7 +102,7 @@ func TestAllGather(t *testing.T) {
 
 // A rank that never comes does not hold the others for ever.
 func TestCloseEndsWaits(t *testing.T) {
-	l := NewLocal(2)
+	m := NewMesh(Here(1, 2), "", 1, nil)
 	ops := ref.New()
 	defer ops.Close()
 	x, err := ops.Tensor(1, 1)
@@ -108,9 +110,58 @@ func TestCloseEndsWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	ended := make(chan error)
-	go func() { ended <- l.Rank(0).AllReduce(ops, x) }()
-	l.Close()
+	go func() { ended <- m.Reducer(0, 0).AllReduce(ops, x) }()
+	m.Close()
 	if err := <-ended; !errors.Is(err, ErrClosed) {
 		t.Errorf("got %v, want ErrClosed", err)
+	}
+}
+
+// Two nodes' meshes joined by their carriers behave as one; a message that does
+// not belong is refused.
+func TestMeshAcrossNodes(t *testing.T) {
+	nodes := [][]string{{"a", "b"}, {"b", "a"}}
+	meshes := make(map[string]*Mesh)
+	for _, self := range []string{"a", "b"} {
+		meshes[self] = NewMesh(nodes, self, 2, func(node string, _ bool, message []byte) error {
+			return meshes[node].Deliver(slices.Clone(message))
+		})
+	}
+	rows := []byte{1, 2, 3, 4}
+	for step := range uint64(3) {
+		if err := meshes["a"].Pipe(0, 0).Send(step, rows); err != nil {
+			t.Fatal(err)
+		}
+		got, err := meshes["b"].Pipe(1, 0).Receive(step)
+		if err != nil || !slices.Equal(got, rows) {
+			t.Fatalf("step %d: received %v, %v", step, got, err)
+		}
+		if err := meshes["b"].Pipe(1, 0).Tell(step, []Drawn{{Sequence: 7, Token: 9}}); err != nil {
+			t.Fatal(err)
+		}
+		for rank, node := range nodes[0] {
+			id, tokens, ok, err := meshes[node].Pipe(0, rank).Hear(true)
+			if err != nil || !ok || id != step || len(tokens) != 1 || tokens[0].Token != 9 {
+				t.Fatalf("rank %d heard %d %v, %v", rank, id, tokens, err)
+			}
+		}
+	}
+	if _, _, ok, err := meshes["a"].Pipe(0, 0).Hear(false); ok || err != nil {
+		t.Errorf("heard what nobody told: %v, %v", ok, err)
+	}
+	if err := meshes["a"].Deliver([]byte("nonsense")); !errors.Is(err, ErrProtocol) {
+		t.Errorf("nonsense: %v", err)
+	}
+	foreign := message{Kind: hidden, From: Place{0, 0}, To: Place{1, 0}} // that rank is on b
+	data, err := cbor.Marshal(foreign)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := meshes["a"].Deliver(data); !errors.Is(err, ErrProtocol) {
+		t.Errorf("another node's message: %v", err)
+	}
+	meshes["a"].Close()
+	if err := meshes["a"].Pipe(0, 0).Send(9, rows); !errors.Is(err, ErrClosed) {
+		t.Errorf("send after the end: %v", err)
 	}
 }

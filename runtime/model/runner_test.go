@@ -12,7 +12,6 @@ import (
 
 	"manta/kernels"
 	"manta/kernels/ref"
-	"manta/parallel/comm"
 	"manta/parallel/shard"
 	"manta/runtime/model/modeltest"
 	"manta/runtime/weights"
@@ -44,7 +43,7 @@ type runner struct {
 	t      testing.TB
 	spec   *Spec
 	stages [][]rank
-	sums   []*comm.Local // one a stage
+	sums   []*sums // one a stage
 	groups []int
 	next   []int32 // first free block of each group
 }
@@ -55,6 +54,9 @@ type rank struct {
 }
 
 const testContext = 256
+
+// newOps makes the device of a rank: ref, and under the tag cuda a GPU.
+var newOps = func(testing.TB) kernels.Ops { return ref.New() }
 
 func newRunner(t testing.TB, path string, cacheType kernels.DType, context int) *runner {
 	t.Helper()
@@ -87,7 +89,7 @@ func clusterOf(t testing.TB, w *weights.Model, s *Spec, cacheType kernels.DType,
 		limits.Blocks = append(limits.Blocks, 1024)
 	}
 	for stage := range layout.Pipeline {
-		sums := comm.NewLocal(layout.Tensor)
+		joint := newSums(layout.Tensor)
 		var ranks []rank
 		for tensor := range layout.Tensor {
 			slice, err := shard.Cut(layout, s.Shape(), stage, tensor)
@@ -96,16 +98,16 @@ func clusterOf(t testing.TB, w *weights.Model, s *Spec, cacheType kernels.DType,
 			}
 			var reduce kernels.Reducer
 			if layout.Tensor > 1 {
-				reduce = sums.Rank(tensor)
+				reduce = summing{joint, tensor}
 			}
-			ops := ref.New()
+			ops := newOps(t)
 			m, err := Load(ops, w, s, slice, limits, reduce)
 			if err != nil {
 				t.Fatal(err)
 			}
 			ranks = append(ranks, rank{ops, m})
 		}
-		r.stages, r.sums = append(r.stages, ranks), append(r.sums, sums)
+		r.stages, r.sums = append(r.stages, ranks), append(r.sums, joint)
 	}
 	return r
 }

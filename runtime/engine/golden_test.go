@@ -57,7 +57,11 @@ func serveOn(t testing.TB, path string, layout shard.Layout, limits sched.Limits
 		t.Fatal(err)
 	}
 	r := &replica{local: local, outputs: make(chan engine.Output, 1<<16)}
-	e, run, err := local.Epoch(1, func(outputs []engine.Output) {
+	epoch, err := local.Epoch(1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, _, run, err := epoch.Drive(func(outputs []engine.Output) {
 		for _, o := range outputs {
 			r.outputs <- o
 		}

@@ -16,12 +16,15 @@ import (
 	"manta/runtime/sched"
 )
 
-// LocalConfig describes a replica whose ranks all run in this process.
+// LocalConfig describes the ranks of a replica that run in this process.
 type LocalConfig struct {
 	Weights model.Source
 	Spec    *model.Spec
 	Layout  shard.Layout
-	Limits  sched.Limits // Epoch, Windows and Stages are filled in
+	// Nodes[stage][rank] is where each rank runs; those on Self are here. nil: all.
+	Nodes  [][]string
+	Self   string
+	Limits sched.Limits // Epoch, Windows and Stages are filled in
 	// CacheType is the type of stored keys and values.
 	CacheType kernels.DType
 	// Depth is the number of steps in flight; 0: stages + 1.
@@ -30,7 +33,8 @@ type LocalConfig struct {
 	Open func(stage, rank int) (kernels.Ops, error)
 }
 
-// Local is a loaded replica: models on devices, which outlive epochs.
+// Local is the ranks of a replica in this process: models on devices, which
+// outlive epochs.
 type Local struct {
 	cfg   LocalConfig
 	ranks []localRank
@@ -40,20 +44,29 @@ type localRank struct {
 	slice  shard.Slice
 	ops    kernels.Ops
 	model  *model.Model
-	reduce *reducer
+	reduce *epochReducer // nil: one tensor rank
 }
 
-// reducer stands for the stage's collective, which is a new one in every epoch.
-type reducer struct{ kernels.Reducer }
+// epochReducer is the collective that a model was loaded with: in every epoch
+// another stands behind it.
+type epochReducer struct{ kernels.Reducer }
 
-// LoadLocal opens a device for every rank and loads its slice, all at once.
+// LoadLocal opens a device for every rank that is here and loads its slice, all at
+// once.
 func LoadLocal(cfg LocalConfig) (*Local, error) {
 	shapes := cfg.Spec.Shapes()
 	cfg.Limits.Windows = shapes.Groups()
 	cfg.Limits.Stages = cfg.Layout.Pipeline
+	cfg.Depth = cmp.Or(cfg.Depth, cfg.Layout.Pipeline+1)
+	if cfg.Nodes == nil {
+		cfg.Nodes = comm.Here(cfg.Layout.Pipeline, cfg.Layout.Tensor)
+	}
 	l := &Local{cfg: cfg}
-	for stage := range cfg.Layout.Pipeline {
-		for rank := range cfg.Layout.Tensor {
+	for stage, nodes := range cfg.Nodes {
+		for rank, node := range nodes {
+			if node != cfg.Self {
+				continue
+			}
 			slice, err := shard.Cut(cfg.Layout, shapes.Shape(), stage, rank)
 			if err != nil {
 				return nil, err
@@ -81,7 +94,7 @@ func (l *Local) load(r *localRank) (err error) {
 	}
 	var reduce kernels.Reducer
 	if l.cfg.Layout.Tensor > 1 {
-		r.reduce = &reducer{comm.NewMesh(comm.Here(l.cfg.Layout.Pipeline, l.cfg.Layout.Tensor), "", 1, nil).Reducer(r.slice.Stage, r.slice.Rank)}
+		r.reduce = &epochReducer{comm.NewMesh(l.cfg.Nodes, l.cfg.Self, l.cfg.Depth, nil).Reducer(r.slice.Stage, r.slice.Rank)}
 		reduce = r.reduce
 	}
 	if r.model, err = model.Load(r.ops, l.cfg.Weights, l.cfg.Spec, r.slice, limits, reduce); err != nil {
@@ -90,43 +103,8 @@ func (l *Local) load(r *localRank) (err error) {
 	return nil
 }
 
-// Epoch makes the engine of a new epoch, with empty pools and index on every
-// rank. The function runs it until ctx ends or a rank is lost; one epoch at a time.
-func (l *Local) Epoch(epoch uint64, deliver func([]Output)) (*Engine, func(context.Context) error, error) {
-	limits := l.cfg.Limits
-	limits.Epoch = epoch
-	stages, tensor := l.cfg.Layout.Pipeline, l.cfg.Layout.Tensor
-	depth := cmp.Or(l.cfg.Depth, stages+1)
-	mesh := comm.NewMesh(comm.Here(stages, tensor), "", depth, nil)
-	var members []group.Rank
-	for i := range l.ranks {
-		r := &l.ranks[i]
-		place := Place{First: r.slice.First(), Last: r.slice.Last(), Samples: r.slice.Last() && r.slice.Rank == 0}
-		if len(l.ranks) > 1 {
-			place.Pipe = mesh.Pipe(r.slice.Stage, r.slice.Rank)
-		}
-		if r.reduce != nil {
-			r.reduce.Reducer = mesh.Reducer(r.slice.Stage, r.slice.Rank)
-		}
-		member, err := NewRank(r.ops, r.model, limits, place)
-		if err != nil {
-			return nil, nil, err
-		}
-		members = append(members, member)
-	}
-	g := group.NewLocal(depth, members...)
-	g.End = mesh.Close
-	e, err := New(Config{Limits: limits, Group: g, Depth: depth, Deliver: deliver})
-	if err != nil {
-		return nil, nil, err
-	}
-	return e, func(ctx context.Context) error {
-		run, ctx := errgroup.WithContext(ctx)
-		run.Go(func() error { return g.Run(ctx) })
-		run.Go(func() error { return e.Run(ctx) })
-		return run.Wait()
-	}, nil
-}
+// Drives reports whether rank (0, 0) is here.
+func (l *Local) Drives() bool { return l.cfg.Nodes[0][0] == l.cfg.Self }
 
 // Close frees the devices. No epoch may be running.
 func (l *Local) Close() error {
@@ -137,4 +115,85 @@ func (l *Local) Close() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Epoch is one epoch of the ranks here: empty pools and index, joined to the
+// other ranks by Mesh. Either Drive or Follow runs it.
+type Epoch struct {
+	Mesh   *comm.Mesh
+	Group  *group.Local
+	limits sched.Limits
+	depth  int
+}
+
+// Epoch makes a new epoch; one at a time runs. The carrier reaches the meshes of
+// other nodes, and is nil if all ranks are here.
+func (l *Local) Epoch(epoch uint64, carrier comm.Carrier) (*Epoch, error) {
+	e := &Epoch{Mesh: comm.NewMesh(l.cfg.Nodes, l.cfg.Self, l.cfg.Depth, carrier), limits: l.cfg.Limits, depth: l.cfg.Depth}
+	e.limits.Epoch = epoch
+	var members []group.Rank
+	for i := range l.ranks {
+		r := &l.ranks[i]
+		place := Place{First: r.slice.First(), Last: r.slice.Last(), Samples: r.slice.Last() && r.slice.Rank == 0}
+		if l.cfg.Layout.Ranks() > 1 {
+			place.Pipe = e.Mesh.Pipe(r.slice.Stage, r.slice.Rank)
+		}
+		if r.reduce != nil {
+			r.reduce.Reducer = e.Mesh.Reducer(r.slice.Stage, r.slice.Rank)
+		}
+		member, err := NewRank(r.ops, r.model, e.limits, place)
+		if err != nil {
+			return nil, err
+		}
+		members = append(members, member)
+	}
+	e.Group = group.NewLocal(e.depth, members...)
+	e.Group.End = e.Mesh.Close
+	return e, nil
+}
+
+// runner is a group that has to be run.
+type runner interface {
+	Group
+	Run(ctx context.Context) error
+}
+
+// Drive makes the epoch's engine and its group, of the ranks here and on other
+// nodes. The function runs both until ctx ends or a rank is lost.
+func (e *Epoch) Drive(deliver func([]Output), remotes ...group.Remote) (*Engine, *group.Spread, func(context.Context) error, error) {
+	spread := group.NewSpread(e.depth, e.Group, remotes...)
+	var all runner = e.Group
+	if len(remotes) > 0 {
+		all = spread
+	}
+	engine, err := New(Config{Limits: e.limits, Group: all, Depth: e.depth, Deliver: deliver})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return engine, spread, func(ctx context.Context) error {
+		run, ctx := errgroup.WithContext(ctx)
+		run.Go(func() error { return all.Run(ctx) })
+		run.Go(func() error { return engine.Run(ctx) })
+		return run.Wait()
+	}, nil
+}
+
+// Follow runs ranks whose driver is on another node: payloads go into Group.Send,
+// answers out by answer, until ctx ends or a rank is lost.
+func (e *Epoch) Follow(ctx context.Context, answer func(context.Context, group.Answer) error) error {
+	run, ctx := errgroup.WithContext(ctx)
+	run.Go(func() error { return e.Group.Run(ctx) })
+	run.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case a := <-e.Group.Answers():
+				if err := answer(ctx, a); err != nil {
+					return err
+				}
+			}
+		}
+	})
+	return run.Wait()
 }

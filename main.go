@@ -1,3 +1,5 @@
+//go:build !windows
+
 // Manta serves large language models on a cluster. This package is the command
 // tree: up.go runs head and node in one process, models.go keeps the download
 // folder, and head/cli has the commands that are clients of the API.
@@ -14,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"manta/head/cli"
+	"manta/internal/version"
 )
 
 func main() {
@@ -31,9 +34,9 @@ func main() {
 func root() *cobra.Command {
 	command := &cobra.Command{
 		Use: "manta", Short: "Serve large language models on one machine or many",
-		SilenceErrors: true, SilenceUsage: true,
+		Version: version.String(), SilenceErrors: true, SilenceUsage: true,
 	}
-	command.AddCommand(pullCommand(), listCommand(), removeCommand())
+	command.AddCommand(upCommand(), pullCommand(), listCommand(), removeCommand())
 	command.AddCommand(cli.Commands()...)
 	return command
 }

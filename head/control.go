@@ -23,6 +23,9 @@ import (
 const (
 	reconcileEvery = time.Second
 	commandTimeout = 5 * time.Second
+	// hearWithin is how long nodes that this leader has not heard of yet are taken
+	// for living.
+	hearWithin = 5 * time.Second
 	// retryFailed is how long a replica that failed is left alone.
 	retryFailed = 30 * time.Second
 )
@@ -65,15 +68,16 @@ func (c *control) run(ctx context.Context) error {
 	ticker := time.NewTicker(reconcileEvery)
 	defer ticker.Stop()
 	leads := false
+	var since time.Time // when this head began to lead
 	for {
 		changed, members := c.head.raft.Changed(), c.head.members.Load().Changed()
 		if c.head.raft.Leading() {
 			if !leads {
 				// The View of a new leader may lack what an earlier one has committed.
-				leads = c.barrier(ctx) == nil
+				leads, since = c.barrier(ctx) == nil, time.Now()
 			}
 			if leads {
-				c.reconcile(ctx)
+				c.reconcile(ctx, time.Since(since) < hearWithin)
 			}
 		} else {
 			leads = false
@@ -97,11 +101,18 @@ func (c *control) barrier(ctx context.Context) error {
 	return c.head.raft.Barrier(ctx)
 }
 
-// reconcile makes one decision, commits it, and tells the nodes.
-func (c *control) reconcile(ctx context.Context) {
+// reconcile makes one decision, commits it, and tells the nodes. A leader that is
+// new waits for the nodes that it has not heard of.
+func (c *control) reconcile(ctx context.Context, isNew bool) {
 	view := c.head.raft.View()
 	living, heads := c.living()
-	out := place.Reconcile(place.Input{View: view, Reports: living, Paused: c.paused(view)})
+	unheard := map[string]bool{}
+	for node := range view.Nodes {
+		if _, heard := living[node]; isNew && !heard {
+			unheard[node] = true
+		}
+	}
+	out := place.Reconcile(place.Input{View: view, Reports: living, Unheard: unheard, Paused: c.paused(view)})
 	c.mu.Lock()
 	c.waiting = out.Waiting
 	c.mu.Unlock()
@@ -185,6 +196,21 @@ func (c *control) paused(view *state.View) map[string]bool {
 		}
 	}
 	return paused
+}
+
+// confirmed reports whether a node tells this of the replica's epoch right now:
+// the View alone may be of the time before a restart.
+func (c *control) confirmed(r state.Replica, phase wire.Phase) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range r.Shards {
+		for _, told := range c.reports[s.Node].Replicas {
+			if told.Replica == r.ID && told.Epoch == r.Epoch && told.Phase == phase {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // explain says why replicas of a deployment wait.

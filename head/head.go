@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -27,6 +28,7 @@ import (
 	"manta/internal/trust"
 	"manta/internal/version"
 	"manta/node/member"
+	"manta/node/wire"
 	"manta/parallel/link"
 )
 
@@ -206,8 +208,46 @@ func (h *Head) Deploy(ctx context.Context, d state.Deployment) (state.Deployment
 	return h.control.Deploy(ctx, d)
 }
 
-// Waiting says why replicas of a deployment are not placed, one line a node.
-func (h *Head) Waiting(deployment string) []string { return h.control.explain(deployment) }
+// Settled waits until there is a leader and this head has applied its log.
+func (h *Head) Settled(ctx context.Context) error {
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	for !h.raft.Leading() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", api.ErrNoLeader, ctx.Err())
+		case <-ticker.C:
+		}
+	}
+	return h.raft.Barrier(ctx)
+}
+
+// Ready waits until a deployment can generate, or until it is clear that it can't.
+func (h *Head) Ready(ctx context.Context, deployment string) (state.Replica, error) {
+	ticker := time.NewTicker(100 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		changed := h.raft.Changed()
+		for _, r := range h.raft.View().Replicas {
+			switch {
+			case r.Deployment != deployment:
+			case r.Phase == state.Ready && h.control.confirmed(r, wire.PhaseReady):
+				return r, nil
+			case r.Phase == state.Failed && h.control.confirmed(r, wire.PhaseFailed):
+				return r, fmt.Errorf("%s: %s", deployment, r.Reason)
+			}
+		}
+		if reasons := h.control.explain(deployment); len(reasons) > 0 {
+			return state.Replica{}, fmt.Errorf("%s finds no place: %s", deployment, strings.Join(reasons, "; "))
+		}
+		select {
+		case <-ctx.Done():
+			return state.Replica{}, ctx.Err()
+		case <-changed:
+		case <-ticker.C:
+		}
+	}
+}
 
 // canQueue tells /readyz whether this head can do its work.
 func (h *Head) canQueue() error {

@@ -29,9 +29,12 @@ const CPUBytes = 4 << 30
 // Input is what the decision rests on. Nothing of it is changed.
 type Input struct {
 	View *state.View
-	// Reports holds the newest report of each living node; a node that is not in
-	// it is taken for dead.
+	// Reports holds the newest report of each living node; a node that is neither
+	// in it nor in Unheard is taken for dead.
 	Reports map[string]wire.Report
+	// Unheard holds nodes that may live but have not reported to this leader yet:
+	// what they run stays as it is.
+	Unheard map[string]bool
 	// Paused holds replicas that failed a short while ago and are left alone.
 	Paused map[string]bool
 }
@@ -119,6 +122,9 @@ func (p *planner) replicas() (keep []state.Replica) {
 // lost reports whether a node of the replica is dead, or has no such device.
 func (p *planner) lost(r state.Replica) bool {
 	return slices.ContainsFunc(r.Shards, func(s state.Placement) bool {
+		if p.Unheard[s.Node] {
+			return false
+		}
 		report, alive := p.Reports[s.Node]
 		return !alive || !slices.ContainsFunc(report.Devices, func(d wire.Device) bool { return d.ID == s.Device })
 	})
@@ -137,6 +143,9 @@ func names(d state.Deployment) []string {
 // not any more, or that failed, starts again under a new epoch.
 func (p *planner) phases(keep []state.Replica) {
 	for _, r := range keep {
+		if slices.ContainsFunc(r.Shards, func(s state.Placement) bool { return p.Unheard[s.Node] }) {
+			continue
+		}
 		phase, reason := p.phase(r)
 		switch {
 		case r.Phase == state.Ready && phase != state.Ready && phase != state.Failed && phase != state.Draining,

@@ -3,37 +3,33 @@
 // their own.
 package version
 
-import (
-	"runtime/debug"
-	"strings"
-)
+import "runtime/debug"
 
-// Release is the version that the source stands for.
-const Release = "0.1.0"
+// Version is set by the linker (make build); a plain go build leaves it empty.
+var Version string
 
-// String gives the release and, when the build knows it, the commit.
+// String gives the linker's version, or the commit that the build knows.
 func String() string {
-	commit, dirty := commit()
-	if commit == "" {
-		return Release
+	if Version != "" {
+		return Version
 	}
-	return Release + "+" + commit + dirty
-}
-
-func commit() (revision, dirty string) {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return "", ""
+		return "unknown"
 	}
+	var revision, dirty string
 	for _, setting := range info.Settings {
 		switch setting.Key {
 		case "vcs.revision":
-			revision = strings.ToLower(setting.Value)
+			revision = setting.Value[:min(len(setting.Value), 12)]
 		case "vcs.modified":
 			if setting.Value == "true" {
-				dirty = ".dirty"
+				dirty = "-dirty"
 			}
 		}
 	}
-	return revision[:min(len(revision), 12)], dirty
+	if revision == "" {
+		return "unknown"
+	}
+	return revision + dirty
 }

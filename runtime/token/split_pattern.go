@@ -49,7 +49,11 @@ func newPattern(raw json.RawMessage) (*pattern, error) {
 	case spec.String != nil && *spec.String != "":
 		return &pattern{literal: *spec.String}, nil
 	case spec.Regex != nil && *spec.Regex != "":
-		e, err := regexp2.Compile(*spec.Regex, regexp2.OptionMaxBacktrackingStackSize(patternStack))
+		expression, err := translatePattern(*spec.Regex)
+		if err != nil {
+			return nil, err
+		}
+		e, err := regexp2.Compile(expression, regexp2.Multiline, regexp2.OptionMaxBacktrackingStackSize(patternStack))
 		if err != nil {
 			return nil, fmt.Errorf("%w: pattern %q: %w", ErrUnsupported, *spec.Regex, err)
 		}
@@ -59,7 +63,7 @@ func newPattern(raw json.RawMessage) (*pattern, error) {
 	return nil, fmt.Errorf("%w: an empty pattern", ErrMalformed)
 }
 
-// find gives the matches in text that are not empty.
+// find gives the matches in text; an empty one is a place to cut.
 func (p *pattern) find(s *scratch, text string) ([]span, error) {
 	var matches []span
 	switch {
@@ -100,7 +104,7 @@ func (p *pattern) findExpression(s *scratch, text string) ([]span, error) {
 		return atByte
 	}
 	err := p.expression.FindRunesMatches(runes, 0, func(m regexp2.MatchView) bool {
-		if index, length, ok := m.GroupRange(0); ok && length > 0 {
+		if index, length, ok := m.GroupRange(0); ok {
 			start := advance(index)
 			matches = append(matches, span{start, advance(index + length)})
 		}
@@ -200,56 +204,49 @@ func (p *patternSplit) split(s *scratch, dst []string, text string, _ bool) ([]s
 	}
 	var (
 		done    int
-		pending = -1 // start of a piece not yet appended: a match for the next, or a piece that may grow
+		pending = -1 // start of the piece that is not yet appended
 		was     bool // the last part was a match
 	)
-	part := func(start, end int, match bool) {
-		if start == end {
-			return
+	cut := func(at int) {
+		if pending >= 0 && pending < at {
+			dst = append(dst, text[pending:at])
 		}
+		pending = at
+	}
+	part := func(start, end int, match bool) {
 		switch p.behavior {
 		case isolated:
-			dst = append(dst, text[start:end])
+			cut(start)
 		case removed:
-			if !match {
-				dst = append(dst, text[start:end])
+			if cut(start); match {
+				pending = end
 			}
 		case withPrevious:
-			switch {
-			case pending < 0:
-				pending = start
-			case !match || was:
-				dst = append(dst, text[pending:start])
-				pending = start
+			if pending < 0 || !match || was {
+				cut(start)
 			}
 		case withNext:
-			switch {
-			case pending < 0:
-				pending = start
-			case match || !was:
-				dst = append(dst, text[pending:start])
-				pending = start
+			if pending < 0 || match || !was {
+				cut(start)
 			}
 		case contiguous:
-			switch {
-			case pending < 0:
-				pending = start
-			case match != was:
-				dst = append(dst, text[pending:start])
-				pending = start
+			if pending < 0 || match != was {
+				cut(start)
 			}
 		}
 		was = match
 	}
 	for _, m := range matches {
-		part(done, m.start, p.invert)
+		if done < m.start {
+			part(done, m.start, p.invert)
+		}
 		part(m.start, m.end, !p.invert)
 		done = m.end
 	}
-	part(done, len(text), p.invert)
-	if pending >= 0 {
-		dst = append(dst, text[pending:])
+	if done < len(text) {
+		part(done, len(text), p.invert)
 	}
+	cut(len(text))
 	return dst, nil
 }
 

@@ -77,6 +77,11 @@ case('pattern llama3 removed and inverted', 'bytes', pre=seq(split(LLAMA3, 'Remo
 case('pattern deepseek', 'bytes', pre=seq(*[split(p) for p in DEEPSEEK], BL))
 case('pattern digits from the right', 'bytes', pre=seq(split(AYA), split(O200K), BL))
 case('possessive pattern', 'bytes', pre=seq(split(r"[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s+(?!\S)|\s+"), BL))
+HAN = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+HAM = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+case('pattern kimi', 'bytes', pre=seq(split(r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?" + HAN + "*" + HAM + "+" + C + r"|[^\r\n\p{L}\p{N}]?" + HAN + "+" + HAM + "*" + C + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"), BL))
+for p in [r"\p{N}{1,3}+|\p{L}{,2}", r"^\s*\w+|\w+$|\b\W", r"[\w&&[^\d]]+|[[a-c][x-z]]+", r"\h+|[\h!]", r"(?m:'.+')|.", r"\Aa|e\z|\B.\B", r"(?i:THE|ST)+|\p{^L}+?\x61|\u4f60\x{597d}", r"[]a]+|[\]\-e-]", r"(\w)\1|(?>a+)b|a{2}{1,2}"[:-5]]:
+    case('pattern ' + p, 'bytes', pre=seq(split(p), BL))
 case('byte level regex', 'bytes', pre=bl(regex=True), post=bl())
 case('byte level prefix space', 'bytes', pre=bl(prefix=True, regex=True), added=CHAT)
 case('smollm', 'bytes', pre=seq(dict(type='Digits', individual_digits=True), bl(regex=True)), added=CHAT)

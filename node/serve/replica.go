@@ -7,14 +7,12 @@ import (
 	"sync"
 	"time"
 
-	"manta/kernels"
+	"golang.org/x/sync/errgroup"
+
 	"manta/node/wire"
+	"manta/parallel/group"
 	"manta/runtime/engine"
-	"manta/runtime/kv"
-	"manta/runtime/model"
-	"manta/runtime/plan"
 	"manta/runtime/sample"
-	"manta/runtime/sched"
 	"manta/runtime/weights"
 )
 
@@ -30,12 +28,14 @@ type replica struct {
 	assignment wire.Assignment
 	state      wire.ReplicaReport
 	engine     *engine.Engine // of the epoch that is ready
+	live       *liveEpoch
+	entered    chan struct{} // closed when live is set
 }
 
 func newReplica(s *Server, a wire.Assignment) *replica {
 	ctx, stop := context.WithCancel(context.Background())
 	return &replica{
-		server: s, ctx: ctx, stop: stop, wanted: make(chan struct{}, 1), assignment: a,
+		server: s, ctx: ctx, stop: stop, wanted: make(chan struct{}, 1), assignment: a, entered: make(chan struct{}),
 		state: wire.ReplicaReport{Replica: a.Replica, Epoch: a.Epoch, Phase: wire.PhasePulling},
 	}
 }
@@ -70,7 +70,7 @@ func (r *replica) run(ctx context.Context) {
 	var loaded *loadedReplica
 	for ctx.Err() == nil {
 		a := r.current()
-		if loaded != nil && !loaded.serves(a) {
+		if loaded != nil && !loaded.serves(a, r.server.cfg.Node) {
 			r.unload(loaded)
 			loaded = nil
 		}
@@ -109,42 +109,121 @@ func (r *replica) epoch(ctx context.Context, a wire.Assignment, loaded **loadedR
 		*loaded = l
 	}
 	r.set(a.Epoch, wire.PhaseLoading, "")
-	var e *engine.Engine
-	probed := make(chan error, 1)
-	e, run, err := (*loaded).local.Epoch(a.Epoch, func(outputs []engine.Output) {
-		outputs = takeProbe(outputs, probed)
-		r.server.sessions.deliver(e, outputs)
-	})
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	nodes, _, err := r.server.places(a)
 	if err != nil {
 		return err
 	}
-	ctx, end := context.WithCancel(ctx)
-	defer end()
-	ended := make(chan error, 1)
-	go func() { ended <- run(ctx) }()
-	defer func() { r.leave(e) }()
-	if err := probe(e); err != nil {
-		end()
-		return errors.Join(err, <-ended)
+	self := r.server.cfg.Node
+	e, err := (*loaded).local.Epoch(a.Epoch, engine.Where{Nodes: nodes, Self: self, Carrier: r.server.carrier(ctx, a)})
+	if err != nil {
+		return err
 	}
-	for {
+	live := &liveEpoch{number: a.Epoch, epoch: e, end: end}
+	if nodes[0][0] == self {
+		return r.drive(ctx, a, live)
+	}
+	return r.follow(ctx, a, live)
+}
+
+// liveEpoch is what messages from other nodes meet.
+type liveEpoch struct {
+	number uint64
+	epoch  *engine.Epoch
+	spread *group.Spread // on the driver's node
+	end    context.CancelCauseFunc
+}
+
+// drive runs the epoch's engine on this node.
+func (r *replica) drive(ctx context.Context, a wire.Assignment, live *liveEpoch) error {
+	var e *engine.Engine
+	probed := make(chan error, 1)
+	e, spread, run, err := live.epoch.Drive(func(outputs []engine.Output) {
+		outputs = takeProbe(outputs, probed)
+		r.server.sessions.deliver(e, outputs)
+	}, r.server.remotes(a)...)
+	if err != nil {
+		return err
+	}
+	live.spread = spread
+	r.enter(live)
+	defer r.leave()
+	return r.alive(ctx, a, live, run, func(ctx context.Context) error {
+		if err := r.server.join(ctx, a); err != nil {
+			return err
+		}
+		if err := probe(e); err != nil {
+			return err
+		}
 		select {
 		case err := <-probed:
 			if err != nil {
-				end()
-				return fmt.Errorf("serve: first step: %w", errors.Join(err, <-ended))
+				return fmt.Errorf("serve: first step: %w", err)
 			}
-			r.ready(e, a.Epoch)
-		case err := <-ended:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		r.mu.Lock()
+		r.engine = e
+		r.mu.Unlock()
+		return nil
+	})
+}
+
+// follow runs ranks whose driver is on another node.
+func (r *replica) follow(ctx context.Context, a wire.Assignment, live *liveEpoch) error {
+	r.enter(live)
+	defer r.leave()
+	run := func(ctx context.Context) error {
+		err := live.epoch.Follow(ctx, func(ctx context.Context, answer group.Answer) error {
+			return r.server.answer(ctx, a, answer)
+		})
+		if ctx.Err() == nil {
+			// The driver must hear of it, whatever the group could still say.
+			told, stop := context.WithTimeout(context.WithoutCancel(ctx), peerTimeout)
+			defer stop()
+			err = errors.Join(err, r.server.answer(told, a, group.Answer{Err: err}))
+		}
+		return err
+	}
+	return r.alive(ctx, a, live, run, func(context.Context) error { return nil })
+}
+
+// alive runs an epoch until it fails or another is wanted. It is ready once
+// prepare has returned.
+func (r *replica) alive(ctx context.Context, a wire.Assignment, live *liveEpoch, run, prepare func(context.Context) error) error {
+	outer := ctx
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return run(ctx) })
+	group.Go(func() error {
+		if err := prepare(ctx); err != nil {
 			return err
-		case <-r.wanted:
-			if r.current().Epoch != a.Epoch {
-				end()
-				return <-ended
+		}
+		r.set(a.Epoch, wire.PhaseReady, "")
+		return nil
+	})
+	group.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-r.wanted:
+				if r.current().Epoch != a.Epoch {
+					live.end(errSuperseded)
+				}
 			}
 		}
+	})
+	err := group.Wait()
+	if cause := context.Cause(outer); cause != nil {
+		return cause
 	}
+	return err
 }
+
+// errSuperseded ends an epoch in favour of a newer one.
+var errSuperseded = errors.New("serve: a newer epoch is wanted")
 
 // probeID names the request that proves a new epoch with one real step.
 var probeID = engine.RequestID{0xff, 'p', 'r', 'o', 'b', 'e'}
@@ -164,19 +243,19 @@ func takeProbe(outputs []engine.Output, probed chan<- error) []engine.Output {
 	return outputs[1:]
 }
 
-func (r *replica) ready(e *engine.Engine, epoch uint64) {
-	r.mu.Lock()
-	r.engine = e
-	r.mu.Unlock()
-	r.set(epoch, wire.PhaseReady, "")
-}
-
-func (r *replica) leave(e *engine.Engine) {
+// enter lets messages from other nodes in.
+func (r *replica) enter(live *liveEpoch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.engine == e {
-		r.engine = nil
-	}
+	r.live = live
+	close(r.entered)
+	r.entered = make(chan struct{})
+}
+
+func (r *replica) leave() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.live, r.engine = nil, nil
 }
 
 func (r *replica) set(epoch uint64, phase wire.Phase, reason string) {
@@ -254,68 +333,4 @@ func (r *replica) request(q wire.Request) error {
 		return err
 	}
 	return nil
-}
-
-// loadedReplica is a replica's weights on this node's devices.
-type loadedReplica struct {
-	assignment wire.Assignment
-	weights    *weights.Model
-	local      *engine.Local
-}
-
-// serves reports whether an assignment runs on what is loaded.
-func (l *loadedReplica) serves(a wire.Assignment) bool {
-	b := l.assignment
-	a.Epoch, b.Epoch = 0, 0
-	return fmt.Sprint(a) == fmt.Sprint(b)
-}
-
-func (l *loadedReplica) close() error { return errors.Join(l.local.Close(), l.weights.Close()) }
-
-// load pulls the model and puts every rank's slice onto its device.
-func (r *replica) load(ctx context.Context, a wire.Assignment) (*loadedReplica, error) {
-	devices := make(map[[2]int]string)
-	for _, shard := range a.Shards {
-		if shard.Node != r.server.cfg.Node {
-			return nil, fmt.Errorf("serve: rank (%d, %d) is on node %s: the ranks of a replica must be on one node", shard.Stage, shard.Rank, shard.Node)
-		}
-		devices[[2]int{shard.Stage, shard.Rank}] = shard.Device
-	}
-	ref, err := weights.ParseReference(a.Model)
-	if err != nil {
-		return nil, err
-	}
-	r.set(a.Epoch, wire.PhasePulling, "")
-	pulled, err := r.server.cfg.Library(a.Settings.DownloadDir).Pull(ctx, ref, r.progress)
-	if err != nil {
-		return nil, err
-	}
-	r.set(a.Epoch, wire.PhaseLoading, "")
-	w, err := weights.Open(pulled.Path)
-	if err != nil {
-		return nil, err
-	}
-	spec, err := model.Describe(w)
-	if err != nil {
-		return nil, errors.Join(err, w.Close())
-	}
-	cache, err := plan.CacheType(kindOf(devices[[2]int{0, 0}]), a.Settings.KVCacheDType)
-	if err != nil {
-		return nil, errors.Join(err, w.Close())
-	}
-	local, err := engine.LoadLocal(engine.LocalConfig{
-		Weights: w, Spec: spec, Layout: a.Layout, CacheType: cache,
-		Limits: sched.Limits{
-			Blocks: a.Blocks, MaxSequences: a.Settings.MaxNumSeqs, MaxRows: a.Settings.MaxNumBatchedTokens,
-			MaxWanted: plan.Wanted(a.Settings.MaxNumSeqs), MaxLen: a.MaxLen,
-			PrefixCaching: a.Settings.PrefixCaching, Seed: kv.Seed(w.Digest()),
-		},
-		Open: func(stage, rank int) (kernels.Ops, error) {
-			return r.server.open(devices[[2]int{stage, rank}], a.Settings.DType)
-		},
-	})
-	if err != nil {
-		return nil, errors.Join(err, w.Close())
-	}
-	return &loadedReplica{assignment: a, weights: w, local: local}, nil
 }

@@ -27,6 +27,7 @@ type Config struct {
 	Devices []Kind
 	Library func(downloadDir string) *weights.Library // "" is the node's own folder
 	Send    Sender
+	Peers   Peers
 	Logger  *slog.Logger
 	// Changed is called when Report would tell something new. It must not block.
 	Changed func()

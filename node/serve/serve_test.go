@@ -48,10 +48,14 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	h := &head{t: t, frames: make(chan wire.Frame, 1<<12)}
+	return newNode(t, "n1", &head{t: t, frames: make(chan wire.Frame, 1<<12)}, nil)
+}
+
+func newNode(t *testing.T, name string, h *head, peers Peers) *rig {
+	t.Helper()
 	r := &rig{head: h, changed: make(chan struct{}, 1)}
 	r.server = New(Config{
-		Node: "n1", Devices: []Kind{CPU{Count: 1, Threads: 1, Memory: 1 << 30}}, Send: h, Logger: slog.New(slog.DiscardHandler),
+		Node: name, Peers: peers, Devices: []Kind{CPU{Count: 1, Threads: 1, Memory: 1 << 30}}, Send: h, Logger: slog.New(slog.DiscardHandler),
 		Library: func(string) *weights.Library { return weights.NewLibrary(t.TempDir()) },
 		Changed: func() {
 			select {

@@ -104,6 +104,15 @@ type EngineStats struct {
 	ChoicesFinished uint64 `cbor:"15,keyasint,omitempty"`
 }
 
+// Ranks is what the nodes of one replica tell each other.
+type Ranks struct {
+	Version int    `cbor:"1,keyasint"`
+	Replica string `cbor:"2,keyasint"`
+	Epoch   uint64 `cbor:"3,keyasint"`
+	Payload []byte `cbor:"4,keyasint,omitempty"`
+	Err     string `cbor:"5,keyasint,omitempty"` // of an answer: the ranks there are lost
+}
+
 // Resolve asks a node what a model reference stands for.
 type Resolve struct {
 	Version     int    `cbor:"1,keyasint"`

@@ -57,7 +57,7 @@ func serveOn(t testing.TB, path string, layout shard.Layout, limits sched.Limits
 		t.Fatal(err)
 	}
 	r := &replica{local: local, outputs: make(chan engine.Output, 1<<16)}
-	epoch, err := local.Epoch(1, nil)
+	epoch, err := local.Epoch(1, engine.Where{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,9 +21,8 @@ type LocalConfig struct {
 	Weights model.Source
 	Spec    *model.Spec
 	Layout  shard.Layout
-	// Nodes[stage][rank] is where each rank runs; those on Self are here. nil: all.
-	Nodes  [][]string
-	Self   string
+	// Here tells which ranks this process has; nil: all.
+	Here   func(stage, rank int) bool
 	Limits sched.Limits // Epoch, Windows and Stages are filled in
 	// CacheType is the type of stored keys and values.
 	CacheType kernels.DType
@@ -58,13 +57,10 @@ func LoadLocal(cfg LocalConfig) (*Local, error) {
 	cfg.Limits.Windows = shapes.Groups()
 	cfg.Limits.Stages = cfg.Layout.Pipeline
 	cfg.Depth = cmp.Or(cfg.Depth, cfg.Layout.Pipeline+1)
-	if cfg.Nodes == nil {
-		cfg.Nodes = comm.Here(cfg.Layout.Pipeline, cfg.Layout.Tensor)
-	}
 	l := &Local{cfg: cfg}
-	for stage, nodes := range cfg.Nodes {
-		for rank, node := range nodes {
-			if node != cfg.Self {
+	for stage := range cfg.Layout.Pipeline {
+		for rank := range cfg.Layout.Tensor {
+			if cfg.Here != nil && !cfg.Here(stage, rank) {
 				continue
 			}
 			slice, err := shard.Cut(cfg.Layout, shapes.Shape(), stage, rank)
@@ -94,7 +90,8 @@ func (l *Local) load(r *localRank) (err error) {
 	}
 	var reduce kernels.Reducer
 	if l.cfg.Layout.Tensor > 1 {
-		r.reduce = &epochReducer{comm.NewMesh(l.cfg.Nodes, l.cfg.Self, l.cfg.Depth, nil).Reducer(r.slice.Stage, r.slice.Rank)}
+		nowhere := comm.NewMesh(comm.Here(l.cfg.Layout.Pipeline, l.cfg.Layout.Tensor), "", 1, nil)
+		r.reduce = &epochReducer{nowhere.Reducer(r.slice.Stage, r.slice.Rank)}
 		reduce = r.reduce
 	}
 	if r.model, err = model.Load(r.ops, l.cfg.Weights, l.cfg.Spec, r.slice, limits, reduce); err != nil {
@@ -102,9 +99,6 @@ func (l *Local) load(r *localRank) (err error) {
 	}
 	return nil
 }
-
-// Drives reports whether rank (0, 0) is here.
-func (l *Local) Drives() bool { return l.cfg.Nodes[0][0] == l.cfg.Self }
 
 // Close frees the devices. No epoch may be running.
 func (l *Local) Close() error {
@@ -126,10 +120,21 @@ type Epoch struct {
 	depth  int
 }
 
-// Epoch makes a new epoch; one at a time runs. The carrier reaches the meshes of
-// other nodes, and is nil if all ranks are here.
-func (l *Local) Epoch(epoch uint64, carrier comm.Carrier) (*Epoch, error) {
-	e := &Epoch{Mesh: comm.NewMesh(l.cfg.Nodes, l.cfg.Self, l.cfg.Depth, carrier), limits: l.cfg.Limits, depth: l.cfg.Depth}
+// Where says where the ranks of an epoch run: nodes[stage][rank], this process as
+// Self. The zero Where has all of them here.
+type Where struct {
+	Nodes   [][]string
+	Self    string
+	Carrier comm.Carrier // to the meshes on other nodes
+}
+
+// Epoch makes a new epoch; one at a time runs.
+func (l *Local) Epoch(epoch uint64, where Where) (*Epoch, error) {
+	if where.Nodes == nil {
+		where.Nodes = comm.Here(l.cfg.Layout.Pipeline, l.cfg.Layout.Tensor)
+	}
+	mesh := comm.NewMesh(where.Nodes, where.Self, l.cfg.Depth, where.Carrier)
+	e := &Epoch{Mesh: mesh, limits: l.cfg.Limits, depth: l.cfg.Depth}
 	e.limits.Epoch = epoch
 	var members []group.Rank
 	for i := range l.ranks {

@@ -59,7 +59,9 @@ func newJob(r *http.Request, model *served, f *sampling, data []byte, params sam
 	}
 	// crypto/rand.Read never fails.
 	_, _ = rand.Read(j.id[:])
-	if f.Seed == nil {
+	if j.params.Seed = model.Settings.Seed; f.Seed != nil {
+		j.params.Seed = params.Seed
+	} else if model.Settings.Seed == 0 {
 		var seed [8]byte
 		_, _ = rand.Read(seed[:])
 		j.params.Seed = binary.LittleEndian.Uint64(seed[:])

@@ -26,12 +26,46 @@ type feature struct {
 }
 
 // row is what the reference gives for a text. Decoded is nil where it panicked.
+// A member that is left out is as the one before it: ids_special as ids,
+// decoded as text, decoded_skip as decoded.
 type row struct {
 	Text        string  `json:"text"`
 	IDs         []int32 `json:"ids"`
 	IDsSpecial  []int32 `json:"ids_special"`
 	Decoded     *string `json:"decoded"`
 	DecodedSkip *string `json:"decoded_skip"`
+}
+
+func (r *row) UnmarshalJSON(data []byte) error {
+	type plain row
+	var members struct {
+		plain
+		Decoded     json.RawMessage `json:"decoded"`
+		DecodedSkip json.RawMessage `json:"decoded_skip"`
+	}
+	if err := json.Unmarshal(data, &members); err != nil {
+		return err
+	}
+	*r = row(members.plain)
+	if r.IDsSpecial == nil {
+		r.IDsSpecial = r.IDs
+	}
+	var err error
+	if r.Decoded, err = decodedText(members.Decoded, &r.Text); err != nil {
+		return err
+	}
+	r.DecodedSkip, err = decodedText(members.DecodedSkip, r.Decoded)
+	return err
+}
+
+// decodedText reads a text; null is nil.
+func decodedText(raw json.RawMessage, otherwise *string) (*string, error) {
+	if raw == nil {
+		return otherwise, nil
+	}
+	var text *string
+	err := json.Unmarshal(raw, &text)
+	return text, err
 }
 
 func readGzip(t testing.TB, path string) []byte {

@@ -33,9 +33,11 @@ func goldenRows(t *testing.T) map[string][]row {
 		}
 		var file struct {
 			Rows []struct {
-				row
-				IDs        []int32 `json:"ids"`
-				IDsWithout []int32 `json:"ids_no_special"`
+				Text        string  `json:"text"`
+				IDs         []int32 `json:"ids_no_special"`
+				IDsSpecial  []int32 `json:"ids"`
+				Decoded     *string `json:"decoded"`
+				DecodedSkip *string `json:"decoded_skip"`
 			} `json:"rows"`
 		}
 		if err := json.Unmarshal(data, &file); err != nil {
@@ -43,8 +45,7 @@ func goldenRows(t *testing.T) map[string][]row {
 		}
 		name := strings.TrimSuffix(filepath.Base(path), ".json")
 		for _, r := range file.Rows {
-			r.row.IDs, r.row.IDsSpecial = r.IDsWithout, r.IDs
-			all[name] = append(all[name], r.row)
+			all[name] = append(all[name], row(r))
 		}
 	}
 	wide, err := filepath.Glob(filepath.Join(folder, "tokenizers-wide", "*.jsonl.gz"))

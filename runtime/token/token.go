@@ -61,9 +61,9 @@ type Tokenizer struct {
 // is refused by name (ErrUnsupported).
 func New(src Source) (*Tokenizer, error) {
 	switch {
-	case src.JSON != nil && src.GGUF != nil:
+	case len(src.JSON) > 0 && src.GGUF != nil:
 		return nil, fmt.Errorf("%w: both tokenizer.json and a GGUF vocabulary are given", ErrMalformed)
-	case src.JSON != nil:
+	case len(src.JSON) > 0:
 		return newFromJSON(src.JSON, src.Config)
 	case src.GGUF != nil:
 		return newFromGGUF(src.GGUF)

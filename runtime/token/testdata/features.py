@@ -130,6 +130,12 @@ for i in range(25):
 for i in range(8):
     TEXTS.append(' '.join(rnd.choice(WORDS) for _ in range(rnd.randint(5, 30))))
 
+def short(r): # what is left out is as the member before it
+    if r.get('ids_special') == r['ids']: del r['ids_special']
+    if r['decoded_skip'] == r['decoded']: del r['decoded_skip']
+    if r['decoded'] == r.get('text'): del r['decoded']
+    return r
+
 out = []
 for c in cases:
     m = copy.deepcopy(BYTES if c['vocabulary'] == 'bytes' else PIECES)
@@ -152,12 +158,12 @@ for c in cases:
     for text in TEXTS:
         a = t.encode(text, add_special_tokens=False).ids
         b = t.encode(text, add_special_tokens=True).ids
-        rows.append(dict(text=text, ids=a, ids_special=b, decoded=decode(a, False), decoded_skip=decode(a, True)))
+        rows.append(short(dict(text=text, ids=a, ids_special=b, decoded=decode(a, False), decoded_skip=decode(a, True))))
     noise = []
     for i in range(15):
         ids = [rnd.randrange(size) for _ in range(rnd.randint(1, 30))]
         if i % 2: ids = [rnd.randrange(min(size, 300)) for _ in range(rnd.randint(1, 30))]
-        noise.append(dict(ids=ids, decoded=decode(ids, False), decoded_skip=decode(ids, True)))
+        noise.append(short(dict(ids=ids, decoded=decode(ids, False), decoded_skip=decode(ids, True))))
     o = dict(name=c['name'], vocabulary=c['vocabulary'], tokenizer=c['tokenizer'], model={k: m[k] for k in ['unk_token', 'fuse_unk', 'byte_fallback', 'ignore_merges']}, drop=drop, lose=bool(c['model'].get('lose')), rows=rows, noise=noise)
     out.append(o)
 import sys

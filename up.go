@@ -45,6 +45,7 @@ type up struct {
 	metricsPort int
 	dataDir     string
 	logLevel    string
+	level       *slog.LevelVar
 	grace       time.Duration
 	keys        []string
 
@@ -91,7 +92,7 @@ func (u *up) flags(f *pflag.FlagSet) {
 	f.IntVar(&u.port, "port", 8000, "port of the HTTP API")
 	f.IntVar(&u.metricsPort, "metrics-port", 9090, "a second port for /metrics alone; 0: none")
 	f.StringVar(&u.dataDir, "data-dir", "", "where state is kept ($XDG_DATA_HOME/manta by default)")
-	f.StringVar(&u.logLevel, "log-level", "warn", "debug, info, warn or error")
+	f.StringVar(&u.logLevel, "log-level", "", "debug, info, warn (the default) or error")
 	f.DurationVar(&u.grace, "shutdown-timeout", 30*time.Second, "time that requests in progress have to end at SIGTERM")
 	f.StringArrayVar(&u.keys, "api-key", nil, "key that clients must send, or @FILE with a key a line; none turns keys off")
 	f.StringSliceVar(&u.names, "served-model-name", nil, "names that the API serves the model under; the first is its own")
@@ -181,11 +182,10 @@ func dataHome() (string, error) {
 func (u *up) run(ctx context.Context, out, errs io.Writer) (err error) {
 	ctx, stop := untilSignal(ctx, errs)
 	defer stop()
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(u.logLevel)); err != nil {
-		return fmt.Errorf("--log-level %s: give debug, info, warn or error", u.logLevel)
+	logger, err := u.logger(errs)
+	if err != nil {
+		return err
 	}
-	logger := slog.New(slog.NewTextHandler(errs, &slog.HandlerOptions{Level: level}))
 	keys, err := u.apiKeys()
 	if err != nil {
 		return err
@@ -272,7 +272,7 @@ func (u *up) deploy(ctx context.Context, h *head.Head, out, errs io.Writer) erro
 	known := h.View().Deployments
 	if !u.asked && len(known) > 0 {
 		for name := range known {
-			if err := u.announce(ctx, h, name, began, out, errs); err != nil {
+			if err := u.announce(ctx, h, name, began, out); err != nil {
 				return err
 			}
 		}
@@ -299,11 +299,22 @@ func (u *up) deploy(ctx context.Context, h *head.Head, out, errs io.Writer) erro
 	} else {
 		d.Name = model
 	}
+	before, existed := known[d.Name]
 	d, err := h.Deploy(ctx, d)
 	if err != nil {
 		return err
 	}
-	return u.announce(ctx, h, d.Name, began, out, errs)
+	if err := u.announce(ctx, h, d.Name, began, out); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		// A start that failed must not fail the next one too.
+		if existed {
+			return errors.Join(err, h.Put(ctx, before))
+		}
+		return errors.Join(err, h.Delete(ctx, d.Name))
+	}
+	return nil
 }
 
 // pull brings the model here with a progress bar; the node finds it there.
@@ -342,10 +353,13 @@ func settled(ctx context.Context, h *head.Head) error {
 
 // announce waits until a deployment answers, and says what to try; or why it
 // never will.
-func (u *up) announce(ctx context.Context, h *head.Head, name string, began time.Time, out, errs io.Writer) error {
+func (u *up) announce(ctx context.Context, h *head.Head, name string, began time.Time, out io.Writer) error {
 	replica, err := h.Ready(ctx, name)
 	if err != nil {
 		return err
+	}
+	if u.logLevel == "" {
+		u.level.Set(slog.LevelWarn)
 	}
 	d := h.View().Deployments[name]
 	url := "http://" + net.JoinHostPort(cmp.Or(map[string]string{"0.0.0.0": "127.0.0.1", "::": "::1"}[u.host], u.host), strconv.Itoa(u.port))
@@ -365,6 +379,19 @@ func ofSettings(maxLen int) string {
 		return ": what fits"
 	}
 	return ""
+}
+
+// logger is silent until the first answer may be given, unless --log-level was
+// given: what keeps a start from succeeding is one line of its own.
+func (u *up) logger(errs io.Writer) (*slog.Logger, error) {
+	u.level = new(slog.LevelVar)
+	if err := u.level.UnmarshalText([]byte(cmp.Or(u.logLevel, "warn"))); err != nil {
+		return nil, fmt.Errorf("--log-level %s: give debug, info, warn or error", u.logLevel)
+	}
+	if u.logLevel == "" {
+		u.level.Set(slog.LevelError + 1)
+	}
+	return slog.New(slog.NewTextHandler(errs, &slog.HandlerOptions{Level: u.level})), nil
 }
 
 // apiKeys demands a key as soon as the API can be reached from elsewhere.

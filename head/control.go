@@ -26,6 +26,8 @@ const (
 	// hearWithin is how long nodes that this leader has not heard of yet are taken
 	// for living.
 	hearWithin = 5 * time.Second
+	// heartbeatLost is how old a node's newest report may be.
+	heartbeatLost = 5 * time.Second
 	// retryFailed is how long a replica that failed is left alone.
 	retryFailed = 30 * time.Second
 )
@@ -40,6 +42,7 @@ type control struct {
 
 	mu      sync.Mutex // guards what follows
 	reports map[string]wire.Report
+	heard   map[string]time.Time // when the newest report of each node came
 	waiting []place.Waiting
 	failed  map[string]time.Time // when a replica's epoch was found failed
 }
@@ -49,14 +52,14 @@ var _ api.Cluster = (*control)(nil)
 func newControl(h *Head) *control {
 	return &control{
 		head: h, log: h.log, courier: link.NewCourier(h.link), wake: make(chan struct{}, 1),
-		reports: map[string]wire.Report{}, failed: map[string]time.Time{},
+		reports: map[string]wire.Report{}, heard: map[string]time.Time{}, failed: map[string]time.Time{},
 	}
 }
 
 // report takes what a node tells. It never blocks.
 func (c *control) report(r wire.Report) {
 	c.mu.Lock()
-	c.reports[r.Node] = r
+	c.reports[r.Node], c.heard[r.Node] = r, time.Now()
 	c.mu.Unlock()
 	select {
 	case c.wake <- struct{}{}:
@@ -125,6 +128,7 @@ func (c *control) reconcile(ctx context.Context, isNew bool) {
 			return
 		}
 		view = c.head.raft.View()
+		c.tell(view, changes)
 	}
 	peers := map[trust.Identity]bool{}
 	for node := range living {
@@ -138,6 +142,22 @@ func (c *control) reconcile(ctx context.Context, isNew bool) {
 		c.courier.Tell(peer, wire.KindAssign, "", data)
 	}
 	c.courier.Keep(peers)
+}
+
+// tell logs what became of replicas.
+func (c *control) tell(view *state.View, changes []state.Change) {
+	for _, change := range changes {
+		switch {
+		case change.StartReplica != nil:
+			r := view.Replicas[change.StartReplica.Replica.ID]
+			c.log.Info("replica placed", "replica", r.ID, "epoch", r.Epoch, "shards", len(r.Shards), "blocks", r.Blocks, "memory", r.Memory)
+		case change.SetPhase != nil:
+			p := change.SetPhase
+			c.log.Info("replica", "replica", p.Replica, "epoch", p.Epoch, "phase", p.Phase, "reason", p.Reason)
+		case change.DeleteReplica != "":
+			c.log.Info("replica removed", "replica", change.DeleteReplica)
+		}
+	}
 }
 
 // living gives the reports of nodes that are members, and the changes that bring
@@ -164,6 +184,7 @@ func (c *control) living() (map[string]wire.Report, []state.Change) {
 	for node := range c.reports {
 		if _, ok := living[node]; !ok {
 			delete(c.reports, node)
+			delete(c.heard, node)
 			c.head.dispatch.Disconnected(node)
 		}
 	}
@@ -182,7 +203,6 @@ func (c *control) paused(view *state.View) map[string]bool {
 		}
 		if c.failed[id].IsZero() {
 			c.failed[id] = time.Now()
-			c.log.Warn("replica failed", "replica", id, "epoch", r.Epoch, "reason", r.Reason)
 		}
 		if time.Since(c.failed[id]) < retryFailed {
 			paused[id] = true
@@ -198,16 +218,37 @@ func (c *control) paused(view *state.View) map[string]bool {
 	return paused
 }
 
-// confirmed reports whether a node tells this of the replica's epoch right now:
+// told gives what a node says of a replica's epoch right now, if it says anything:
 // the View alone may be of the time before a restart.
-func (c *control) confirmed(r state.Replica, phase wire.Phase) bool {
+func (c *control) told(r state.Replica, node string) (wire.ReplicaReport, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if time.Since(c.heard[node]) > heartbeatLost {
+		return wire.ReplicaReport{}, false
+	}
+	for _, told := range c.reports[node].Replicas {
+		if told.Replica == r.ID && told.Epoch == r.Epoch {
+			return told, true
+		}
+	}
+	return wire.ReplicaReport{}, false
+}
+
+// ready reports whether every rank of a replica has a heartbeat and is ready.
+func (c *control) ready(r state.Replica) bool {
 	for _, s := range r.Shards {
-		for _, told := range c.reports[s.Node].Replicas {
-			if told.Replica == r.ID && told.Epoch == r.Epoch && told.Phase == phase {
-				return true
-			}
+		if told, ok := c.told(r, s.Node); !ok || told.Phase != wire.PhaseReady {
+			return false
+		}
+	}
+	return r.Phase == state.Ready
+}
+
+// hasFailed reports whether a rank of a replica says that it failed.
+func (c *control) hasFailed(r state.Replica) bool {
+	for _, s := range r.Shards {
+		if told, ok := c.told(r, s.Node); ok && told.Phase == wire.PhaseFailed {
+			return r.Phase == state.Failed
 		}
 	}
 	return false

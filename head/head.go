@@ -28,7 +28,6 @@ import (
 	"manta/internal/trust"
 	"manta/internal/version"
 	"manta/node/member"
-	"manta/node/wire"
 	"manta/parallel/link"
 )
 
@@ -125,7 +124,7 @@ func New(cfg Config) (_ *Head, err error) {
 		return nil, err
 	}
 	h.api = api.New(api.Config{
-		Views: h.raft, Texts: api.NewStoreTexts(h.store), Dispatch: h.dispatch, Cluster: h.control, Keys: cfg.Keys,
+		Views: &truthful{control: h.control}, Texts: api.NewStoreTexts(h.store), Dispatch: h.dispatch, Cluster: h.control, Keys: cfg.Keys,
 		Metrics: h.metrics.Handler(), Log: cfg.Logger, CanQueue: h.canQueue,
 	})
 	return h, nil
@@ -208,6 +207,14 @@ func (h *Head) Deploy(ctx context.Context, d state.Deployment) (state.Deployment
 	return h.control.Deploy(ctx, d)
 }
 
+// Put sets a deployment that was accepted before.
+func (h *Head) Put(ctx context.Context, d state.Deployment) error {
+	return h.control.apply(ctx, state.Change{PutDeployment: &d})
+}
+
+// Delete takes a deployment away.
+func (h *Head) Delete(ctx context.Context, name string) error { return h.control.Delete(ctx, name) }
+
 // Settled waits until there is a leader and this head has applied its log.
 func (h *Head) Settled(ctx context.Context) error {
 	ticker := time.NewTicker(5 * time.Millisecond)
@@ -228,12 +235,13 @@ func (h *Head) Ready(ctx context.Context, deployment string) (state.Replica, err
 	defer ticker.Stop()
 	for {
 		changed := h.raft.Changed()
-		for _, r := range h.raft.View().Replicas {
+		view := h.raft.View()
+		for _, r := range view.Replicas {
 			switch {
-			case r.Deployment != deployment:
-			case r.Phase == state.Ready && h.control.confirmed(r, wire.PhaseReady):
+			case r.Deployment != deployment || r.Version != view.Deployments[deployment].Version:
+			case h.control.ready(r):
 				return r, nil
-			case r.Phase == state.Failed && h.control.confirmed(r, wire.PhaseFailed):
+			case h.control.hasFailed(r):
 				return r, fmt.Errorf("%s: %s", deployment, r.Reason)
 			}
 		}

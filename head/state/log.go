@@ -9,8 +9,9 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// raftLogger passes what raft has to say on to slog. Its warnings stay warnings;
-// the rest is for whoever debugs.
+// raftLogger passes what raft has to say on to slog. It warns of every election
+// and every peer out of reach, which are a cluster's daily life: that is for
+// information, errors stay errors, the rest is for whoever debugs.
 func raftLogger(to *slog.Logger) hclog.InterceptLogger {
 	logger := hclog.NewInterceptLogger(&hclog.LoggerOptions{Name: "raft", Output: io.Discard, Level: hclog.Debug})
 	logger.RegisterSink(slogSink{to})
@@ -25,7 +26,7 @@ func (s slogSink) Accept(name string, level hclog.Level, message string, args ..
 	case level >= hclog.Error:
 		to = slog.LevelError
 	case level >= hclog.Warn:
-		to = slog.LevelWarn
+		to = slog.LevelInfo
 	}
 	for i, a := range args { // hclog.Fmt and friends print as their text
 		if f, ok := a.(hclog.Format); ok && len(f) > 0 {

@@ -21,6 +21,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -73,6 +74,8 @@ type List struct {
 	meta []byte
 	list *memberlist.Memberlist
 
+	leaving atomic.Bool // what memberlist has to say about its end is of no interest
+
 	mu      sync.Mutex // guards what follows
 	members map[string]Member
 	changed chan struct{}
@@ -116,7 +119,7 @@ func Start(cfg Config) (*List, error) {
 	config.GossipToTheDeadTime = 10 * time.Second
 	config.DeadNodeReclaimTime = time.Second
 	config.Delegate, config.Events = delegate{l}, events{l}
-	config.Logger = log.New(logWriter{cfg.Logger}, "", 0)
+	config.Logger = log.New(logWriter{cfg.Logger, &l.leaving}, "", 0)
 	if l.list, err = memberlist.Create(config); err != nil {
 		return nil, fmt.Errorf("member: gossip on %s: %w", cfg.Listen, err)
 	}
@@ -143,11 +146,15 @@ func (l *List) Address() string { return l.list.LocalNode().Address() }
 
 // Leave tells the others that this process ends, and stops.
 func (l *List) Leave(timeout time.Duration) error {
+	l.leaving.Store(true)
 	return errors.Join(l.list.Leave(timeout), l.list.Shutdown())
 }
 
 // Close stops without a word, as a process that is killed.
-func (l *List) Close() error { return l.list.Shutdown() }
+func (l *List) Close() error {
+	l.leaving.Store(true)
+	return l.list.Shutdown()
+}
 
 // Members gives who is there now, this process included, in the order of their
 // identities; of several boots of one id the newest.
@@ -258,11 +265,15 @@ func (e events) NotifyUpdate(n *memberlist.Node) { e.l.set(n, false) }
 func (e events) NotifyLeave(n *memberlist.Node)  { e.l.set(n, true) }
 
 // logWriter passes memberlist's lines on to slog: "[WARN] memberlist: …".
-type logWriter struct{ log *slog.Logger }
+type logWriter struct {
+	log     *slog.Logger
+	leaving *atomic.Bool
+}
 
 func (w logWriter) Write(line []byte) (int, error) {
 	text := string(bytes.TrimSpace(line))
 	switch {
+	case w.leaving.Load():
 	case strings.Contains(text, "[ERR"), strings.Contains(text, "[WARN]"):
 		w.log.Warn("gossip", "message", text)
 	default:

@@ -94,7 +94,7 @@ func (l *Link) receive(which Lane, m *nats.Msg) {
 	in.mu.Unlock()
 
 	if s.replaces(h) {
-		l.log.Warn("link lost", "peer", sender.String(), "lane", which.String(), "error", "the peer began another session")
+		l.log.Info("link lost", "peer", sender.String(), "lane", which.String(), "error", "the peer began another session")
 		l.cfg.Lost(sender, ErrGap)
 	}
 	whole, data, err := s.add(h, payload, l.cfg.MaxMessage)

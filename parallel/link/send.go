@@ -310,7 +310,7 @@ func (n *lane) close(reason error) {
 	}
 	close(n.gone)
 	if used && reason != nil && l.ctx.Err() == nil {
-		l.log.Warn("link lost", "peer", n.key.peer.String(), "lane", n.key.which.String(), "error", reason)
+		l.log.Info("link lost", "peer", n.key.peer.String(), "lane", n.key.which.String(), "error", reason)
 		l.cfg.Lost(n.key.peer, reason)
 	}
 }

@@ -137,7 +137,8 @@ func (g *gatekeeper) Check(c server.ClientAuthentication) bool {
 	return true
 }
 
-// serverLog passes what the NATS server has to say on to slog; notices of its
+// serverLog passes what the NATS server has to say on to slog. Its errors (a
+// handshake refused, a client cut off) are a process's warnings; notices of its
 // starting and stopping are left out.
 type serverLog struct{ log *slog.Logger }
 
@@ -145,7 +146,7 @@ func (s serverLog) Noticef(string, ...any) {}
 func (s serverLog) Debugf(string, ...any)  {}
 func (s serverLog) Tracef(string, ...any)  {}
 func (s serverLog) Warnf(format string, v ...any) {
-	s.log.Warn("nats", "message", fmt.Sprintf(format, v...))
+	s.log.Info("nats", "message", fmt.Sprintf(format, v...))
 }
 func (s serverLog) Errorf(format string, v ...any) {
 	s.log.Warn("nats", "message", fmt.Sprintf(format, v...))

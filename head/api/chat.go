@@ -180,7 +180,11 @@ func (c *chatRequest) render(model *served) (string, error) {
 	if !absent(c.Documents) {
 		conversation.Documents = c.Documents
 	}
-	return model.text.Template.Render(conversation)
+	text, err := model.text.Template.Render(conversation)
+	if err != nil {
+		return "", badConversation(err)
+	}
+	return text, nil
 }
 
 // checkTools demands the outer form of OpenAI's tools; the template reads the rest.

@@ -29,7 +29,7 @@ type Text struct {
 	EndToken   int32 // the tokenizer's own; -1: none
 }
 
-// Template renders messages to a prompt. An error of the client's is an *Error.
+// Template renders messages to a prompt. Its errors are runtime/chat's.
 type Template interface {
 	Render(conversation Conversation) (string, error)
 }

@@ -136,21 +136,21 @@ func newTemplate(parsed *chat.Template, tokenizer *token.Tokenizer) template {
 	return t
 }
 
-// Render renders; what is wrong with the client's part becomes an error that
-// names the field.
+// Render renders with the model's special tokens.
 func (t template) Render(c Conversation) (string, error) {
-	text, err := t.parsed.Render(chat.Request{
+	return t.parsed.Render(chat.Request{
 		Messages: c.Messages, Tools: c.Tools, Documents: c.Documents,
 		AddGenerationPrompt: c.AddGenerationPrompt, ContinueFinalMessage: c.ContinueFinalMessage,
 		Kwargs: c.Kwargs, BOS: t.bos, EOS: t.eos, Now: c.Now,
 	})
-	switch {
-	case err == nil:
-		return text, nil
-	case errors.Is(err, chat.ErrRequest):
+}
+
+// badConversation makes of a template's error one that names the field.
+func badConversation(err error) *Error {
+	if errors.Is(err, chat.ErrRequest) {
 		message := strings.TrimPrefix(err.Error(), chat.ErrRequest.Error()+": ")
 		field, _, _ := strings.Cut(message, " ")
-		return "", badField(strings.TrimSuffix(field, ":"), "%s", message)
+		return badField(strings.TrimSuffix(field, ":"), "%s", message)
 	}
-	return "", badField("messages", "%v", err)
+	return badField("messages", "%v", err)
 }

@@ -296,7 +296,7 @@ func (c *Cluster) drive(ctx context.Context, r *run) {
 			frame := c.next(request, choice, outputs)
 			if first && request.Params.PromptLogprobs >= 0 {
 				for _, token := range request.Prompt {
-					frame.Prompt = append(frame.Prompt, logprob(token))
+					frame.Prompt = append(frame.Prompt, logprob(token, request.Params.PromptLogprobs))
 				}
 			}
 			first = false
@@ -323,7 +323,7 @@ func (c *Cluster) next(request *wire.Request, choice int, outputs [][]int32) wir
 		outputs[choice] = append(outputs[choice], token)
 		frame.Tokens = append(frame.Tokens, token)
 		if request.Params.Logprobs >= 0 {
-			frame.Logprobs = append(frame.Logprobs, logprob(token))
+			frame.Logprobs = append(frame.Logprobs, logprob(token, request.Params.Logprobs))
 		}
 		if request.Params.Ends(token, len(outputs[choice])) {
 			frame.Finish = wire.FinishStop
@@ -357,12 +357,17 @@ func (c *Cluster) finish(r *run) {
 	}
 }
 
-// logprob makes up figures that depend on the token alone.
-func logprob(token int32) wire.Logprob {
-	return wire.Logprob{
-		Token: token, Logprob: -float32(token) / 1000, Rank: 1,
-		Top: []kernels.TokenLogprob{{Token: token, Logprob: -float32(token) / 1000}, {Token: (token + 1) % 256, Logprob: -9}},
+// logprob makes up figures that depend on the token alone, with n alternatives.
+func logprob(token int32, n int) wire.Logprob {
+	l := wire.Logprob{Token: token, Logprob: -float32(token) / 1000, Rank: 1}
+	for i := range int32(n) {
+		other := kernels.TokenLogprob{Token: (token + i) % 256, Logprob: -9 - float32(i)}
+		if i == 0 {
+			other = kernels.TokenLogprob{Token: token, Logprob: l.Logprob}
+		}
+		l.Top = append(l.Top, other)
 	}
+	return l
 }
 
 // Meter ignores all that it is told.

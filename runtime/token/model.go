@@ -20,6 +20,7 @@ type model struct {
 	unknown      int32 // -1: characters without a symbol vanish
 	fuseUnknown  bool  // a run of unknown characters is one token
 
+	runeID [128]int32   // not byte-level: the symbol of each ASCII character, -1: none
 	joined *joinedRunes // where a SentencePiece text can be cut; nil: nowhere
 	cache  wordCache
 }
@@ -46,7 +47,13 @@ func (m *model) finish() error {
 		}
 		return nil
 	}
-	m.joined = newJoinedRunes(v, &m.merges)
+	for c := range m.runeID {
+		m.runeID[c] = -1
+		if id, ok := v.lexicon.find(v.pieces, string(rune(c))); ok {
+			m.runeID[c] = id
+		}
+	}
+	m.joined = newJoinedRunes(v, &m.merges, m.unknown)
 	return nil
 }
 
@@ -136,7 +143,7 @@ func (m *model) runeSymbols(ids []int32, word string) []int32 {
 		_, n := utf8.DecodeRuneInString(word[i:])
 		char := word[i : i+n]
 		i += n
-		if id, ok := m.vocabulary.lexicon.find(m.vocabulary.pieces, char); ok {
+		if id, ok := m.runeSymbol(char); ok {
 			if pending {
 				ids, pending = m.appendUnknown(ids), false
 			}
@@ -160,6 +167,14 @@ func (m *model) runeSymbols(ids []int32, word string) []int32 {
 	return ids
 }
 
+func (m *model) runeSymbol(char string) (int32, bool) {
+	if len(char) == 1 {
+		id := m.runeID[char[0]]
+		return id, id >= 0
+	}
+	return m.vocabulary.lexicon.find(m.vocabulary.pieces, char)
+}
+
 func (m *model) hasBytes(char string) bool {
 	for i := 0; i < len(char); i++ {
 		if m.byteID[char[i]] < 0 {
@@ -181,13 +196,29 @@ func (m *model) appendUnknown(ids []int32) []int32 {
 // merge reaches over such a place, so the ids are the same; the words are short
 // and repeat, so that merging them costs less and the cache works.
 type joinedRunes struct {
-	before map[rune]bool
+	ascii [128]bool // the characters that a piece has before a ▁
+	other map[rune]bool
+}
+
+func (j *joinedRunes) add(r rune) {
+	if r < utf8.RuneSelf {
+		j.ascii[r] = true
+	} else {
+		j.other[r] = true
+	}
+}
+
+func (j *joinedRunes) has(r rune) bool {
+	if r < utf8.RuneSelf {
+		return j.ascii[r]
+	}
+	return j.other[r]
 }
 
 // newJoinedRunes gives nil for a vocabulary where cutting could change ids:
-// one without ▁, or with merges of byte tokens, whose text is not the text they
-// stand for.
-func newJoinedRunes(v *vocabulary, merges *mergeTable) *joinedRunes {
+// one without ▁, or with merges of byte tokens or of the unknown token, whose
+// text is not the text they stand for.
+func newJoinedRunes(v *vocabulary, merges *mergeTable, unknown int32) *joinedRunes {
 	if _, ok := v.lexicon.find(v.pieces, spaceMark); !ok {
 		return nil
 	}
@@ -196,12 +227,12 @@ func newJoinedRunes(v *vocabulary, merges *mergeTable) *joinedRunes {
 			continue
 		}
 		for _, id := range [2]int32{slot.left, slot.right} {
-			if _, isByte := byteToken(v.pieces[id]); isByte {
+			if _, isByte := byteToken(v.pieces[id]); isByte || id == unknown {
 				return nil
 			}
 		}
 	}
-	j := &joinedRunes{before: map[rune]bool{}}
+	j := &joinedRunes{other: map[rune]bool{}}
 	for _, piece := range v.pieces {
 		for from := 0; ; {
 			at := strings.Index(piece[from:], spaceMark)
@@ -210,7 +241,7 @@ func newJoinedRunes(v *vocabulary, merges *mergeTable) *joinedRunes {
 			}
 			if at += from; at > 0 {
 				r, _ := utf8.DecodeLastRuneInString(piece[:at])
-				j.before[r] = true
+				j.add(r)
 			}
 			from = at + len(spaceMark)
 		}
@@ -227,7 +258,7 @@ func (j *joinedRunes) next(text string) int {
 			return len(text)
 		}
 		at += from
-		if r, _ := utf8.DecodeLastRuneInString(text[:at]); !j.before[r] {
+		if r, _ := utf8.DecodeLastRuneInString(text[:at]); !j.has(r) {
 			return at
 		}
 		from = at + len(spaceMark)

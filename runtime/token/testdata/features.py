@@ -133,7 +133,7 @@ for i in range(8):
 def short(r): # what is left out is as the member before it
     if r.get('ids_special') == r['ids']: del r['ids_special']
     if r['decoded_skip'] == r['decoded']: del r['decoded_skip']
-    if r['decoded'] == r.get('text'): del r['decoded']
+    if 'text' in r and r['decoded'] == r['text']: del r['decoded']
     return r
 
 out = []

@@ -32,7 +32,8 @@ const (
 	// products exact within a block. Falls back to Float32 where the processor has
 	// no VNNI instructions.
 	Int16
-	// Int8 activations: one signed byte a value with a scale for each 32 values.
+	// Int8 activations: one signed byte a value with a scale for each eight values;
+	// two bytes where a product has as many outputs as a vocabulary.
 	Int8
 )
 

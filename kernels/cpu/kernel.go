@@ -4,6 +4,9 @@ package cpu
 const (
 	maxRows    = 12
 	maxQueries = 6
+	// integerRows is the most rows that integer products take at once; their
+	// kernels take any number, but inputs and sums should stay in the L1 cache.
+	integerRows = 24
 )
 
 // groupRows is the number of outputs that a packed group holds side by side.
@@ -14,8 +17,9 @@ type (
 	// y[r·64+i] = Σₖ x[r][k] · w[i][k] for the 64 outputs of one packed group;
 	// strides are in bytes.
 	productKernel func(y, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
-	// The same with activations in one or two bytes a value, as records of 32.
-	integerKernel func(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
+	// The same for any number of rows whose activations are records of 32 values in
+	// one or two bytes each; it adds to y.
+	integerKernel func(y *float32, x *byte, stride uintptr, w *byte, blocks, rows uintptr)
 	// s[r][16·i+t] = Σ_d q[r][d] · k[blocks[i]][d][t].
 	scoresKernel func(s *float32, sStride uintptr, q *float32, qStride uintptr, k *byte, blocks *int32, count, blockStride, dim uintptr)
 	// o[r][d] += Σ_t p[r][t] · v[t][d].
@@ -26,7 +30,7 @@ type (
 type kernelSet struct {
 	name     string
 	products [formatCount][maxRows]productKernel
-	integers *[2][formatCount][maxRows]integerKernel // nil: none; by bytes a value less one
+	integers *[2][formatCount]integerKernel // nil: none; by bytes a value less one
 	quantize [2]func(dst *byte, x *float32, blocks uintptr)
 	scores   [storeCount][maxQueries]scoresKernel
 	values   [storeCount][maxQueries][2]valuesKernel // one panel of 16 dimensions, or four

@@ -326,442 +326,46 @@ func productQ4WR11(y *float32, x *float32, stride uintptr, sums *float32, w *byt
 // productQ4WR12 multiplies 12 rows with one packed group of 64 outputs.
 func productQ4WR12(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
 
-// integerQ4T1R1 multiplies 1 rows in 1 bytes a value with one packed group.
-func integerQ4T1R1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
+// integerQ4T1 multiplies rows in 1 bytes a value with one packed group.
+func integerQ4T1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 
-// integerQ4T1R2 multiplies 2 rows in 1 bytes a value with one packed group.
-func integerQ4T1R2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
+// integerQ4ST1 multiplies rows in 1 bytes a value with one packed group.
+func integerQ4ST1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 
-// integerQ4T1R3 multiplies 3 rows in 1 bytes a value with one packed group.
-func integerQ4T1R3(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
+// integerQ4WT1 multiplies rows in 1 bytes a value with one packed group.
+func integerQ4WT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 
-// integerQ4T1R4 multiplies 4 rows in 1 bytes a value with one packed group.
-func integerQ4T1R4(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
+// integerQ8VT1 multiplies rows in 1 bytes a value with one packed group.
+func integerQ8VT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 
-// integerQ4T1R5 multiplies 5 rows in 1 bytes a value with one packed group.
-func integerQ4T1R5(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
+// integerQ8WVT1 multiplies rows in 1 bytes a value with one packed group.
+func integerQ8WVT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 
-// integerQ4T1R6 multiplies 6 rows in 1 bytes a value with one packed group.
-func integerQ4T1R6(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
+// integerQ6VT1 multiplies rows in 1 bytes a value with one packed group.
+func integerQ6VT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 
-// integerQ4T1R7 multiplies 7 rows in 1 bytes a value with one packed group.
-func integerQ4T1R7(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4T1R8 multiplies 8 rows in 1 bytes a value with one packed group.
-func integerQ4T1R8(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4T1R9 multiplies 9 rows in 1 bytes a value with one packed group.
-func integerQ4T1R9(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4T1R10 multiplies 10 rows in 1 bytes a value with one packed group.
-func integerQ4T1R10(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4T1R11 multiplies 11 rows in 1 bytes a value with one packed group.
-func integerQ4T1R11(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4T1R12 multiplies 12 rows in 1 bytes a value with one packed group.
-func integerQ4T1R12(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST1R1 multiplies 1 rows in 1 bytes a value with one packed group.
-func integerQ4ST1R1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST1R2 multiplies 2 rows in 1 bytes a value with one packed group.
-func integerQ4ST1R2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST1R3 multiplies 3 rows in 1 bytes a value with one packed group.
-func integerQ4ST1R3(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST1R4 multiplies 4 rows in 1 bytes a value with one packed group.
-func integerQ4ST1R4(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST1R5 multiplies 5 rows in 1 bytes a value with one packed group.
-func integerQ4ST1R5(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST1R6 multiplies 6 rows in 1 bytes a value with one packed group.
-func integerQ4ST1R6(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST1R7 multiplies 7 rows in 1 bytes a value with one packed group.
-func integerQ4ST1R7(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST1R8 multiplies 8 rows in 1 bytes a value with one packed group.
-func integerQ4ST1R8(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST1R9 multiplies 9 rows in 1 bytes a value with one packed group.
-func integerQ4ST1R9(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST1R10 multiplies 10 rows in 1 bytes a value with one packed group.
-func integerQ4ST1R10(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST1R11 multiplies 11 rows in 1 bytes a value with one packed group.
-func integerQ4ST1R11(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST1R12 multiplies 12 rows in 1 bytes a value with one packed group.
-func integerQ4ST1R12(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT1R1 multiplies 1 rows in 1 bytes a value with one packed group.
-func integerQ4WT1R1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT1R2 multiplies 2 rows in 1 bytes a value with one packed group.
-func integerQ4WT1R2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT1R3 multiplies 3 rows in 1 bytes a value with one packed group.
-func integerQ4WT1R3(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT1R4 multiplies 4 rows in 1 bytes a value with one packed group.
-func integerQ4WT1R4(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT1R5 multiplies 5 rows in 1 bytes a value with one packed group.
-func integerQ4WT1R5(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT1R6 multiplies 6 rows in 1 bytes a value with one packed group.
-func integerQ4WT1R6(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT1R7 multiplies 7 rows in 1 bytes a value with one packed group.
-func integerQ4WT1R7(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT1R8 multiplies 8 rows in 1 bytes a value with one packed group.
-func integerQ4WT1R8(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT1R9 multiplies 9 rows in 1 bytes a value with one packed group.
-func integerQ4WT1R9(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT1R10 multiplies 10 rows in 1 bytes a value with one packed group.
-func integerQ4WT1R10(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT1R11 multiplies 11 rows in 1 bytes a value with one packed group.
-func integerQ4WT1R11(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT1R12 multiplies 12 rows in 1 bytes a value with one packed group.
-func integerQ4WT1R12(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT1R1 multiplies 1 rows in 1 bytes a value with one packed group.
-func integerQ8VT1R1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT1R2 multiplies 2 rows in 1 bytes a value with one packed group.
-func integerQ8VT1R2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT1R3 multiplies 3 rows in 1 bytes a value with one packed group.
-func integerQ8VT1R3(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT1R4 multiplies 4 rows in 1 bytes a value with one packed group.
-func integerQ8VT1R4(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT1R5 multiplies 5 rows in 1 bytes a value with one packed group.
-func integerQ8VT1R5(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT1R6 multiplies 6 rows in 1 bytes a value with one packed group.
-func integerQ8VT1R6(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT1R7 multiplies 7 rows in 1 bytes a value with one packed group.
-func integerQ8VT1R7(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT1R8 multiplies 8 rows in 1 bytes a value with one packed group.
-func integerQ8VT1R8(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT1R9 multiplies 9 rows in 1 bytes a value with one packed group.
-func integerQ8VT1R9(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT1R10 multiplies 10 rows in 1 bytes a value with one packed group.
-func integerQ8VT1R10(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT1R11 multiplies 11 rows in 1 bytes a value with one packed group.
-func integerQ8VT1R11(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT1R12 multiplies 12 rows in 1 bytes a value with one packed group.
-func integerQ8VT1R12(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT1R1 multiplies 1 rows in 1 bytes a value with one packed group.
-func integerQ8WVT1R1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT1R2 multiplies 2 rows in 1 bytes a value with one packed group.
-func integerQ8WVT1R2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT1R3 multiplies 3 rows in 1 bytes a value with one packed group.
-func integerQ8WVT1R3(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT1R4 multiplies 4 rows in 1 bytes a value with one packed group.
-func integerQ8WVT1R4(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT1R5 multiplies 5 rows in 1 bytes a value with one packed group.
-func integerQ8WVT1R5(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT1R6 multiplies 6 rows in 1 bytes a value with one packed group.
-func integerQ8WVT1R6(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT1R7 multiplies 7 rows in 1 bytes a value with one packed group.
-func integerQ8WVT1R7(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT1R8 multiplies 8 rows in 1 bytes a value with one packed group.
-func integerQ8WVT1R8(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT1R9 multiplies 9 rows in 1 bytes a value with one packed group.
-func integerQ8WVT1R9(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT1R10 multiplies 10 rows in 1 bytes a value with one packed group.
-func integerQ8WVT1R10(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT1R11 multiplies 11 rows in 1 bytes a value with one packed group.
-func integerQ8WVT1R11(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT1R12 multiplies 12 rows in 1 bytes a value with one packed group.
-func integerQ8WVT1R12(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT1R1 multiplies 1 rows in 1 bytes a value with one packed group.
-func integerQ6VT1R1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT1R2 multiplies 2 rows in 1 bytes a value with one packed group.
-func integerQ6VT1R2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT1R3 multiplies 3 rows in 1 bytes a value with one packed group.
-func integerQ6VT1R3(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT1R4 multiplies 4 rows in 1 bytes a value with one packed group.
-func integerQ6VT1R4(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT1R5 multiplies 5 rows in 1 bytes a value with one packed group.
-func integerQ6VT1R5(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT1R6 multiplies 6 rows in 1 bytes a value with one packed group.
-func integerQ6VT1R6(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT1R7 multiplies 7 rows in 1 bytes a value with one packed group.
-func integerQ6VT1R7(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT1R8 multiplies 8 rows in 1 bytes a value with one packed group.
-func integerQ6VT1R8(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT1R9 multiplies 9 rows in 1 bytes a value with one packed group.
-func integerQ6VT1R9(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT1R10 multiplies 10 rows in 1 bytes a value with one packed group.
-func integerQ6VT1R10(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT1R11 multiplies 11 rows in 1 bytes a value with one packed group.
-func integerQ6VT1R11(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT1R12 multiplies 12 rows in 1 bytes a value with one packed group.
-func integerQ6VT1R12(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// quantizeT1 writes each 32 values as 1 bytes a value, with scale and sums.
+// quantizeT1 writes each 32 values as a record of 1 bytes a value.
 func quantizeT1(dst *byte, x *float32, blocks uintptr)
 
-// integerQ4T2R1 multiplies 1 rows in 2 bytes a value with one packed group.
-func integerQ4T2R1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
+// integerQ4T2 multiplies rows in 2 bytes a value with one packed group.
+func integerQ4T2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 
-// integerQ4T2R2 multiplies 2 rows in 2 bytes a value with one packed group.
-func integerQ4T2R2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
+// integerQ4ST2 multiplies rows in 2 bytes a value with one packed group.
+func integerQ4ST2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 
-// integerQ4T2R3 multiplies 3 rows in 2 bytes a value with one packed group.
-func integerQ4T2R3(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
+// integerQ4WT2 multiplies rows in 2 bytes a value with one packed group.
+func integerQ4WT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 
-// integerQ4T2R4 multiplies 4 rows in 2 bytes a value with one packed group.
-func integerQ4T2R4(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
+// integerQ8VT2 multiplies rows in 2 bytes a value with one packed group.
+func integerQ8VT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 
-// integerQ4T2R5 multiplies 5 rows in 2 bytes a value with one packed group.
-func integerQ4T2R5(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
+// integerQ8WVT2 multiplies rows in 2 bytes a value with one packed group.
+func integerQ8WVT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 
-// integerQ4T2R6 multiplies 6 rows in 2 bytes a value with one packed group.
-func integerQ4T2R6(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
+// integerQ6VT2 multiplies rows in 2 bytes a value with one packed group.
+func integerQ6VT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 
-// integerQ4T2R7 multiplies 7 rows in 2 bytes a value with one packed group.
-func integerQ4T2R7(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4T2R8 multiplies 8 rows in 2 bytes a value with one packed group.
-func integerQ4T2R8(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4T2R9 multiplies 9 rows in 2 bytes a value with one packed group.
-func integerQ4T2R9(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4T2R10 multiplies 10 rows in 2 bytes a value with one packed group.
-func integerQ4T2R10(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4T2R11 multiplies 11 rows in 2 bytes a value with one packed group.
-func integerQ4T2R11(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4T2R12 multiplies 12 rows in 2 bytes a value with one packed group.
-func integerQ4T2R12(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST2R1 multiplies 1 rows in 2 bytes a value with one packed group.
-func integerQ4ST2R1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST2R2 multiplies 2 rows in 2 bytes a value with one packed group.
-func integerQ4ST2R2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST2R3 multiplies 3 rows in 2 bytes a value with one packed group.
-func integerQ4ST2R3(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST2R4 multiplies 4 rows in 2 bytes a value with one packed group.
-func integerQ4ST2R4(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST2R5 multiplies 5 rows in 2 bytes a value with one packed group.
-func integerQ4ST2R5(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST2R6 multiplies 6 rows in 2 bytes a value with one packed group.
-func integerQ4ST2R6(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST2R7 multiplies 7 rows in 2 bytes a value with one packed group.
-func integerQ4ST2R7(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST2R8 multiplies 8 rows in 2 bytes a value with one packed group.
-func integerQ4ST2R8(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST2R9 multiplies 9 rows in 2 bytes a value with one packed group.
-func integerQ4ST2R9(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST2R10 multiplies 10 rows in 2 bytes a value with one packed group.
-func integerQ4ST2R10(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST2R11 multiplies 11 rows in 2 bytes a value with one packed group.
-func integerQ4ST2R11(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4ST2R12 multiplies 12 rows in 2 bytes a value with one packed group.
-func integerQ4ST2R12(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT2R1 multiplies 1 rows in 2 bytes a value with one packed group.
-func integerQ4WT2R1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT2R2 multiplies 2 rows in 2 bytes a value with one packed group.
-func integerQ4WT2R2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT2R3 multiplies 3 rows in 2 bytes a value with one packed group.
-func integerQ4WT2R3(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT2R4 multiplies 4 rows in 2 bytes a value with one packed group.
-func integerQ4WT2R4(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT2R5 multiplies 5 rows in 2 bytes a value with one packed group.
-func integerQ4WT2R5(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT2R6 multiplies 6 rows in 2 bytes a value with one packed group.
-func integerQ4WT2R6(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT2R7 multiplies 7 rows in 2 bytes a value with one packed group.
-func integerQ4WT2R7(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT2R8 multiplies 8 rows in 2 bytes a value with one packed group.
-func integerQ4WT2R8(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT2R9 multiplies 9 rows in 2 bytes a value with one packed group.
-func integerQ4WT2R9(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT2R10 multiplies 10 rows in 2 bytes a value with one packed group.
-func integerQ4WT2R10(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT2R11 multiplies 11 rows in 2 bytes a value with one packed group.
-func integerQ4WT2R11(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ4WT2R12 multiplies 12 rows in 2 bytes a value with one packed group.
-func integerQ4WT2R12(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT2R1 multiplies 1 rows in 2 bytes a value with one packed group.
-func integerQ8VT2R1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT2R2 multiplies 2 rows in 2 bytes a value with one packed group.
-func integerQ8VT2R2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT2R3 multiplies 3 rows in 2 bytes a value with one packed group.
-func integerQ8VT2R3(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT2R4 multiplies 4 rows in 2 bytes a value with one packed group.
-func integerQ8VT2R4(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT2R5 multiplies 5 rows in 2 bytes a value with one packed group.
-func integerQ8VT2R5(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT2R6 multiplies 6 rows in 2 bytes a value with one packed group.
-func integerQ8VT2R6(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT2R7 multiplies 7 rows in 2 bytes a value with one packed group.
-func integerQ8VT2R7(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT2R8 multiplies 8 rows in 2 bytes a value with one packed group.
-func integerQ8VT2R8(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT2R9 multiplies 9 rows in 2 bytes a value with one packed group.
-func integerQ8VT2R9(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT2R10 multiplies 10 rows in 2 bytes a value with one packed group.
-func integerQ8VT2R10(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT2R11 multiplies 11 rows in 2 bytes a value with one packed group.
-func integerQ8VT2R11(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8VT2R12 multiplies 12 rows in 2 bytes a value with one packed group.
-func integerQ8VT2R12(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT2R1 multiplies 1 rows in 2 bytes a value with one packed group.
-func integerQ8WVT2R1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT2R2 multiplies 2 rows in 2 bytes a value with one packed group.
-func integerQ8WVT2R2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT2R3 multiplies 3 rows in 2 bytes a value with one packed group.
-func integerQ8WVT2R3(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT2R4 multiplies 4 rows in 2 bytes a value with one packed group.
-func integerQ8WVT2R4(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT2R5 multiplies 5 rows in 2 bytes a value with one packed group.
-func integerQ8WVT2R5(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT2R6 multiplies 6 rows in 2 bytes a value with one packed group.
-func integerQ8WVT2R6(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT2R7 multiplies 7 rows in 2 bytes a value with one packed group.
-func integerQ8WVT2R7(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT2R8 multiplies 8 rows in 2 bytes a value with one packed group.
-func integerQ8WVT2R8(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT2R9 multiplies 9 rows in 2 bytes a value with one packed group.
-func integerQ8WVT2R9(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT2R10 multiplies 10 rows in 2 bytes a value with one packed group.
-func integerQ8WVT2R10(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT2R11 multiplies 11 rows in 2 bytes a value with one packed group.
-func integerQ8WVT2R11(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ8WVT2R12 multiplies 12 rows in 2 bytes a value with one packed group.
-func integerQ8WVT2R12(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT2R1 multiplies 1 rows in 2 bytes a value with one packed group.
-func integerQ6VT2R1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT2R2 multiplies 2 rows in 2 bytes a value with one packed group.
-func integerQ6VT2R2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT2R3 multiplies 3 rows in 2 bytes a value with one packed group.
-func integerQ6VT2R3(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT2R4 multiplies 4 rows in 2 bytes a value with one packed group.
-func integerQ6VT2R4(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT2R5 multiplies 5 rows in 2 bytes a value with one packed group.
-func integerQ6VT2R5(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT2R6 multiplies 6 rows in 2 bytes a value with one packed group.
-func integerQ6VT2R6(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT2R7 multiplies 7 rows in 2 bytes a value with one packed group.
-func integerQ6VT2R7(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT2R8 multiplies 8 rows in 2 bytes a value with one packed group.
-func integerQ6VT2R8(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT2R9 multiplies 9 rows in 2 bytes a value with one packed group.
-func integerQ6VT2R9(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT2R10 multiplies 10 rows in 2 bytes a value with one packed group.
-func integerQ6VT2R10(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT2R11 multiplies 11 rows in 2 bytes a value with one packed group.
-func integerQ6VT2R11(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// integerQ6VT2R12 multiplies 12 rows in 2 bytes a value with one packed group.
-func integerQ6VT2R12(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)
-
-// quantizeT2 writes each 32 values as 2 bytes a value, with scale and sums.
+// quantizeT2 writes each 32 values as a record of 2 bytes a value.
 func quantizeT2(dst *byte, x *float32, blocks uintptr)
 
 // scoresF32R1 multiplies 1 queries with blocks of keys.

@@ -29,9 +29,9 @@ func (t *linearTask) tileOf(i int) (lo, hi int) {
 }
 
 const (
-	lazyRows    = 2 // up to so many rows are prepared by each worker for itself
-	unitTiles   = 8 // tiles of a unit in a wide product
-	sumsOfATile = 16
+	lazyRows          = 2  // up to so many rows are prepared by each worker for itself
+	unitRowsOfProduct = 96 // rows of a unit in a wide product
+	sumsOfATile       = 16
 )
 
 // Linear computes out (+)= act(norm(x) · Weightᵀ + Bias), gated or not.
@@ -65,8 +65,9 @@ func (o *Ops) product(out, x buffer, rows int, a kernels.Linear) {
 	if a.Gated {
 		t.cols, groups = w.rows/2, w.groups/2
 	}
-	t.tiles = (rows + maxRows - 1) / maxRows
-	t.tilesPerUnit = min(t.tiles, unitTiles)
+	most := w.tileRows()
+	t.tiles = (rows + most - 1) / most
+	t.tilesPerUnit = min(t.tiles, unitRowsOfProduct/most)
 	t.unitsPerGroup = (t.tiles + t.tilesPerUnit - 1) / t.tilesPerUnit
 	o.prepareRows(t)
 	o.pool.run(t, groups*t.unitsPerGroup)
@@ -76,15 +77,15 @@ func (o *Ops) product(out, x buffer, rows int, a kernels.Linear) {
 // prepareRows normalises x, and sums or quantizes its blocks, where the product
 // needs that.
 func (o *Ops) prepareRows(t *linearTask) {
-	if t.a.Norm == nil && !t.w.offset && !t.w.integer {
+	if t.a.Norm == nil && !t.w.offset && t.w.terms == 0 {
 		return
 	}
-	stride, codes := strideOf(t.w.cols), o.codesStride(t.w)
+	stride, codes := strideOf(t.w.cols), t.w.codesStride()
 	blocks := t.w.sumBlocks()
 	t.lazy = t.rows <= lazyRows
 	for i := range o.workers {
 		w := &o.workers[i]
-		if t.lazy || t.w.integer {
+		if t.lazy || t.w.terms > 0 {
 			o.grow(&w.x, lazyRows*stride)
 		}
 		if t.lazy {
@@ -97,12 +98,12 @@ func (o *Ops) prepareRows(t *linearTask) {
 	}
 	o.prepare = prepareTask{t: t, x: t.x}
 	switch {
-	case t.w.integer:
+	case t.w.terms > 0:
 		t.codes = buffer{o.grow(&o.scratch.codes, t.rows*codes), codes}
 	case t.w.offset:
 		t.sums = o.grow(&o.scratch.sums, t.tiles*blocks*sumsOfATile)
 	}
-	if t.a.Norm != nil && !t.w.integer {
+	if t.a.Norm != nil && t.w.terms == 0 {
 		o.prepare.normed = buffer{o.grow(&o.scratch.x, t.rows*stride), stride}
 	}
 	o.pool.run(&o.prepare, t.tiles)
@@ -120,7 +121,7 @@ type prepareTask struct {
 
 func (p *prepareTask) do(worker, tile int) {
 	lo, hi := p.t.tileOf(tile)
-	if p.t.w.integer {
+	if p.t.w.terms > 0 {
 		p.t.quantizeTile(p.x, p.t.codes, p.t.o.workers[worker].x, lo, hi)
 		return
 	}
@@ -152,11 +153,11 @@ func (t *linearTask) source(worker int) (x, codes buffer, sums []float32) {
 		return t.x, t.codes, t.sums
 	}
 	w := &t.o.workers[worker]
-	x, codes = t.x, buffer{w.codes, t.o.codesStride(t.w)}
+	x, codes = t.x, buffer{w.codes, t.w.codesStride()}
 	own := buffer{w.x, strideOf(t.w.cols)}
 	if w.ready != t.id {
 		w.ready = t.id
-		if t.w.integer {
+		if t.w.terms > 0 {
 			t.quantizeTile(t.x, codes, w.x, 0, t.rows)
 		} else {
 			t.prepareTile(t.x, own, w.sums, 0, t.rows)
@@ -173,11 +174,11 @@ func (t *linearTask) do(worker, unit int) {
 	first := unit % t.unitsPerGroup * t.tilesPerUnit
 	x, codes, sums := t.source(worker)
 	y := t.o.workers[worker].tile
-	up := y[maxRows*groupRows:]
+	up := y[integerRows*groupRows:]
 	for tile := first; tile < min(first+t.tilesPerUnit, t.tiles); tile++ {
 		lo, hi := t.tileOf(tile)
 		var sum *float32
-		if t.w.offset && !t.w.integer {
+		if t.w.offset && t.w.terms == 0 {
 			sum = &sums[tile*t.w.sumBlocks()*sumsOfATile]
 		}
 		t.multiply(y, x, codes, sum, group, lo, hi)
@@ -191,9 +192,10 @@ func (t *linearTask) do(worker, unit int) {
 // multiply writes rows [lo, hi) times one group to y, 64 values a row.
 func (t *linearTask) multiply(y []float32, x, codes buffer, sums *float32, group, lo, hi int) {
 	s := t.w.of(group)
-	if t.w.integer {
-		kernel := t.o.kernels.integers[t.o.terms-1][s.format.kind][hi-lo-1]
-		kernel(&y[0], byteOf(&codes.data[lo*codes.stride]), uintptr(4*codes.stride), &s.group(group)[0], uintptr(t.w.sumBlocks()))
+	if t.w.terms > 0 {
+		clear(y[:(hi-lo)*groupRows])
+		kernel := t.o.kernels.integers[t.w.terms-1][s.format.kind]
+		kernel(&y[0], byteOf(&codes.data[lo*codes.stride]), uintptr(4*codes.stride), &s.group(group)[0], uintptr(t.w.sumBlocks()), uintptr(hi-lo))
 		return
 	}
 	kernel := t.o.kernels.products[s.format.kind][hi-lo-1]

@@ -28,7 +28,8 @@ func BenchmarkKernel(b *testing.B) {
 	for range b.N {
 	}
 	for _, dtype := range []kernels.DType{kernels.F32, kernels.BF16, kernels.F16, kernels.Q8_0, kernels.Q4_1, kernels.Q4_0, kernels.Q4_K, kernels.Q5_K, kernels.Q6_K} {
-		const rows, cols = 64, 576
+		const rows = 64
+		cols := max(576, 3*dtype.BlockSize())
 		w := weightOf(b, o, matrix(newRand(1), dtype, rows, cols)).(*weight)
 		line := fmt.Sprintf("%-5s", dtype)
 		for _, m := range []int{1, 2, 3, 4, 6, 8, 10, 12} {
@@ -41,9 +42,41 @@ func BenchmarkKernel(b *testing.B) {
 					k(&y[0], &bufferOf(x).data[0], uintptr(4*bufferOf(x).stride), &sums[0], &w.segments[0].group(0)[0], uintptr(w.segments[0].blocks))
 				}
 			})
-			line += fmt.Sprintf("  %d: %5.1f (%4.1f GB/s)", m, 20*2*rows*cols*float64(m)/float64(d.Nanoseconds()), 20*float64(w.segments[0].groupBytes())/float64(d.Nanoseconds()))
+			line += fmt.Sprintf("  %d: %5.1f (%4.1f GB/s)", m, 20*2*rows*float64(cols*m)/float64(d.Nanoseconds()), 20*float64(w.segments[0].groupBytes())/float64(d.Nanoseconds()))
 		}
 		b.Log(line)
+	}
+}
+
+// BenchmarkInteger prints the same of integer products.
+func BenchmarkInteger(b *testing.B) {
+	for range b.N {
+	}
+	for _, precision := range []Precision{Int16, Int8} {
+		o := deviceOf(b, Options{Threads: 1, Precision: precision}, fastest())
+		for _, dtype := range []kernels.DType{kernels.Q4_1, kernels.Q8_0, kernels.Q6_K} {
+			const rows = 64
+			cols := max(576, 3*dtype.BlockSize())
+			w := weightOf(b, o, matrix(newRand(1), dtype, rows, cols)).(*weight)
+			line := fmt.Sprintf("precision %d %-5s", precision, dtype)
+			for _, m := range []int{1, 2, 3, 4, 8, 12, 16, 24} {
+				x := random(newRand(2), m*strideOf(cols))
+				codes := make([]float32, m*w.codesStride())
+				for r := range m {
+					o.kernels.quantize[o.terms-1](byteOf(&codes[r*w.codesStride()]), &x[r*strideOf(cols)], uintptr(w.sumBlocks()))
+				}
+				y := o.workers[0].tile
+				s := &w.segments[0]
+				k := o.kernels.integers[o.terms-1][s.format.kind]
+				d := fastestOf(300, func() {
+					for range 20 {
+						k(&y[0], byteOf(&codes[0]), uintptr(4*w.codesStride()), &s.group(0)[0], uintptr(w.sumBlocks()), uintptr(m))
+					}
+				})
+				line += fmt.Sprintf("  %d: %5.1f (%4.1f GB/s)", m, 20*2*rows*float64(cols*m)/float64(d.Nanoseconds()), 20*float64(s.groupBytes())/float64(d.Nanoseconds()))
+			}
+			b.Log(line)
+		}
 	}
 }
 

@@ -2,10 +2,13 @@ package cpu
 
 import "unsafe"
 
-// codesStride is the distance of two rows of records, in float32 words: each 32
-// values are terms·32 bytes of codes, the scale, and three sums.
-func (o *Ops) codesStride(w *weight) int {
-	stride := (w.sumBlocks()*(8*o.terms+4) + 15) / 16 * 16
+// recordWords is the size of a record of 32 activations in float32 words, by the
+// bytes of a value: codes, four scales or one, three sums.
+var recordWords = [...]int{1: 16, 2: 20}
+
+// codesStride is the distance of two rows of records, in float32 words.
+func (w *weight) codesStride() int {
+	stride := (w.sumBlocks()*recordWords[w.terms] + 15) / 16 * 16
 	if stride%512 == 0 {
 		stride += 16
 	}
@@ -15,7 +18,7 @@ func (o *Ops) codesStride(w *weight) int {
 // quantizeTile writes the records of rows [lo, hi) of x, normalised on the way in
 // the memory of own.
 func (t *linearTask) quantizeTile(x, codes buffer, own []float32, lo, hi int) {
-	quantize := t.o.kernels.quantize[t.o.terms-1]
+	quantize := t.o.kernels.quantize[t.w.terms-1]
 	for r := lo; r < hi; r++ {
 		src := x.data[r*x.stride:]
 		if t.a.Norm != nil {

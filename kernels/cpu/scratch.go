@@ -2,7 +2,7 @@ package cpu
 
 // A worker is the memory of one thread's inner loops.
 type worker struct {
-	tile  []float32 // outputs of a product: maxRows × 64, twice (gate and up)
+	tile  []float32 // outputs of a product: integerRows × 64, twice (gate and up)
 	x     []float32 // prepared rows of a small product
 	sums  []float32
 	codes []float32 // records of a small product
@@ -14,7 +14,7 @@ type worker struct {
 
 func (w *worker) prepare(m *memory) error {
 	var err error
-	if w.tile, err = m.floats(2 * maxRows * groupRows); err != nil {
+	if w.tile, err = m.floats(2 * integerRows * groupRows); err != nil {
 		return err
 	}
 	return w.query.prepare(m, 256)

@@ -15,23 +15,23 @@ var avx512Products = [formatCount][maxRows]productKernel{
 	formatQ4W:  {productQ4WR1, productQ4WR2, productQ4WR3, productQ4WR4, productQ4WR5, productQ4WR6, productQ4WR7, productQ4WR8, productQ4WR9, productQ4WR10, productQ4WR11, productQ4WR12},
 }
 
-// avx512Integers lists the integer products by bytes a value less one, format, rows less one.
-var avx512Integers = [2][formatCount][maxRows]integerKernel{
+// avx512Integers lists the integer products by bytes a value less one, then format.
+var avx512Integers = [2][formatCount]integerKernel{
 	{
-		formatQ4:   {integerQ4T1R1, integerQ4T1R2, integerQ4T1R3, integerQ4T1R4, integerQ4T1R5, integerQ4T1R6, integerQ4T1R7, integerQ4T1R8, integerQ4T1R9, integerQ4T1R10, integerQ4T1R11, integerQ4T1R12},
-		formatQ4S:  {integerQ4ST1R1, integerQ4ST1R2, integerQ4ST1R3, integerQ4ST1R4, integerQ4ST1R5, integerQ4ST1R6, integerQ4ST1R7, integerQ4ST1R8, integerQ4ST1R9, integerQ4ST1R10, integerQ4ST1R11, integerQ4ST1R12},
-		formatQ4W:  {integerQ4WT1R1, integerQ4WT1R2, integerQ4WT1R3, integerQ4WT1R4, integerQ4WT1R5, integerQ4WT1R6, integerQ4WT1R7, integerQ4WT1R8, integerQ4WT1R9, integerQ4WT1R10, integerQ4WT1R11, integerQ4WT1R12},
-		formatQ8V:  {integerQ8VT1R1, integerQ8VT1R2, integerQ8VT1R3, integerQ8VT1R4, integerQ8VT1R5, integerQ8VT1R6, integerQ8VT1R7, integerQ8VT1R8, integerQ8VT1R9, integerQ8VT1R10, integerQ8VT1R11, integerQ8VT1R12},
-		formatQ8WV: {integerQ8WVT1R1, integerQ8WVT1R2, integerQ8WVT1R3, integerQ8WVT1R4, integerQ8WVT1R5, integerQ8WVT1R6, integerQ8WVT1R7, integerQ8WVT1R8, integerQ8WVT1R9, integerQ8WVT1R10, integerQ8WVT1R11, integerQ8WVT1R12},
-		formatQ6V:  {integerQ6VT1R1, integerQ6VT1R2, integerQ6VT1R3, integerQ6VT1R4, integerQ6VT1R5, integerQ6VT1R6, integerQ6VT1R7, integerQ6VT1R8, integerQ6VT1R9, integerQ6VT1R10, integerQ6VT1R11, integerQ6VT1R12},
+		formatQ4:   integerQ4T1,
+		formatQ4S:  integerQ4ST1,
+		formatQ4W:  integerQ4WT1,
+		formatQ8V:  integerQ8VT1,
+		formatQ8WV: integerQ8WVT1,
+		formatQ6V:  integerQ6VT1,
 	},
 	{
-		formatQ4:   {integerQ4T2R1, integerQ4T2R2, integerQ4T2R3, integerQ4T2R4, integerQ4T2R5, integerQ4T2R6, integerQ4T2R7, integerQ4T2R8, integerQ4T2R9, integerQ4T2R10, integerQ4T2R11, integerQ4T2R12},
-		formatQ4S:  {integerQ4ST2R1, integerQ4ST2R2, integerQ4ST2R3, integerQ4ST2R4, integerQ4ST2R5, integerQ4ST2R6, integerQ4ST2R7, integerQ4ST2R8, integerQ4ST2R9, integerQ4ST2R10, integerQ4ST2R11, integerQ4ST2R12},
-		formatQ4W:  {integerQ4WT2R1, integerQ4WT2R2, integerQ4WT2R3, integerQ4WT2R4, integerQ4WT2R5, integerQ4WT2R6, integerQ4WT2R7, integerQ4WT2R8, integerQ4WT2R9, integerQ4WT2R10, integerQ4WT2R11, integerQ4WT2R12},
-		formatQ8V:  {integerQ8VT2R1, integerQ8VT2R2, integerQ8VT2R3, integerQ8VT2R4, integerQ8VT2R5, integerQ8VT2R6, integerQ8VT2R7, integerQ8VT2R8, integerQ8VT2R9, integerQ8VT2R10, integerQ8VT2R11, integerQ8VT2R12},
-		formatQ8WV: {integerQ8WVT2R1, integerQ8WVT2R2, integerQ8WVT2R3, integerQ8WVT2R4, integerQ8WVT2R5, integerQ8WVT2R6, integerQ8WVT2R7, integerQ8WVT2R8, integerQ8WVT2R9, integerQ8WVT2R10, integerQ8WVT2R11, integerQ8WVT2R12},
-		formatQ6V:  {integerQ6VT2R1, integerQ6VT2R2, integerQ6VT2R3, integerQ6VT2R4, integerQ6VT2R5, integerQ6VT2R6, integerQ6VT2R7, integerQ6VT2R8, integerQ6VT2R9, integerQ6VT2R10, integerQ6VT2R11, integerQ6VT2R12},
+		formatQ4:   integerQ4T2,
+		formatQ4S:  integerQ4ST2,
+		formatQ4W:  integerQ4WT2,
+		formatQ8V:  integerQ8VT2,
+		formatQ8WV: integerQ8WVT2,
+		formatQ6V:  integerQ6VT2,
 	},
 }
 

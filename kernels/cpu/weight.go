@@ -21,7 +21,7 @@ type weight struct {
 	rows, cols int
 	groups     int  // of 64 outputs
 	offset     bool // some segment has minima
-	integer    bool // for products with integer activations
+	terms      int  // bytes of an activation in integer products; 0: none
 	packed     bool
 	segments   []segment
 }
@@ -49,6 +49,14 @@ func (w *weight) of(group int) *segment {
 		}
 	}
 	panic("cpu: weight: no such group")
+}
+
+// tileRows is the most rows that one call of a kernel takes.
+func (w *weight) tileRows() int {
+	if w.terms > 0 {
+		return integerRows
+	}
+	return maxRows
 }
 
 // sumBlocks is the number of blocks of 32 columns whose sums products may want.
@@ -86,12 +94,18 @@ func (o *Ops) Weight(parts ...kernels.Matrix) (kernels.Weight, error) {
 		w.rows += m.Rows
 	}
 	w.groups = (w.rows + groupRows - 1) / groupRows
-	w.integer = o.terms > 0
+	tall := w.rows >= tallRows && w.rows >= 8*w.cols
+	w.terms = o.terms
+	if tall && w.terms == 1 {
+		w.terms = 2 // few rows want logits: accuracy costs nothing here
+	}
 	for _, m := range w.parts {
-		w.integer = w.integer && m.Type.BlockSize() > 1
+		if m.Type.BlockSize() == 1 {
+			w.terms = 0
+		}
 	}
 	w.cut()
-	if w.rows >= tallRows && w.rows >= 8*w.cols {
+	if tall {
 		return w, nil
 	}
 	return w, o.pack(w)
@@ -102,9 +116,9 @@ func (o *Ops) Weight(parts ...kernels.Matrix) (kernels.Weight, error) {
 func (w *weight) cut() {
 	row := 0
 	for _, m := range w.parts {
-		f := formats[formatOf(m.Type, w.integer)]
+		f := formats[formatOf(m.Type, w.terms > 0)]
 		if n := len(w.segments); n > 0 && w.segments[n-1].format.kind != f.kind && row%groupRows != 0 {
-			w.segments, w.integer = []segment{w.segment(formats[formatF32], 0, w.groups)}, false
+			w.segments, w.terms = []segment{w.segment(formats[formatF32], 0, w.groups)}, 0
 			break
 		} else if n == 0 || w.segments[n-1].format.kind != f.kind {
 			w.segments = append(w.segments, w.segment(f, row/groupRows, 0))
@@ -152,7 +166,7 @@ func (t *packTask) do(_, g int) {
 	first := 0
 	for _, m := range w.parts {
 		lo, hi := max(g*groupRows, first), min((g+1)*groupRows, first+m.Rows)
-		same := formatOf(m.Type, w.integer) == s.format.kind
+		same := formatOf(m.Type, w.terms > 0) == s.format.kind
 		var wide []float32
 		if lo < hi && !same {
 			wide = make([]float32, m.Cols)

@@ -50,96 +50,63 @@ func (f integerFormat) blockBytes() int {
 	return n
 }
 
-// record is the size of a row's 32 quantized activations: their codes, then the
-// scale s, s·Σv of all 32, of the first and of the last 16.
-func record(terms int) int { return 32*terms + 16 }
-
-func integerPanels(rows int) int {
-	switch {
-	case rows <= 3:
-		return 4
-	case rows <= 6:
-		return 2
+// record is the size of a row's 32 quantized activations. In one byte a value:
+// 32 codes, four scales (of eight values each), Σx of all, of the first and of the
+// last 16. In two: 32 high bytes, 32 low ones, one scale, the sums.
+func record(terms int) int {
+	if terms == 1 {
+		return 64
 	}
-	return 1
+	return 80
 }
 
-// productInteger writes y[r·64+i] = Σₖ x[r][k] · w[i][k] for the 64 rows i of a
-// packed group, x in one or two signed bytes a value (256·high + low). Each block
-// adds up exactly, in integers: acc += d·(s·Σ code·v), acc += m·(s·Σv).
-func productInteger(f integerFormat, terms, rows int) {
-	label := name("integer%sT%dR%d", f.name, terms, rows)
-	TEXT(label, NOSPLIT, "func(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr)")
-	Doc(name("%s multiplies %d rows in %d bytes a value with one packed group.", label, rows, terms))
-	panels := integerPanels(rows)
-	y, stride, w := Load(Param("y"), GP64()), Load(Param("stride"), GP64()), Load(Param("w"), GP64())
-	stride3 := GP64()
-	LEAQ(Mem{Base: stride, Index: stride, Scale: 2}, stride3)
-	bases := make([]Register, (rows+2)/3)
-	for i := range bases {
-		bases[i] = GP64()
+// sumsAt is where a record's sums begin.
+func sumsAt(terms int) int {
+	if terms == 1 {
+		return 48
 	}
-	at := func(r, disp int) Mem {
-		m := Mem{Base: bases[r/3], Disp: disp}
-		if r%3 > 0 {
-			m.Index, m.Scale = stride, uint8(r%3)
-		}
-		return m
-	}
-	low := ZMM()
-	if f.nibbles {
-		VPBROADCASTD(words("lowNibbles", 0x0f0f0f0f), low)
-	}
-	scales := GP64()
-	LEAQ(Mem{Base: w, Disp: f.scalesAt()}, scales)
-	turn := GP64()
-	MOVQ(U32(uint32(4/panels)), turn)
+	return 68
+}
 
-	Label("panels")
-	Load(Param("x"), bases[0])
-	for i := 1; i < len(bases); i++ {
-		LEAQ(Mem{Base: bases[i-1], Index: stride3, Scale: 1}, bases[i])
+// productInteger adds to y[r·64+i] the Σₖ x[r][k] · w[i][k] for the 64 rows i of a
+// packed group, x in records. Eight values (in two bytes: 32) add up exactly, in
+// integers: acc += d·Σ s·(Σ code·v), acc += m·Σx, block by block. The sums so far
+// lie in y, so that one loop serves any number of rows.
+func productInteger(f integerFormat, terms int) {
+	label := name("integer%sT%d", f.name, terms)
+	TEXT(label, NOSPLIT, "func(y *float32, x *byte, stride uintptr, w *byte, blocks, rows uintptr)")
+	Doc(name("%s multiplies rows in %d bytes a value with one packed group.", label, terms))
+	y, x, stride, w := pointer("y"), pointer("x"), pointer("stride"), pointer("w")
+	blocks := pointer("blocks")
+	b := integerBlock{f: f, terms: terms, cursor: w, scale: GP64(), out: GP64(), row: GP64(), rows: GP64(), stride: stride}
+	if f.nibbles {
+		b.low = ZMM()
+		VPBROADCASTD(words("lowNibbles", 0x0f0f0f0f), b.low)
 	}
-	blocks := Load(Param("blocks"), GP64())
-	cursor, scale := GP64(), GP64()
-	MOVQ(w, cursor)
-	MOVQ(scales, scale)
-	acc := make([][]VecVirtual, panels)
-	for p := range acc {
-		for range rows {
-			a := ZMM()
-			VXORPS(a, a, a)
-			acc[p] = append(acc[p], a)
-		}
-	}
-	b := integerBlock{f: f, terms: terms, low: low, cursor: cursor, scale: scale, at: at}
+	LEAQ(Mem{Base: w, Disp: f.scalesAt()}, b.scale)
+	panel, column := GP64(), GP64()
 
 	Label("block")
-	for p := range panels {
-		if rows <= 2 { // a stream from memory: ask for what comes 4 KB later
-			for i := 0; i < f.panelBytes(); i += 64 {
-				PREFETCHT0(Mem{Base: cursor, Disp: 4096 + p*f.panelBytes() + i})
-			}
-		}
-		b.panel(p, acc[p])
+	MOVQ(U32(4), panel)
+	MOVQ(y, column)
+	Label("panel")
+	for i := 0; i < f.panelBytes(); i += 64 { // a stream: ask for what comes 4 KB later
+		PREFETCHT0(Mem{Base: w, Disp: 4096 + i})
 	}
-	for _, base := range bases {
-		ADDQ(U32(uint32(record(terms))), base)
-	}
-	ADDQ(U32(uint32(f.blockBytes())), cursor)
-	ADDQ(U32(uint32(f.blockBytes())), scale)
+	MOVQ(column, b.out)
+	MOVQ(x, b.row)
+	Load(Param("rows"), b.rows)
+	b.panel()
+	ADDQ(Imm(64), column)
+	ADDQ(U32(uint32(f.stepOfPanel())), w)
+	ADDQ(U32(uint32(16*f.scaleBytes())), b.scale)
+	DECQ(panel)
+	JNZ(LabelRef("panel"))
+	ADDQ(U32(uint32(record(terms))), x)
+	ADDQ(U32(uint32(f.blockBytes()-4*f.stepOfPanel())), w)
+	ADDQ(U32(uint32(f.blockBytes()-64*f.scaleBytes())), b.scale)
 	DECQ(blocks)
 	JNZ(LabelRef("block"))
-	for p := range panels {
-		for r := range rows {
-			VMOVUPS(acc[p][r], Mem{Base: y, Disp: 256*r + 64*p})
-		}
-	}
-	ADDQ(U32(uint32(64*panels)), y)
-	ADDQ(U32(uint32(panels*f.stepOfPanel())), w)
-	ADDQ(U32(uint32(16*f.scaleBytes()*panels)), scales)
-	DECQ(turn)
-	JNZ(LabelRef("panels"))
 	VZEROUPPER()
 	RET()
 }
@@ -161,72 +128,101 @@ func (f integerFormat) stepOfPanel() int {
 }
 
 type integerBlock struct {
-	f             integerFormat
-	terms         int
-	low           VecVirtual
-	cursor, scale GPVirtual
-	at            func(r, disp int) Mem
+	f                      integerFormat
+	terms                  int
+	low                    VecVirtual
+	cursor, scale          GPVirtual // codes and scales of the panel
+	out, row, rows, stride GPVirtual
 }
 
-// panel adds one block of one panel to acc.
-func (b integerBlock) panel(p int, acc []VecVirtual) {
+// panel loads one block of one panel and adds its products with all rows.
+func (b integerBlock) panel() {
 	f := b.f
 	codes := make([]VecVirtual, 8) // four columns of 16 outputs each
-	for i := range codes {
-		codes[i] = ZMM()
-	}
 	half := f.blockBytes() / 2
 	for i := range 4 {
-		even, odd := codes[2*i], codes[2*i+1]
-		m := Mem{Base: b.cursor, Disp: p*f.stepOfPanel() + i*f.panelBytes()/4}
+		even, odd := ZMM(), ZMM()
+		codes[2*i], codes[2*i+1] = even, odd
+		m := Mem{Base: b.cursor, Disp: i * f.panelBytes() / 4}
 		if f.halves {
-			m.Disp = i/2*half + p*f.stepOfPanel() + i%2*128
+			m.Disp = i/2*half + i%2*128
 		}
+		VMOVDQU32(m, even)
 		if f.nibbles {
-			VMOVDQU32(m, even)
 			VPSRLD(Imm(4), even, odd)
 			VPANDD(b.low, even, even)
 			VPANDD(b.low, odd, odd)
 		} else {
-			VMOVDQU32(m, even)
 			VMOVDQU32(m.Offset(64), odd)
 		}
 	}
-	parts, sums := 1, []int{4}
+	parts := 1
 	if f.halves {
-		parts, sums = 2, []int{8, 12}
+		parts = 2
 	}
 	d, m := make([]VecVirtual, parts), make([]VecVirtual, parts)
 	for i := range parts {
 		d[i], m[i] = ZMM(), ZMM()
-		b.scales(Mem{Base: b.scale, Disp: i*half + 16*f.scaleBytes()*p}, d[i], m[i])
+		b.scales(Mem{Base: b.scale, Disp: i * half}, d[i], m[i])
 	}
-	meta := 32 * b.terms
-	high, total := ZMM(), ZMM()
-	for r, a := range acc {
-		for i := range parts {
-			group := codes[8/parts*i : 8/parts*(i+1)]
-			first := 4 * 8 / parts * i
-			VPXORD(total, total, total)
-			if b.terms == 2 {
-				VPXORD(high, high, high)
-				for c, w := range group {
-					VPDPBUSD_BCST(b.at(r, first+4*c), w, high)
-				}
-			}
-			for c, w := range group {
-				VPDPBUSD_BCST(b.at(r, 32*(b.terms-1)+first+4*c), w, total)
-			}
-			if b.terms == 2 {
-				VPSLLD(Imm(8), high, high)
-				VPADDD(high, total, total)
-			}
-			VCVTDQ2PS(total, total)
-			VMULPS_BCST(b.at(r, meta), total, total)
-			VFMADD231PS(total, d[i], a)
-			VFMADD231PS_BCST(b.at(r, meta+sums[i]), m[i], a)
+	Label("row")
+	acc := ZMM()
+	VMOVUPS(Mem{Base: b.out}, acc)
+	for i := range parts {
+		from, to := 4/parts*i, 4/parts*(i+1)
+		var sum VecVirtual
+		if b.terms == 1 {
+			sum = b.oneByte(codes, from, to)
+		} else {
+			sum = b.twoBytes(codes, from, to)
+		}
+		VFMADD231PS(sum, d[i], acc)
+		at := sumsAt(b.terms)
+		if f.halves {
+			at += 4 + 4*i
+		}
+		VFMADD231PS_BCST(Mem{Base: b.row, Disp: at}, m[i], acc)
+	}
+	VMOVUPS(acc, Mem{Base: b.out})
+	ADDQ(U32(256), b.out)
+	ADDQ(b.stride, b.row)
+	DECQ(b.rows)
+	JNZ(LabelRef("row"))
+}
+
+// oneByte gives Σ s·(Σ code·v) over groups [from, to) of eight columns.
+func (b integerBlock) oneByte(codes []VecVirtual, from, to int) VecVirtual {
+	sum := ZMM()
+	for g := from; g < to; g++ {
+		total := ZMM()
+		VPXORD(total, total, total)
+		VPDPBUSD_BCST(Mem{Base: b.row, Disp: 8 * g}, codes[2*g], total)
+		VPDPBUSD_BCST(Mem{Base: b.row, Disp: 8*g + 4}, codes[2*g+1], total)
+		VCVTDQ2PS(total, total)
+		scale := Mem{Base: b.row, Disp: 32 + 4*g}
+		if g == from {
+			VMULPS_BCST(scale, total, sum)
+		} else {
+			VFMADD231PS_BCST(scale, total, sum)
 		}
 	}
+	return sum
+}
+
+// twoBytes gives s·(256·Σ code·high + Σ code·low).
+func (b integerBlock) twoBytes(codes []VecVirtual, from, to int) VecVirtual {
+	high, low := ZMM(), ZMM()
+	VPXORD(high, high, high)
+	VPXORD(low, low, low)
+	for c := 2 * from; c < 2*to; c++ {
+		VPDPBUSD_BCST(Mem{Base: b.row, Disp: 4 * c}, codes[c], high)
+		VPDPBUSD_BCST(Mem{Base: b.row, Disp: 32 + 4*c}, codes[c], low)
+	}
+	VPSLLD(Imm(8), high, high)
+	VPADDD(high, low, low)
+	VCVTDQ2PS(low, low)
+	VMULPS_BCST(Mem{Base: b.row, Disp: 64}, low, low)
+	return low
 }
 
 // scales loads the scales of a panel, and what a unit of Σx adds.
@@ -254,49 +250,58 @@ func (b integerBlock) scales(at Mem, d, m VecVirtual) {
 	}
 }
 
-// quantize writes records of a row of 32·blocks values: v = round(x·most/max|x|),
-// in one byte (most 127) or two (most 32512 = 127·256: the high byte fits).
+// quantize writes the records of a row of 32·blocks values: v = round(x·most/max|x|)
+// with the greatest magnitude of eight values and 127, or of 32 and 32512 = 127·256.
+// A NaN makes its scale one.
 func quantize(terms int) {
 	TEXT(name("quantizeT%d", terms), NOSPLIT, "func(dst *byte, x *float32, blocks uintptr)")
-	Doc(name("quantizeT%d writes each 32 values as %d bytes a value, with scale and sums.", terms, terms))
+	Doc(name("quantizeT%d writes each 32 values as a record of %d bytes a value.", terms, terms))
 	dst, x, n := pointer("dst"), pointer("x"), pointer("blocks")
 	most := 127.0
 	if terms == 2 {
 		most = 32512
 	}
-	Label("loop")
-	absolute, order := ZMM(), XMM()
+	absolute, order, tiny, full := ZMM(), XMM(), ZMM(), ZMM()
 	VPBROADCASTD(words("absolute", 0x7fffffff), absolute)
 	VMOVDQU(words("evenFirst", 0x06040200, 0x07050301, 0x0e0c0a08, 0x0f0d0b09), order)
-	var v [2]VecVirtual
+	VBROADCASTSS(float("tiniest", 1e-30), tiny)
+	VBROADCASTSS(float(name("most%d", terms), most), full)
+	Label("loop")
+	var v, top, sums [2]VecVirtual
 	for i := range v {
-		v[i] = ZMM()
+		v[i], top[i], sums[i] = ZMM(), ZMM(), ZMM()
 		VMOVUPS(Mem{Base: x, Disp: 64 * i}, v[i])
+		VPANDD(absolute, v[i], top[i])
 	}
-	// The greatest magnitude, by its bits: a NaN is the greatest.
-	top, other := ZMM(), ZMM()
-	VPANDD(absolute, v[0], top)
-	VPANDD(absolute, v[1], other)
-	VPMAXUD(other, top, top)
-	fold(top, func(a, b, dst VecVirtual) { VPMAXUD(a, b, dst) })
-	scale, inverse := XMM(), XMM()
-	VMAXSS(float("tiniest", 1e-30), top.AsX(), scale) // a NaN in the first source would be lost
-	VUCOMISS(top.AsX(), top.AsX())
-	JNP(LabelRef("number"))
-	VMOVAPS(top.AsX(), scale)
-	Label("number")
-	VMOVSS(float(name("most%d", terms), most), inverse)
-	VDIVSS(scale, inverse, inverse)
-	VMULSS(float(name("least%d", terms), 1/most), scale, scale)
-	wide := ZMM()
-	VBROADCASTSS(inverse, wide)
-	var sums [2]VecVirtual
+	greatest := func(t VecVirtual) { // of each eight lanes, by bits: a NaN is the greatest
+		other := ZMM()
+		VSHUFF32X4(Imm(0b10110001), t, t, other)
+		VPMAXUD(other, t, t)
+		VPERMILPS(Imm(0b01001110), t, other)
+		VPMAXUD(other, t, t)
+		VPERMILPS(Imm(0b10110001), t, other)
+		VPMAXUD(other, t, t)
+	}
+	if terms == 2 {
+		VPMAXUD(top[1], top[0], top[0])
+		other := ZMM()
+		VSHUFF32X4(Imm(0b01001110), top[0], top[0], other)
+		VPMAXUD(other, top[0], top[0])
+		greatest(top[0])
+		top[1] = top[0]
+	} else {
+		greatest(top[0])
+		greatest(top[1])
+	}
 	for i := range v {
-		VMULPS(wide, v[i], v[i])
+		scale, inverse, bytes := ZMM(), ZMM(), XMM()
+		VMAXPS(top[i], tiny, scale) // gives a NaN of top
+		VDIVPS(scale, full, inverse)
+		VMULPS_BCST(float(name("least%d", terms), 1/most), scale, scale)
+		VMULPS(inverse, v[i], v[i])
 		VCVTPS2DQ(v[i], v[i])
-		sums[i] = ZMM()
-		VMOVDQA32(v[i], sums[i])
-		bytes := XMM()
+		VCVTDQ2PS(v[i], sums[i])
+		VMULPS(scale, sums[i], sums[i])
 		if terms == 2 {
 			up := ZMM()
 			VPADDD_BCST(words("oneTwentyEight", 128), v[i], up)
@@ -304,23 +309,23 @@ func quantize(terms int) {
 			VPMOVDB(up, bytes)
 			VPSHUFB(order, bytes, bytes)
 			VMOVDQU(bytes, Mem{Base: dst, Disp: 16 * i})
+			VMOVSS(scale.AsX(), Mem{Base: dst, Disp: 64})
+		} else {
+			half := YMM()
+			VMOVSS(scale.AsX(), Mem{Base: dst, Disp: 32 + 8*i})
+			VEXTRACTF32X8(Imm(1), scale, half)
+			VMOVSS(half.AsX(), Mem{Base: dst, Disp: 36 + 8*i})
 		}
 		VPMOVDB(v[i], bytes)
 		VPSHUFB(order, bytes, bytes)
 		VMOVDQU(bytes, Mem{Base: dst, Disp: 32*(terms-1) + 16*i})
 	}
-	for i := range sums {
-		fold(sums[i], func(a, b, dst VecVirtual) { VPADDD(a, b, dst) })
+	for i, s := range sums {
+		fold(s, add)
+		VMOVSS(s.AsX(), Mem{Base: dst, Disp: sumsAt(terms) + 4 + 4*i})
 	}
-	all := XMM()
-	VPADDD(sums[0].AsX(), sums[1].AsX(), all)
-	VMOVSS(scale, Mem{Base: dst, Disp: 32 * terms})
-	for i, s := range []Op{all, sums[0].AsX(), sums[1].AsX()} {
-		f := XMM()
-		VCVTDQ2PS(s, f)
-		VMULSS(scale, f, f)
-		VMOVSS(f, Mem{Base: dst, Disp: 32*terms + 4 + 4*i})
-	}
+	VADDSS(sums[1].AsX(), sums[0].AsX(), sums[0].AsX())
+	VMOVSS(sums[0].AsX(), Mem{Base: dst, Disp: sumsAt(terms)})
 	ADDQ(U32(uint32(record(terms))), dst)
 	ADDQ(U32(128), x)
 	DECQ(n)

@@ -17,9 +17,7 @@ func main() {
 	}
 	for terms := 1; terms <= 2; terms++ {
 		for _, f := range integerFormats {
-			for rows := 1; rows <= maxRows; rows++ {
-				productInteger(f, terms, rows)
-			}
+			productInteger(f, terms)
 		}
 		quantize(terms)
 	}

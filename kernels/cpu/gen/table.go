@@ -19,15 +19,11 @@ func table() {
 		}
 		b.WriteString("},\n")
 	}
-	b.WriteString("}\n\n// avx512Integers lists the integer products by bytes a value less one, format, rows less one.\nvar avx512Integers = [2][formatCount][maxRows]integerKernel{\n")
+	b.WriteString("}\n\n// avx512Integers lists the integer products by bytes a value less one, then format.\nvar avx512Integers = [2][formatCount]integerKernel{\n")
 	for terms := 1; terms <= 2; terms++ {
 		b.WriteString("\t{\n")
 		for _, f := range integerFormats {
-			fmt.Fprintf(&b, "\tformat%s: {", f.name)
-			for r := 1; r <= maxRows; r++ {
-				fmt.Fprintf(&b, "%sinteger%sT%dR%d", comma(r), f.name, terms, r)
-			}
-			b.WriteString("},\n")
+			fmt.Fprintf(&b, "\tformat%s: integer%sT%d,\n", f.name, f.name, terms)
 		}
 		b.WriteString("\t},\n")
 	}

@@ -1,6 +1,7 @@
 package jinja
 
 import (
+	"errors"
 	"math"
 	"math/big"
 	"strings"
@@ -46,7 +47,10 @@ func (m *machine) item(object, key Value) (Value, bool, error) {
 		return nil, false, u.fail()
 	}
 	if d, ok := object.(*Dict); ok {
-		value, ok, err := d.get(key)
+		value, ok, err := m.get(d, key)
+		if errors.Is(err, ErrLimit) {
+			return nil, false, err
+		}
 		return value, ok && err == nil, nil // an unhashable key is a TypeError, which Jinja swallows
 	}
 	at, ok := integer(key)
@@ -74,6 +78,9 @@ func (m *machine) item(object, key Value) (Value, bool, error) {
 		}
 	case string, Markup:
 		s, _ := text(o)
+		if err := m.scan(len(s)); err != nil {
+			return nil, false, err
+		}
 		if isASCII(s) {
 			if place(int64(len(s))) {
 				return like(o, s[at:at+1]), true, nil
@@ -83,7 +90,7 @@ func (m *machine) item(object, key Value) (Value, bool, error) {
 		if place(int64(utf8.RuneCountInString(s))) {
 			start := byteOffset(s, at)
 			_, size := utf8.DecodeRuneInString(s[start:])
-			return like(o, s[start:start+size]), true, m.scan(len(s))
+			return like(o, s[start:start+size]), true, nil
 		}
 	}
 	return nil, false, nil
@@ -145,7 +152,7 @@ func (m *machine) field(object Value, name string) (Value, bool, error) {
 
 // unsafe is what the sandbox gives for what it hides.
 func unsafe(object Value, name string) *undefined {
-	return &undefined{class: "SecurityError", message: "access to attribute " + quote(name) + " of " + quote(typeName(object)) + " object is unsafe."}
+	return &undefined{unsafe: true, object: object, name: name}
 }
 
 // dunders are the double-underscore fields that every Python object has.
@@ -285,6 +292,11 @@ func clamp(n int64, ends [3]int64, given [3]bool) (start, stop, step int64) {
 }
 
 func (m *machine) slice(object Value, ends [3]int64, given [3]bool) (Value, error) {
+	if s, ok := text(object); ok {
+		if err := m.churn(len(s)); err != nil {
+			return nil, err
+		}
+	}
 	n, err := length(object)
 	if err != nil {
 		return nil, err
@@ -319,9 +331,6 @@ func (m *machine) slice(object Value, ends [3]int64, given [3]bool) (Value, erro
 		return rangeValue{start: o.at(start), stop: o.at(start) + count*o.step*step, step: o.step * step}, nil
 	}
 	s, _ := text(object)
-	if err := m.churn(len(s)); err != nil {
-		return nil, err
-	}
 	if step == 1 {
 		if count == 0 {
 			return like(object, ""), nil

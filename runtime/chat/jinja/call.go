@@ -5,12 +5,17 @@ type namedValue struct {
 	value Value
 }
 
+const maxKeywords = 255
+
 type callArguments struct {
 	positional []Value
 	keywords   []namedValue
 }
 
 func (a callArguments) checkNames() error {
+	if len(a.keywords) > maxKeywords {
+		return limitError("a call with more than %d keywords", maxKeywords)
+	}
 	for i, keyword := range a.keywords {
 		for _, other := range a.keywords[:i] {
 			if keyword.name == other.name {

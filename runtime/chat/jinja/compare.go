@@ -83,7 +83,7 @@ func (m *machine) equalDicts(a, b *Dict, depth int) (bool, error) {
 		return false, nil
 	}
 	for i, key := range a.keys {
-		other, ok, err := b.get(key)
+		other, ok, err := m.get(b, key)
 		if err != nil || !ok {
 			return false, err
 		}
@@ -188,11 +188,11 @@ func (m *machine) contains(container, item Value) (bool, error) {
 	}
 	switch c := container.(type) {
 	case *Dict:
-		_, ok, err := c.get(item)
+		_, ok, err := m.get(c, item)
 		return ok, err
 	case dictView:
 		if c.kind == "dict_keys" {
-			_, ok, err := c.dict.get(item)
+			_, ok, err := m.get(c.dict, item)
 			return ok, err
 		}
 	case nil, bool, int64, *big.Int, float64, *function, *macroValue, *namespace, *cycler, *joiner:

@@ -91,7 +91,7 @@ func (m *machine) evaluateDict(e dict, s *scope) (Value, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := d.set(key, value); err != nil {
+		if err := m.set(d, key, value); err != nil {
 			return nil, err
 		}
 	}

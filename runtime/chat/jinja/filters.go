@@ -146,7 +146,13 @@ func filterCenter(m *machine, self Value, a arguments) (Value, error) {
 	return pad("center")(m, soft, arguments{values: []Value{a.or(0, int64(80)), absent{}}})
 }
 
-func filterLength(_ *machine, self Value, _ arguments) (Value, error) { return length(self) }
+func filterLength(m *machine, self Value, _ arguments) (Value, error) {
+	s, _ := text(self)
+	if err := m.scan(len(s)); err != nil {
+		return nil, err
+	}
+	return length(self)
+}
 
 func filterDefault(_ *machine, self Value, a arguments) (Value, error) {
 	if _, missing := self.(*undefined); missing || truth(a.or(1, false)) && !truth(self) {
@@ -387,6 +393,11 @@ func filterTruncate(m *machine, self Value, a arguments) (Value, error) {
 	}
 	if leeway < 0 {
 		return nil, raise("AssertionError", "expected leeway >= 0, got %d", leeway)
+	}
+	if shown, ok := text(self); ok {
+		if err := m.scan(len(shown)); err != nil {
+			return nil, err
+		}
 	}
 	n, err := length(self)
 	if err != nil {

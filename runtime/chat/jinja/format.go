@@ -26,11 +26,12 @@ const maxFormatWidth = 1 << 20
 func (m *machine) formatPercent(format string, value Value) (Value, error) {
 	arguments := []Value{value}
 	used := 0
+	spare := false // what has items need not be used up
 	switch v := value.(type) {
 	case *Tuple:
 		arguments = v.Items
-	case *Dict:
-		used = 1 // a mapping need not be used up
+	case *Dict, *List, rangeValue, *undefined:
+		spare = true
 	}
 	next := func() (Value, error) {
 		if used >= len(arguments) {
@@ -75,9 +76,6 @@ func (m *machine) formatPercent(format string, value Value) (Value, error) {
 			continue
 		}
 		if !named {
-			if _, isDict := value.(*Dict); isDict && used == 1 {
-				used = 0
-			}
 			if argument, err = next(); err != nil {
 				return nil, err
 			}
@@ -91,7 +89,7 @@ func (m *machine) formatPercent(format string, value Value) (Value, error) {
 		}
 		b.WriteString(text)
 	}
-	if used < len(arguments) {
+	if used < len(arguments) && !spare {
 		return nil, typeError("not all arguments converted during string formatting")
 	}
 	return b.String(), m.churn(b.Len())

@@ -68,7 +68,7 @@ func makeDict(m *machine, _ Value, a arguments) (Value, error) {
 			if len(entry) != 2 {
 				return nil, valueError("dictionary update sequence element #%d has length %d; 2 is required", i, len(entry))
 			}
-			if err := d.set(entry[0], entry[1]); err != nil {
+			if err := m.set(d, entry[0], entry[1]); err != nil {
 				return nil, err
 			}
 		}
@@ -87,7 +87,7 @@ var dictFromKeys = &builtin{name: "fromkeys", parameters: []string{"iterable", "
 		}
 		d := NewDict(len(keys))
 		for _, key := range keys {
-			if err := d.set(key, a.or(1, nil)); err != nil {
+			if err := m.set(d, key, a.or(1, nil)); err != nil {
 				return nil, err
 			}
 		}

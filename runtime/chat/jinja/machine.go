@@ -5,6 +5,9 @@ import (
 	"time"
 )
 
+// bytesPerStep is what counts as one step of reading or copying.
+const bytesPerStep = 64
+
 // machine is one rendering: what it has used up, and the functions that need
 // to count it.
 type machine struct {
@@ -39,11 +42,11 @@ func (m *machine) churn(n int) error {
 	if m.bytes > m.limits.ChurnBytes {
 		return limitError("rendering made more than %d bytes", m.limits.ChurnBytes)
 	}
-	return m.spend(n / 256)
+	return m.spend(n / bytesPerStep)
 }
 
-// scan counts the reading of n bytes.
-func (m *machine) scan(n int) error { return m.spend(n / 256) }
+// scan counts the reading of n bytes. It is asked before.
+func (m *machine) scan(n int) error { return m.spend(n / bytesPerStep) }
 
 // deeper counts one level of evaluation; the caller calls shallower after.
 func (m *machine) deeper() error {

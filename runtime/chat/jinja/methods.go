@@ -45,8 +45,8 @@ func view(kind string) func(*machine, Value, arguments) (Value, error) {
 	}
 }
 
-func dictGet(_ *machine, self Value, a arguments) (Value, error) {
-	value, ok, err := self.(*Dict).get(a.values[0])
+func dictGet(m *machine, self Value, a arguments) (Value, error) {
+	value, ok, err := m.get(self.(*Dict), a.values[0])
 	if err != nil || ok {
 		return value, err
 	}

@@ -28,13 +28,19 @@ func onText(name string, change func(string) string) *builtin {
 func asks(name string, holds func(string) bool) *builtin {
 	return &builtin{name: name, call: func(m *machine, self Value, _ arguments) (Value, error) {
 		s, _ := text(self)
-		return holds(s), m.scan(len(s))
+		if err := m.scan(len(s)); err != nil {
+			return nil, err
+		}
+		return holds(s), nil
 	}}
 }
 
 func strip(name string, left, right bool) *builtin {
 	return &builtin{name: name, parameters: []string{"chars"}, only: true, call: func(m *machine, self Value, a arguments) (Value, error) {
 		s, _ := text(self)
+		if err := m.scan(len(s)); err != nil {
+			return nil, err
+		}
 		in := isSpace
 		if chars := a.or(0, nil); chars != nil {
 			set, ok := text(chars)
@@ -49,7 +55,7 @@ func strip(name string, left, right bool) *builtin {
 		if right {
 			s = strings.TrimRightFunc(s, in)
 		}
-		return like(self, s), m.scan(len(s))
+		return like(self, s), nil
 	}}
 }
 
@@ -379,9 +385,12 @@ func replaceMethod(m *machine, self Value, a arguments) (Value, error) {
 }
 
 // part cuts the window of find, count, startswith and their like.
-func (a arguments) part(s string, i int) (cut string, start int64, ok bool, err error) {
+func (a arguments) part(m *machine, s string, i int) (cut string, start int64, ok bool, err error) {
 	if !a.has(i) && !a.has(i+1) {
 		return s, 0, true, nil
+	}
+	if err := m.scan(2 * len(s)); err != nil {
+		return "", 0, false, err
 	}
 	n := int64(utf8.RuneCountInString(s))
 	start, stop, err := a.window(i, n)
@@ -395,7 +404,7 @@ func (a arguments) part(s string, i int) (cut string, start int64, ok bool, err 
 func affix(name string, has func(s, affix string) bool) method {
 	return func(m *machine, self Value, a arguments) (Value, error) {
 		s, _ := text(self)
-		cut, _, ok, err := a.part(s, 1)
+		cut, _, ok, err := a.part(m, s, 1)
 		if err != nil {
 			return nil, err
 		}
@@ -434,7 +443,7 @@ func find(search func(s, part string) int, mustBe bool) method {
 		if err := m.scan(len(s)); err != nil {
 			return nil, err
 		}
-		cut, start, ok, err := a.part(s, 1)
+		cut, start, ok, err := a.part(m, s, 1)
 		if err != nil {
 			return nil, err
 		}
@@ -454,7 +463,7 @@ func countMethod(m *machine, self Value, a arguments) (Value, error) {
 	if !isText {
 		return nil, typeError("must be str, not %s", typeName(a.values[0]))
 	}
-	cut, _, ok, err := a.part(s, 1)
+	cut, _, ok, err := a.part(m, s, 1)
 	if err != nil || !ok {
 		return int64(0), err
 	}

@@ -53,29 +53,35 @@ type iterator struct {
 }
 
 // undefined is the value of a name that has none. Almost all that is done with
-// one fails with message.
+// one fails, and says which name it was.
 type undefined struct {
-	class   string // of the error, UndefinedError unless the sandbox hides something
-	message string
+	hint   string // what there is to say, when it is not that a name or field is missing
+	object Value  // that lacks the field
+	field  bool
+	name   string
+	unsafe bool // the sandbox hides it
 }
 
-func undefinedName(name string) *undefined {
-	return &undefined{message: quote(name) + " is undefined"}
-}
+func undefinedName(name string) *undefined { return &undefined{name: name} }
 
 func undefinedHint(format string, args ...any) *undefined {
-	return &undefined{message: fmt.Sprintf(format, args...)}
+	return &undefined{hint: fmt.Sprintf(format, args...)}
 }
 
 func undefinedField(object Value, field string) *undefined {
-	return &undefined{message: quote(objectName(object)) + " has no attribute " + quote(field)}
+	return &undefined{object: object, field: true, name: field}
 }
 
 func (u *undefined) fail() error {
-	if u.class != "" {
-		return raise(u.class, "%s", u.message)
+	switch {
+	case u.hint != "":
+		return raise("UndefinedError", "%s", u.hint)
+	case u.unsafe:
+		return raise("SecurityError", "access to attribute %s of %s object is unsafe.", quote(u.name), quote(typeName(u.object)))
+	case u.field:
+		return raise("UndefinedError", "%s has no attribute %s", quote(objectName(u.object)), quote(u.name))
 	}
-	return raise("UndefinedError", "%s", u.message)
+	return raise("UndefinedError", "%s is undefined", quote(u.name))
 }
 
 // absent marks an argument that was not given.
@@ -273,8 +279,8 @@ func (d *Dict) put(hash any, key, value Value) {
 	d.values = append(d.values, value)
 }
 
-func (d *Dict) set(key, value Value) error {
-	hash, err := hashOf(key)
+func (m *machine) set(d *Dict, key, value Value) error {
+	hash, err := m.hash(key)
 	if err != nil {
 		return err
 	}
@@ -282,8 +288,8 @@ func (d *Dict) set(key, value Value) error {
 	return nil
 }
 
-func (d *Dict) get(key Value) (Value, bool, error) {
-	hash, err := hashOf(key)
+func (m *machine) get(d *Dict, key Value) (Value, bool, error) {
+	hash, err := m.hash(key)
 	if err != nil {
 		return nil, false, err
 	}
@@ -298,7 +304,7 @@ func (d *Dict) get(key Value) (Value, bool, error) {
 func (d *Dict) Copy() *Dict {
 	c := NewDict(d.Len() + 1)
 	for i, key := range d.keys {
-		hash, _ := hashOf(key) // it was hashed when it came in
+		hash, _ := hashOf(key, 0) // it was hashed when it came in
 		c.put(hash, key, d.values[i])
 	}
 	return c
@@ -309,12 +315,14 @@ func (d *Dict) Without(drop func(key, value Value) bool) *Dict {
 	c := NewDict(d.Len())
 	for i, key := range d.keys {
 		if !drop(key, d.values[i]) {
-			hash, _ := hashOf(key)
+			hash, _ := hashOf(key, 0)
 			c.put(hash, key, d.values[i])
 		}
 	}
 	return c
 }
+
+const maxKeyDepth = 50
 
 type (
 	noneHash  struct{}
@@ -322,8 +330,26 @@ type (
 	bigHash   string
 )
 
+// hash is hashOf, counted.
+func (m *machine) hash(v Value) (any, error) {
+	hash, err := hashOf(v, 0)
+	if err != nil {
+		return nil, err
+	}
+	switch h := hash.(type) {
+	case string:
+		err = m.scan(len(h))
+	case tupleHash:
+		err = m.churn(len(h))
+	}
+	return hash, err
+}
+
 // hashOf gives a Go map key that is equal for values that Python calls equal.
-func hashOf(v Value) (any, error) {
+func hashOf(v Value, depth int) (any, error) {
+	if depth > maxKeyDepth {
+		return nil, limitError("a key of tuples nested deeper than %d", maxKeyDepth)
+	}
 	switch v := v.(type) {
 	case nil:
 		return noneHash{}, nil
@@ -346,7 +372,7 @@ func hashOf(v Value) (any, error) {
 	case *Tuple:
 		key := ""
 		for _, item := range v.Items {
-			hash, err := hashOf(item)
+			hash, err := hashOf(item, depth+1)
 			if err != nil {
 				return nil, err
 			}

@@ -10,26 +10,26 @@ var tests = map[string]*builtin{
 	"odd":         {name: "odd", call: remainder(2, 1)},
 	"even":        {name: "even", call: remainder(2, 0)},
 	"divisibleby": {name: "divisibleby", parameters: []string{"num"}, required: 1, call: testDivisible},
-	"defined":     testing("defined", func(v Value) bool { _, missing := v.(*undefined); return !missing }),
-	"undefined":   testing("undefined", func(v Value) bool { _, missing := v.(*undefined); return missing }),
+	"defined":     predicate("defined", func(v Value) bool { _, missing := v.(*undefined); return !missing }),
+	"undefined":   predicate("undefined", func(v Value) bool { _, missing := v.(*undefined); return missing }),
 	"filter":      {name: "filter", call: func(m *machine, self Value, _ arguments) (Value, error) { return named(m.filters, self), nil }},
 	"test":        {name: "test", call: func(m *machine, self Value, _ arguments) (Value, error) { return named(m.tests, self), nil }},
-	"none":        testing("none", func(v Value) bool { return v == nil }),
-	"boolean":     testing("boolean", func(v Value) bool { _, ok := v.(bool); return ok }),
-	"false":       testing("false", func(v Value) bool { return v == false }),
-	"true":        testing("true", func(v Value) bool { return v == true }),
-	"integer":     testing("integer", isInteger),
-	"float":       testing("float", func(v Value) bool { _, ok := v.(float64); return ok }),
+	"none":        predicate("none", func(v Value) bool { return v == nil }),
+	"boolean":     predicate("boolean", func(v Value) bool { _, ok := v.(bool); return ok }),
+	"false":       predicate("false", func(v Value) bool { return v == false }),
+	"true":        predicate("true", func(v Value) bool { return v == true }),
+	"integer":     predicate("integer", isInteger),
+	"float":       predicate("float", func(v Value) bool { _, ok := v.(float64); return ok }),
 	"lower":       {name: "lower", call: testCase(stringMethods["islower"])},
 	"upper":       {name: "upper", call: testCase(stringMethods["isupper"])},
-	"string":      testing("string", func(v Value) bool { _, ok := text(v); return ok }),
-	"mapping":     testing("mapping", func(v Value) bool { _, ok := v.(*Dict); return ok }),
-	"number":      testing("number", isNumber),
-	"sequence":    testing("sequence", isSequence),
-	"iterable":    testing("iterable", iterable),
-	"callable":    testing("callable", isCallable),
+	"string":      predicate("string", func(v Value) bool { _, ok := text(v); return ok }),
+	"mapping":     predicate("mapping", func(v Value) bool { _, ok := v.(*Dict); return ok }),
+	"number":      predicate("number", isNumber),
+	"sequence":    predicate("sequence", isSequence),
+	"iterable":    predicate("iterable", iterable),
+	"callable":    predicate("callable", isCallable),
 	"sameas":      {name: "sameas", parameters: []string{"other"}, required: 1, call: testSame},
-	"escaped":     testing("escaped", func(v Value) bool { _, ok := v.(Markup); return ok }),
+	"escaped":     predicate("escaped", func(v Value) bool { _, ok := v.(Markup); return ok }),
 	"in":          {name: "in", parameters: []string{"seq"}, required: 1, call: comparing("in")},
 
 	"==": ordering("=="), "eq": ordering("=="), "equalto": ordering("=="),
@@ -40,7 +40,7 @@ var tests = map[string]*builtin{
 	"<=": ordering("<="), "le": ordering("<="),
 }
 
-func testing(name string, holds func(Value) bool) *builtin {
+func predicate(name string, holds func(Value) bool) *builtin {
 	return &builtin{name: name, call: func(_ *machine, self Value, _ arguments) (Value, error) { return holds(self), nil }}
 }
 
@@ -78,13 +78,13 @@ func testDivisible(m *machine, self Value, a arguments) (Value, error) {
 	return m.equal(value, int64(0))
 }
 
-func testCase(predicate *builtin) method {
+func testCase(holds *builtin) method {
 	return func(m *machine, self Value, _ arguments) (Value, error) {
 		s, err := m.str(self)
 		if err != nil {
 			return nil, err
 		}
-		return predicate.call(m, s, arguments{})
+		return holds.call(m, s, arguments{})
 	}
 }
 

@@ -29,6 +29,7 @@ const (
 	reportEvery = time.Second
 	sendTimeout = 5 * time.Second
 	maxResolves = 4
+	maxJoins    = 64
 )
 
 // Config says how a node is made. Addresses are host:port; port 0 takes a free one.
@@ -81,7 +82,7 @@ func New(cfg Config) (_ *Node, err error) {
 	}
 	n.courier = link.NewCourier(n.link)
 	n.server = serve.New(serve.Config{
-		Node: id, Devices: cfg.Devices, Library: cfg.Library, Send: heads{n.link}, Logger: cfg.Logger, Changed: n.wake,
+		Node: id, Devices: cfg.Devices, Library: cfg.Library, Send: heads{n.link}, Peers: peers{n.link}, Logger: cfg.Logger, Changed: n.wake,
 	})
 	n.listen()
 	keys, err := cfg.Secrets.GossipKeys()
@@ -214,25 +215,35 @@ func (n *Node) tell() error {
 	return nil
 }
 
-// listen says what becomes of the messages that heads send. Each handler only
-// copies and enqueues.
+// listen says what becomes of the messages that heads and other nodes send. Each
+// handler only copies and enqueues.
 func (n *Node) listen() {
-	handle(n, wire.KindRequest, n.server.Request)
-	handle(n, wire.KindCancel, n.server.Cancel)
-	handle(n, wire.KindAssign, n.server.Assign)
+	handle(n, trust.Head, wire.KindRequest, n.server.Request)
+	handle(n, trust.Head, wire.KindCancel, n.server.Cancel)
+	handle(n, trust.Head, wire.KindAssign, n.server.Assign)
+	for _, kind := range []string{wire.KindStep, wire.KindAnswer, wire.KindMesh} {
+		handle(n, trust.Node, kind, func(m wire.Ranks) { n.server.Peer(kind, m) })
+	}
+	n.link.HandleCall(wire.KindJoin, maxJoins, func(ctx context.Context, m link.Message) ([]byte, error) {
+		var ranks wire.Ranks
+		if err := decode(m, trust.Node, &ranks); err != nil {
+			return nil, err
+		}
+		return nil, n.server.Join(ctx, ranks)
+	})
 	n.link.HandleCall(wire.KindResolve, maxResolves, func(ctx context.Context, m link.Message) ([]byte, error) {
 		var question wire.Resolve
-		if err := fromHead(m, &question); err != nil {
+		if err := decode(m, trust.Head, &question); err != nil {
 			return nil, err
 		}
 		return wire.Marshal(n.server.Resolve(ctx, question))
 	})
 }
 
-func handle[M any](n *Node, kind string, take func(M)) {
+func handle[M any](n *Node, from trust.Role, kind string, take func(M)) {
 	n.link.Handle(kind, func(m link.Message) {
 		var message M
-		if err := fromHead(m, &message); err != nil {
+		if err := decode(m, from, &message); err != nil {
 			n.log.Warn("message refused", "kind", kind, "from", m.From.String(), "error", err)
 			return
 		}
@@ -240,11 +251,11 @@ func handle[M any](n *Node, kind string, take func(M)) {
 	})
 }
 
-var errNotHead = errors.New("node: only heads may ask this")
+var errRole = errors.New("node: this role may not send such messages")
 
-func fromHead(m link.Message, message any) error {
-	if m.From.Role != trust.Head {
-		return errNotHead
+func decode(m link.Message, from trust.Role, message any) error {
+	if m.From.Role != from {
+		return errRole
 	}
 	return wire.Unmarshal(m.Data, message)
 }
@@ -258,4 +269,21 @@ func (h heads) Send(ctx context.Context, head, kind string, data []byte) error {
 	ctx, stop := context.WithTimeout(ctx, sendTimeout)
 	defer stop()
 	return h.link.Send(ctx, trust.Identity{Role: trust.Head, ID: head}, link.Control, kind, data)
+}
+
+// peers reaches other nodes.
+type peers struct{ link *link.Link }
+
+var _ serve.Peers = peers{}
+
+func (p peers) Send(ctx context.Context, node string, bulk bool, kind string, data []byte) error {
+	lane := link.Control
+	if bulk {
+		lane = link.Bulk
+	}
+	return p.link.Send(ctx, trust.Identity{Role: trust.Node, ID: node}, lane, kind, data)
+}
+
+func (p peers) Call(ctx context.Context, node, kind string, data []byte) ([]byte, error) {
+	return p.link.Call(ctx, trust.Identity{Role: trust.Node, ID: node}, kind, data)
 }

@@ -109,3 +109,42 @@ func FuzzDecoderIncremental(f *testing.F) {
 		}
 	})
 }
+
+// No vocabulary of a GGUF file makes the reader panic, or a tokenizer that
+// gives ids it does not have.
+func FuzzGGUFVocabulary(f *testing.F) {
+	f.Add("a\nb\nab", "a b", []byte{1, 1, 1}, int32(0), true, "ab")
+	f.Add("<unk>\n<s>\n▁\na\n▁a\n<0x41>", "", []byte{2, 3, 1, 1, 4, 6}, int32(1), true, " a Ab")
+	f.Fuzz(func(t *testing.T, tokens, merges string, types []byte, end int32, prefix bool, text string) {
+		v := &Vocabulary{Pre: "smollm", Tokens: strings.Split(tokens, "\n"), BOS: end, EOS: end, UNK: end, PAD: -1, AddSpacePrefix: prefix, AddBOS: prefix}
+		for i := range v.Tokens {
+			kind := int32(typeNormal)
+			if i < len(types) {
+				kind = int32(types[i]) % 8
+			}
+			v.Types = append(v.Types, kind)
+			v.Scores = append(v.Scores, -float32(i%7))
+		}
+		if merges != "" {
+			v.Merges = strings.Split(merges, "\n")
+		}
+		for _, v.Model = range []string{"gpt2", "llama"} {
+			tok, err := New(Source{GGUF: v})
+			if err != nil {
+				continue
+			}
+			ids, err := tok.Encode(text, true)
+			if err != nil {
+				continue
+			}
+			for _, id := range ids {
+				if id < 0 || int(id) >= len(v.Tokens) {
+					t.Fatalf("%s: Encode(%q) gives id %d of %d", v.Model, text, id, len(v.Tokens))
+				}
+			}
+			if got, want := stream(t, tok, true, nil, ids), tok.Decode(ids, true); got != want {
+				t.Fatalf("%s: Push gives %q, Decode %q", v.Model, got, want)
+			}
+		}
+	})
+}

@@ -35,7 +35,7 @@ func bits(outputs []engine.Output) []uint64 {
 // to the bit, on how many others run beside it, on chunks, steps in flight,
 // threads, or a preemption.
 func TestLawOfBits(t *testing.T) {
-	path := goldenModels(t)[0]
+	path := folders(t)[0]
 	rng := rand.New(rand.NewPCG(3, 3))
 	var requests []engine.Request
 	for i := range 64 {

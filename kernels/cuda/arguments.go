@@ -79,6 +79,7 @@ type attentionArguments struct {
 	pairs, interleaved, normAcross            int32
 	qNorm, kNorm                              int32
 	window, chunksMax                         int32
+	stored, stages                            int32
 	qEps, kEps, scale, softcap                float32
 }
 

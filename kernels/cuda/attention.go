@@ -100,12 +100,17 @@ func (o *Ops) Attention(out, qkv kernels.Tensor, a kernels.Attention) {
 		args.rope, args.pairs = t.at, int32(t.pairs)
 	}
 	types := o.suffix + typeSuffix[c.spec.Type]
-	o.launch("store"+types, qkv.Rows, 1, 1, 256, 8*a.HeadDim*4, bytesOf(&args))
+	store := func() { o.launch("store"+types, qkv.Rows, 1, 1, 256, 8*a.HeadDim*4, bytesOf(&args)) }
 	if !o.half || c.spec.Type != o.options.Compute || (a.HeadDim != 64 && a.HeadDim != 128) || group > 16 {
+		store()
 		o.launch("attend"+types, qkv.Rows, ceil(a.Heads, 4), 1, 128, 4*(2*a.HeadDim+64)*4, bytesOf(&args))
 		return
 	}
 	it := s.itemsOf(group)
+	if it.tileCount > 0 || a.NormAcross {
+		args.stored = 1
+		store()
+	}
 	if it.rowCount > 0 {
 		o.decode(args, it)
 	}
@@ -118,9 +123,9 @@ func (o *Ops) Attention(out, qkv kernels.Tensor, a kernels.Attention) {
 // decode attends for the rows that stand alone. Where there are too few to fill
 // the device, the chunks of a context are spread over blocks; the merge is the same.
 func (o *Ops) decode(args attentionArguments, it *items) {
-	name, tile, warps, splits := "decode", 8, 4, 1
+	name, splits := "decode", 1
 	if args.group > 8 {
-		name, tile = "decode_wide", 16
+		name = "decode_wide"
 	}
 	chunks := it.deepest/64 + 1
 	if args.window > 0 {
@@ -128,16 +133,14 @@ func (o *Ops) decode(args attentionArguments, it *items) {
 	}
 	most := 1
 	for most < chunks { // steps of like length share a graph
-		most *= 2
+		most = max(most+1, most*5/4)
 	}
+	args.stages = 3
 	pairs := it.rowCount * int(args.kvHeads)
-	if bytes := pairs * most * int(args.group) * int(args.size+2) * 4; pairs < 2*o.info.Multiprocessor && most > warps && bytes <= 256<<20 {
-		splits, args.partial = ceil(most, warps), o.need("partial", bytes).at
-	} else if pairs >= 2*o.info.Multiprocessor {
-		warps = 2
+	if bytes := pairs * most * int(args.group) * int(args.size+4) * 4; pairs < 2*o.info.Multiprocessor && most > 1 && bytes <= 256<<20 {
+		splits, args.partial, args.stages = most, o.need("partial", bytes).at, 1
 	}
 	args.items, args.chunksMax = it.rows, int32(most)
-	size := int(args.size)
-	shared := 4 * (warps*tile*size + warps*tile*2 + tile*size + tile*2)
-	o.launch(fmt.Sprintf("%s%s_%d", name, o.suffix, size), int(args.kvHeads), it.rowCount, splits, 32*warps, shared, bytesOf(&args))
+	o.launch(fmt.Sprintf("%s%s_%d", name, o.suffix, args.size), int(args.kvHeads), it.rowCount, splits, 128,
+		int(args.stages)*2*64*int(args.size)*2, bytesOf(&args))
 }

@@ -58,6 +58,9 @@ type Ops struct {
 	suffix  string // of kernels of the compute type
 	info    Info
 	shared  int // bytes of shared memory that a block may have
+	// gemvShared is the least that the products of few rows take: beyond half of a
+	// multiprocessor's, the next kernel's blocks cannot stand beside them.
+	gemvShared int
 
 	work   chan func()    // closed by Close; run by the worker's thread
 	ended  chan *slot     // steps that were launched, in order
@@ -109,7 +112,7 @@ const arrivals = 1 << 18 // counters of tiles in flight
 func New(device int, options Options) (kernels.Ops, error) {
 	o := &Ops{
 		options: options,
-		work: make(chan func(), slotCount), ended: make(chan *slot, slotCount), slots: make(chan *slot, slotCount), waited: make(chan struct{}),
+		work:    make(chan func(), slotCount), ended: make(chan *slot, slotCount), slots: make(chan *slot, slotCount), waited: make(chan struct{}),
 		kernels: map[string]*kernel{}, graphs: map[string]*captured{}, scratch: map[string]*buffer{}, lists: map[string]pointer{}, early: map[int32]seatCall{},
 	}
 	switch options.Compute {

@@ -147,7 +147,7 @@ func (o *Ops) product(a linearArguments, w *weight, x kernels.Tensor, n *kernels
 			o.prepare(&a, x, n, 64*ceil(x.Cols, 64), postponed)
 		}
 		grid := min(o.info.Multiprocessor, units(a))
-		o.launch(fmt.Sprintf("gemv%s_%d", o.suffix, rows), grid, 1, 1, 512, shared, bytesOf(&a))
+		o.launch(fmt.Sprintf("gemv%s_%d", o.suffix, rows), grid, 1, 1, 512, max(shared, o.gemvShared), bytesOf(&a))
 		return
 	}
 	if n != nil || !b.narrow || x.Cols%64 != 0 {

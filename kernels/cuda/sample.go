@@ -177,7 +177,7 @@ func (o *Ops) Sample(logits kernels.Tensor, rows []kernels.SampleRow) {
 	if len(s.samples) > 0 {
 		panic("cuda: a second Sample in one step")
 	}
-	s.samples = rows
+	s.samples, s.vocabulary = rows, logits.Cols
 	s.lists = append(append(s.lists[:0], listBytes(list)...), listBytes(lists)...)
 	s.listsAt = o.need("samples", len(s.lists)).at
 	s.drawn, s.top = o.need("drawn", 16*len(rows)).at, o.need("top", 8*s.tops).at

@@ -180,7 +180,7 @@ func TestStepsFollowEachOtherOnTheDevice(t *testing.T) {
 // A kernel that faults ends no process: the error sticks, and every later step has it.
 func TestDeviceErrorSticks(t *testing.T) {
 	o := open(t, kernels.BF16)
-	x := must(o.Tensor(1, 64))
+	x, y := must(o.Tensor(1, 64)), must(o.Tensor(1, 8))
 	w := &weight{at: 64, rows: 8, cols: 64, chunks: 2, segment: 2, segments: 1} // no such memory
 	for i := range 2 {
 		if err := o.Begin(rowsOnly(1)); err != nil {
@@ -189,7 +189,7 @@ func TestDeviceErrorSticks(t *testing.T) {
 			}
 			break
 		}
-		o.Linear(x, x, kernels.Linear{Weight: w, Accumulate: true})
+		o.Linear(y, x, kernels.Linear{Weight: w})
 		_, err := o.End().Wait()
 		if err == nil {
 			t.Fatalf("step %d ran on memory that is not there", i)

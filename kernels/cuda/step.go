@@ -22,28 +22,29 @@ const (
 // which it goes. It belongs to the caller from Begin to End, then to the worker,
 // then to the waiter, which gives it back.
 type slot struct {
-	batch     *kernels.Batch
-	list      []launch
-	names     []string
-	arguments []byte
-	meta      []byte  // the batch, as the device reads it
-	metaAt    pointer // where it goes
-	metaRoom  int
-	lists     []byte // what Sample adds
-	listsAt   pointer
-	items     map[int]*items
-	tokens    pointer
-	positions pointer
-	rowSpan   pointer
-	spanRow   pointer
-	wanted    pointer
-	tables    []pointer // per group
-	stride    int       // blocks in a row of tables
-	samples   []kernels.SampleRow
-	seats     []seatCall
-	drawn     pointer
-	top       pointer
-	tops      int
+	batch      *kernels.Batch
+	list       []launch
+	names      []string
+	arguments  []byte
+	meta       []byte  // the batch, as the device reads it
+	metaAt     pointer // where it goes
+	metaRoom   int
+	lists      []byte // what Sample adds
+	listsAt    pointer
+	items      map[int]*items
+	tokens     pointer
+	positions  pointer
+	rowSpan    pointer
+	spanRow    pointer
+	wanted     pointer
+	tables     []pointer // per group
+	stride     int       // blocks in a row of tables
+	samples    []kernels.SampleRow
+	seats      []seatCall
+	drawn      pointer
+	top        pointer
+	tops       int // entries of top, over all rows
+	vocabulary int
 
 	host   []byte // pinned: meta and lists up, results down
 	event  cu.Event
@@ -327,7 +328,7 @@ func (s *slot) results() []kernels.Sampled {
 			continue
 		}
 		list[i].Logprob, list[i].Rank = d.logprob, d.rank
-		n := min(int(r.TopLogprobs), s.tops)
+		n := min(int(r.TopLogprobs), s.vocabulary)
 		list[i].Top = make([]kernels.TokenLogprob, 0, n)
 		for range n {
 			t := (*topToken)(unsafe.Pointer(&top[0]))

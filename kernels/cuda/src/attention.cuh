@@ -33,11 +33,54 @@ struct AttentionArguments {
   int group;            // query heads of a KV head, at most
   int pairs, interleaved, normAcross, qNorm, kNorm;
   int window, chunksMax;
+  int stored, stages;    // decode: keys and queries are in place; chunks in flight
   float qEps, kEps, scale, softcap;
 };
 
+// turnHead writes head h of a row (queries, then keys, then values), normalised and
+// rotated (Su et al. 2021, eq. 34), to `head` in shared memory. A warp calls it.
+DEVICE void turnHead(const AttentionArguments& a, const float* x, int h, int position, int lane, float* head, float mean, float scale) {
+  const int size = a.size;
+  const bool key = h >= a.heads, value = h >= a.heads + a.kvHeads;
+  const int kind = value ? -1 : key ? a.kNorm : a.qNorm;
+  const float *gain = key ? a.kGain : a.qGain, *bias = key ? a.kBias : a.qBias, *v = x + size_t(h) * size;
+  int from = 0; // where in gain this head begins
+  if (kind >= 0 && a.normAcross) {
+    from = (key ? h - a.heads : h) * size;
+  } else if (kind >= 0) {
+    float sum = 0;
+    mean = 0;
+    if (kind == 1) {
+      for (int i = lane; i < size; i += 32) sum += v[i];
+      mean = warpSum(sum) / size, sum = 0;
+    }
+    for (int i = lane; i < size; i += 32) sum += (v[i] - mean) * (v[i] - mean);
+    scale = 1.f / sqrtf(warpSum(sum) / size + (key ? a.kEps : a.qEps));
+  }
+  for (int i = lane; i < size; i += 32) {
+    float u = v[i];
+    if (kind >= 0) {
+      u = (u - mean) * scale;
+      if (gain) u *= gain[from + i];
+      if (bias) u += bias[from + i];
+    }
+    head[i] = u;
+  }
+  __syncwarp();
+  if (a.rope && !value) {
+    for (int i = lane; i < a.pairs; i += 32) {
+      int lo = a.interleaved ? 2 * i : i, hi = a.interleaved ? 2 * i + 1 : i + a.pairs;
+      float2 t = a.rope[size_t(position) * a.pairs + i];
+      float u = head[lo], w = head[hi];
+      head[lo] = __fsub_rn(__fmul_rn(u, t.x), __fmul_rn(w, t.y));
+      head[hi] = __fadd_rn(__fmul_rn(w, t.x), __fmul_rn(u, t.y));
+    }
+    __syncwarp();
+  }
+}
+
 // store: keys and values of a row into the cache, queries rotated into q.
-// Rotation: Su et al. 2021, eq. 34. One block of threads per row, a warp per head.
+// One block of threads per row, a warp per head.
 template <class T, class C> DEVICE void store(const AttentionArguments& a) {
   chain();
   const int m = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
@@ -72,41 +115,7 @@ template <class T, class C> DEVICE void store(const AttentionArguments& a) {
   float* head = heap + warp * size;
   for (int h = warp; h < heads; h += warps) {
     const bool key = h >= a.heads, value = h >= a.heads + a.kvHeads;
-    const int kind = value ? -1 : key ? a.kNorm : a.qNorm;
-    const float *gain = key ? a.kGain : a.qGain, *bias = key ? a.kBias : a.qBias, *v = x + size_t(h) * size;
-    float mean = 0, scale = 1;
-    int from = 0; // where in gain this head begins
-    if (kind >= 0 && a.normAcross) {
-      mean = acrossMean[key], scale = acrossScale[key], from = (key ? h - a.heads : h) * size;
-    } else if (kind >= 0) {
-      float sum = 0;
-      if (kind == 1) {
-        for (int i = lane; i < size; i += 32) sum += v[i];
-        mean = warpSum(sum) / size, sum = 0;
-      }
-      for (int i = lane; i < size; i += 32) sum += (v[i] - mean) * (v[i] - mean);
-      scale = 1.f / sqrtf(warpSum(sum) / size + (key ? a.kEps : a.qEps));
-    }
-    for (int i = lane; i < size; i += 32) {
-      float u = v[i];
-      if (kind >= 0) {
-        u = (u - mean) * scale;
-        if (gain) u *= gain[from + i];
-        if (bias) u += bias[from + i];
-      }
-      head[i] = u;
-    }
-    __syncwarp();
-    if (a.rope && !value) {
-      for (int i = lane; i < a.pairs; i += 32) {
-        int lo = a.interleaved ? 2 * i : i, hi = a.interleaved ? 2 * i + 1 : i + a.pairs;
-        float2 t = a.rope[size_t(position) * a.pairs + i];
-        float u = head[lo], w = head[hi];
-        head[lo] = __fsub_rn(__fmul_rn(u, t.x), __fmul_rn(w, t.y));
-        head[hi] = __fadd_rn(__fmul_rn(w, t.x), __fmul_rn(u, t.y));
-      }
-      __syncwarp();
-    }
+    turnHead(a, x, h, position, lane, head, acrossMean[key], acrossScale[key]);
     if (!key) {
       T* q = (T*)a.q + (size_t(m) * a.heads + h) * size;
       for (int i = lane; i < size; i += 32) q[i] = narrow<T>(head[i]);

@@ -31,16 +31,22 @@ template <class T, int HD, bool WIDE> struct Chunk {
   // Scores to weights: sees(row half, key) tells what a row may see.
   template <class S> DEVICE void weigh(float scale, float softcap, int lane, S sees) {
 #pragma unroll
-    for (int h = 0; h < (WIDE ? 2 : 1); h++) {
-      float m = -INFINITY, l = 0;
+    for (int h = 0; h < (WIDE ? 2 : 1); h++)
 #pragma unroll
       for (int j = 0; j < 8; j++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           float& v = s[j][2 * h + e];
           v = sees(h, 8 * j + 2 * (lane % 4) + e) ? score(v, scale, softcap) : -INFINITY;
-          m = fmaxf(m, v);
         }
+    weighScores();
+  }
+  DEVICE void weighScores() {
+#pragma unroll
+    for (int h = 0; h < (WIDE ? 2 : 1); h++) {
+      float m = -INFINITY, l = 0;
+#pragma unroll
+      for (int j = 0; j < 8; j++) m = fmaxf(m, fmaxf(s[j][2 * h], s[j][2 * h + 1]));
       m = fmaxf(m, __shfl_xor_sync(allLanes, m, 1));
       m = fmaxf(m, __shfl_xor_sync(allLanes, m, 2));
 #pragma unroll
@@ -72,165 +78,228 @@ template <class T, int HD, bool WIDE> struct Chunk {
   }
 };
 
-// decode: attention of rows that are their sequence's only one in the batch.
+// decode: attention of rows that are their sequence's only one in the batch, with
+// the rotation and the storing of their queries, keys and values.
 //
-// q: (rows, heads, HD) T. out: (rows, heads·HD) T. Cache as in attention.cuh.
-// Grid: KV heads × items × splits, 2 or 4 warps. All query heads of a KV head
-// share its loads, which go from the cache straight into fragments. With one
-// split a block walks all chunks; with more, every chunk's result goes to memory
-// and the last block of an item merges them in order.
+// qkv: (rows, (heads + 2 kvHeads)·HD) float32. out: (rows, heads·HD) T. Cache as in
+// attention.cuh. Grid: KV heads × items × splits, 4 warps. All query heads of a KV
+// head share its loads. Chunks come through a ring in shared memory; those of
+// earlier tokens are on their way before the products that make qkv have ended.
+// Warp w multiplies the keys of page w, then a quarter of the value dimensions.
+// With one split a block walks all chunks; with more it has one chunk, whose result
+// goes to memory, and the last block of an item merges them in order.
 // Memory bound: 4·context·HD bytes per KV head. Reference: ref.Attention.
+constexpr int decodeThreads = 128;
+
 template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArguments& a) {
   using C = Chunk<T, HD, WIDE>;
-  constexpr int ROWS = WIDE ? 16 : 8, pieces = C::pieces, perRow = HD / 8; // dimensions of a lane's row in values
-  extern __shared__ __align__(16) float results[];
+  constexpr int ROWS = WIDE ? 16 : 8, HALVES = WIDE ? 2 : 1, NT = HD / 32; // NT: value tiles of a warp
+  constexpr int rowBytes = HD * 2, tileBytes = chunkKeys * rowBytes, pitch = chunkKeys + 8;
+  extern __shared__ __align__(128) char memory[]; // stages × (keys, values)
+  __shared__ __align__(16) T queries[ROWS * HD], newest[2 * HD];
+  __shared__ float scores[ROWS * pitch], heads[4 * HD];
   __shared__ bool complete;
-  const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, q = lane % 4;
+  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, r = lane / 4, q = lane % 4;
   const int kv = blockIdx.x, m = a.items[blockIdx.y], G = a.group;
-  float* o = results;                    // warp × ROWS × HD
-  float* stats = o + warps * ROWS * HD;  // warp × ROWS × (m, l)
-  float* run = stats + warps * ROWS * 2; // ROWS × HD: what is merged
-  float* runStats = run + ROWS * HD;     // ROWS × (m, l)
   const int position = a.position[m], first = a.window > 0 ? max(0, position - a.window + 1) : 0;
   const int chunk0 = first / chunkKeys, chunks = position / chunkKeys + 1 - chunk0;
-  const bool split = gridDim.z > 1 && chunks > warps;
-  const int chunkFrom = split || gridDim.z == 1 ? blockIdx.z * warps : blockIdx.z == 0 ? 0 : chunks;
-  if (chunkFrom >= chunks) {
-    chain();
-    return;
-  }
+  const bool split = gridDim.z > 1;
+  const int from = split ? blockIdx.z : 0, to = split ? from + 1 : chunks;
   const int* table = a.tables + a.rowSpan[m] * a.stride;
-  chain();
+  if (a.stored || from >= chunks) chain();
+  if (from >= chunks) return;
+
+  auto keySwizzle = [](int key) { return (key & 1) << 2; };
+  auto valueSwizzle = [](int key) { return HD == 128 ? (key / 2 & 1) | (key / 4 & 1) << 2 : HD == 64 ? (key / 2 & 3) << 1 : key / 2 & 3; };
+  const int there = a.stored ? position + 1 : position; // keys that the cache holds
+  auto fetch = [&](int chunk) {
+    char* at = memory + chunk % a.stages * 2 * tileBytes;
+#pragma unroll 4
+    for (int i = thread; i < chunkKeys * HD / 8; i += decodeThreads) {
+      int key = i / (HD / 8), piece = i % (HD / 8), p = (chunk0 + chunk) * chunkKeys + key;
+      int b = p < there && p >= first ? table[p / blockTokens] : -1;
+      size_t source = size_t(max(b, 0)) * a.blockStride + (size_t(kv) * blockTokens + p % blockTokens) * HD + piece * 8;
+      copyAsync(shared(at) + key * rowBytes + ((piece ^ keySwizzle(key)) << 4), (const T*)a.k + source, b >= 0 ? 16 : 0);
+      copyAsync(shared(at) + tileBytes + key * rowBytes + ((piece ^ valueSwizzle(key)) << 4), (const T*)a.v + source, b >= 0 ? 16 : 0);
+    }
+  };
+  for (int s = 0; s < a.stages - 1 || s == 0; s++) {
+    if (from + s < to) fetch(from + s);
+    commitCopies();
+  }
+  if (!a.stored) chain();
+
+  if (a.stored) {
+    for (int i = thread; i < ROWS * HD; i += decodeThreads) {
+      int head = i / HD < G ? a.groups[kv * G + i / HD] : -1;
+      queries[i] = head >= 0 ? ((const T*)a.q)[(size_t(m) * a.heads + head) * HD + i % HD] : narrow<T>(0.f);
+    }
+  } else {
+    const float* x = a.qkv + size_t(m) * (a.heads + 2 * a.kvHeads) * HD;
+    float* head = heads + warp * HD;
+    for (int g = warp; g < ROWS + (to == chunks ? 2 : 0); g += 4) {
+      const bool isNew = g >= ROWS;
+      int h = isNew ? a.heads + (g - ROWS) * a.kvHeads + kv : g < G ? a.groups[kv * G + g] : -1;
+      if (h >= 0) turnHead(a, x, h, position, lane, head, 0, 1);
+      T* out = isNew ? newest + (g - ROWS) * HD : queries + g * HD;
+      for (int i = lane; i < HD; i += 32) out[i] = narrow<T>(h >= 0 ? head[i] : 0.f);
+      __syncwarp();
+    }
+  }
+  __syncthreads();
+  if (!a.stored && to == chunks && thread < 2 * HD / 8) { // the newest key and value into the cache
+    int value = thread / (HD / 8), piece = thread % (HD / 8), b = table[position / blockTokens];
+    size_t at = size_t(b) * a.blockStride + (size_t(kv) * blockTokens + position % blockTokens) * HD + piece * 8;
+    if (b >= 0) *(uint4*)((T*)(value ? a.v : a.k) + at) = *(const uint4*)(newest + value * HD + piece * 8);
+  }
   C c;
 #pragma unroll
-  for (int h = 0; h < (WIDE ? 2 : 1); h++) {
-    int g = r + 8 * h, head = g < G ? a.groups[kv * G + g] : -1;
+  for (int h = 0; h < HALVES; h++)
 #pragma unroll
-    for (int i = 0; i < C::parts; i++)
-      c.q[i][h] = head >= 0 ? *(const uint4*)((const T*)a.q + (size_t(m) * a.heads + head) * HD + i * 32 + q * 8) : make_uint4(0, 0, 0, 0);
-  }
-  for (int i = threadIdx.x; i < ROWS * HD; i += blockDim.x) run[i] = 0;
-  if (threadIdx.x < ROWS) runStats[2 * threadIdx.x] = -INFINITY, runStats[2 * threadIdx.x + 1] = 0;
+    for (int i = 0; i < C::parts; i++) c.q[i][h] = *(const uint4*)(queries + (r + 8 * h) * HD + i * 32 + q * 8);
 
-  for (int round = chunkFrom; round < chunks; round += warps) {
-    const int chunk = round + warp, key0 = (chunk0 + chunk) * chunkKeys;
-    if (chunk < chunks) {
-      const T *k[4], *v[4];
+  float out[NT][4], high[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 #pragma unroll
-      for (int p = 0; p < 4; p++) {
-        int at = key0 + p * blockTokens, b = at <= position && at + blockTokens > first ? table[at / blockTokens] : -1;
-        k[p] = b >= 0 ? (const T*)a.k + b * a.blockStride + size_t(kv) * blockTokens * HD : nullptr;
-        v[p] = b >= 0 ? (const T*)a.v + b * a.blockStride + size_t(kv) * blockTokens * HD : nullptr;
+  for (int j = 0; j < NT; j++) out[j][0] = out[j][1] = out[j][2] = out[j][3] = 0;
+  for (int chunk = from; chunk < to; chunk++) {
+    if (a.stages == 3) waitCopies<1>();
+    else waitCopies<0>();
+    __syncthreads();
+    const int ahead = chunk + max(1, a.stages - 1);
+    if (a.stages > 1) {
+      if (ahead < to) fetch(ahead);
+      commitCopies();
+    }
+    char* tile = memory + chunk % a.stages * 2 * tileBytes;
+    const int key0 = (chunk0 + chunk) * chunkKeys;
+    if (!a.stored && chunk == chunks - 1) {
+      if (thread < 2 * HD / 8) {
+        int value = thread / (HD / 8), piece = thread % (HD / 8), key = position % chunkKeys;
+        int swizzle = value ? valueSwizzle(key) : keySwizzle(key);
+        *(uint4*)(tile + value * tileBytes + key * rowBytes + ((piece ^ swizzle) << 4)) = *(const uint4*)(newest + value * HD + piece * 8);
       }
-      const uint4 zero = make_uint4(0, 0, 0, 0);
-      uint4 kr[2][2][C::parts];
-      auto loadKeys = [&](int p) {
+      __syncthreads();
+    }
+    const uint32_t keys = shared(tile), values = keys + tileBytes;
+    c.multiplyKeys(0, [&](int n, int i) {
+      int key = warp * 16 + n * 8 + r;
+      return loadShared(keys + key * rowBytes + (((4 * i + q) ^ keySwizzle(key)) << 4));
+    });
 #pragma unroll
-        for (int n = 0; n < 2; n++)
+    for (int n = 0; n < 2; n++)
 #pragma unroll
-          for (int i = 0; i < C::parts; i++) kr[p % 2][n][i] = k[p] ? loadOnce(k[p] + (n * 8 + r) * HD + i * 32 + q * 8) : zero;
-      };
-      uint4 vr[2][pieces][4];
-      auto loadValues = [&](int p) {
+      for (int e = 0; e < 2 * HALVES; e++) {
+        int key = warp * 16 + n * 8 + 2 * q + e % 2;
+        bool sees = key0 + key >= first && key0 + key <= position;
+        scores[(r + e / 2 * 8) * pitch + key] = sees ? score(c.s[n][e], a.scale, a.softcap) : -INFINITY;
+      }
+    __syncthreads();
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-          int t = j / 2 * 8 + 2 * q + j % 2;
-          bool there = v[p] && key0 + p * blockTokens + t <= position;
+    for (int h = 0; h < HALVES; h++)
 #pragma unroll
-          for (int h = 0; h < pieces; h++) vr[p % 2][h][j] = there ? loadOnce(v[p] + t * HD + r * perRow + h * 8) : zero;
+      for (int j = 0; j < 8; j++) {
+        float2 v = *(const float2*)(scores + (r + 8 * h) * pitch + 8 * j + 2 * q);
+        c.s[j][2 * h] = v.x, c.s[j][2 * h + 1] = v.y;
+      }
+    c.weighScores();
+    float o[NT][4];
+#pragma unroll
+    for (int j = 0; j < NT; j++) o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0;
+#pragma unroll
+    for (int p = 0; p < 4; p++) {
+      const uint4 w = c.weights(p);
+      uint32_t v[4][NT / 2];
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        // The warp's share of the 8 dimensions that a lane reads: its bytes of the piece.
+        int key = p * 16 + j / 2 * 8 + 2 * q + j % 2, byte = warp * NT * 2, piece = r * C::pieces + byte / 16;
+        uint32_t at = values + key * rowBytes + ((piece ^ valueSwizzle(key)) << 4) + byte % 16;
+        if (NT == 2) asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v[j][0]) : "r"(at) : "memory");
+        else if (NT == 4) asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v[j][0]), "=r"(v[j][NT / 2 - 1]) : "r"(at) : "memory");
+        else {
+          uint4 u = loadShared(at);
+          v[j][0] = u.x, v[j][NT / 2 > 1 ? 1 : 0] = u.y, v[j][NT / 2 > 2 ? 2 : 0] = u.z, v[j][NT / 2 - 1] = u.w;
         }
-      };
-      loadKeys(0);
-#pragma unroll
-      for (int p = 0; p < 4; p++) {
-        if (p < 3) loadKeys(p + 1);
-        else loadValues(0);
-        c.multiplyKeys(p, [&](int n, int i) { return kr[p % 2][n][i]; });
-      }
-      c.weigh(a.scale, a.softcap, lane, [&](int h, int key) { return r + 8 * h < G && key0 + key >= first && key0 + key <= position; });
-      float acc[pieces][8][4];
-#pragma unroll
-      for (int h = 0; h < pieces; h++)
-#pragma unroll
-        for (int d = 0; d < 8; d++) acc[h][d][0] = acc[h][d][1] = acc[h][d][2] = acc[h][d][3] = 0;
-#pragma unroll
-      for (int p = 0; p < 4; p++) {
-        if (p < 3) loadValues(p + 1);
-        uint4 w = c.weights(p);
-#pragma unroll
-        for (int h = 0; h < pieces; h++) C::multiplyValues(acc[h], w, vr[p % 2][h]);
       }
 #pragma unroll
-      for (int half = 0; half < (WIDE ? 2 : 1); half++) {
-        float* to = o + (warp * ROWS + r + 8 * half) * HD;
+      for (int d = 0; d < NT / 2; d++) {
+        multiply<T>(o[2 * d], w, __byte_perm(v[0][d], v[1][d], 0x5410), __byte_perm(v[2][d], v[3][d], 0x5410));
+        multiply<T>(o[2 * d + 1], w, __byte_perm(v[0][d], v[1][d], 0x7632), __byte_perm(v[2][d], v[3][d], 0x7632));
+      }
+    }
+    if (split) {
+      float* results = a.partial + (size_t(blockIdx.y) * a.kvHeads + kv) * a.chunksMax * G * (HD + 4);
+      float* stats = results + size_t(a.chunksMax) * G * HD;
 #pragma unroll
-        for (int h = 0; h < pieces; h++)
+      for (int h = 0; h < HALVES; h++)
+        if (r + 8 * h < G) {
+          float* at = results + (size_t(chunk) * G + r + 8 * h) * HD + warp * NT;
 #pragma unroll
           for (int e = 0; e < 2; e++)
 #pragma unroll
-            for (int d = 0; d < 8; d += 4)
-              *(float4*)(to + (2 * q + e) * perRow + h * 8 + d) =
-                  make_float4(acc[h][d][2 * half + e], acc[h][d + 1][2 * half + e], acc[h][d + 2][2 * half + e], acc[h][d + 3][2 * half + e]);
-        if (q == 0) stats[(warp * ROWS + r + 8 * half) * 2] = c.high[half], stats[(warp * ROWS + r + 8 * half) * 2 + 1] = c.sum[half];
-      }
-    }
-    __syncthreads();
-    const int there = min(warps, chunks - round);
-    if (split) {
-      float* to = a.partial + ((size_t(blockIdx.y) * a.kvHeads + kv) * a.chunksMax + round) * G * (HD + 2);
-      for (int i = threadIdx.x; i < there * G * (HD + 2); i += blockDim.x) {
-        int w = i / (G * (HD + 2)), g = i / (HD + 2) % G, d = i % (HD + 2);
-        __stcg(to + i, d < HD ? o[(w * ROWS + g) * HD + d] : stats[(w * ROWS + g) * 2 + d - HD]);
-      }
+            for (int j = 0; j < NT; j++) __stcg(at + (2 * q + e) * (HD / 8) + j, o[j][2 * h + e]);
+          if (warp == 0 && q == 0) __stcg((float2*)(stats + (size_t(chunk) * G + r + 8 * h) * 2), make_float2(c.high[h], c.sum[h]));
+        }
       break;
     }
-    if (threadIdx.x < G) { // the factors of this round, in place of its statistics
-      int g = threadIdx.x;
-      for (int w = 0; w < there; w++) {
-        float* s = stats + (w * ROWS + g) * 2;
-        float keep, take;
-        mergeFactors(runStats[2 * g], runStats[2 * g + 1], s[0], s[1], keep, take);
-        s[0] = keep, s[1] = take;
+#pragma unroll
+    for (int h = 0; h < HALVES; h++) {
+      float keep, take;
+      mergeFactors(high[h], sum[h], c.high[h], c.sum[h], keep, take);
+#pragma unroll
+      for (int j = 0; j < NT; j++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) out[j][2 * h + e] = merged(out[j][2 * h + e], o[j][2 * h + e], keep, take);
+    }
+  }
+  waitCopies<0>();
+  if (!split) {
+#pragma unroll
+    for (int h = 0; h < HALVES; h++) {
+      int g = r + 8 * h, head = g < G ? a.groups[kv * G + g] : -1;
+      if (head < 0) continue;
+      T* at = (T*)a.out + (size_t(m) * a.heads + head) * HD + warp * NT;
+#pragma unroll
+      for (int e = 0; e < 2; e++)
+#pragma unroll
+        for (int j = 0; j < NT; j++) at[(2 * q + e) * (HD / 8) + j] = narrow<T>(out[j][2 * h + e] / sum[h]);
+    }
+    return;
+  }
+  __threadfence();
+  __syncthreads();
+  if (thread == 0) complete = atomicInc(a.arrived + blockIdx.y * a.kvHeads + kv, chunks - 1) == chunks - 1;
+  __syncthreads();
+  if (!complete) return;
+  __threadfence();
+  const float* results = a.partial + (size_t(blockIdx.y) * a.kvHeads + kv) * a.chunksMax * G * (HD + 4);
+  const float* stats = results + size_t(a.chunksMax) * G * HD;
+  for (int i = 4 * thread; i < G * HD; i += 4 * decodeThreads) {
+    const int g = i / HD, head = a.groups[kv * G + g];
+    float h = -INFINITY, l = 0, keep, take;
+    float4 u = make_float4(0, 0, 0, 0);
+    for (int n = 0; n < chunks; n += 8) {
+      float4 o[8];
+      float2 s[8];
+#pragma unroll
+      for (int k = 0; k < 8; k++) {
+        int at = min(n + k, chunks - 1) * G;
+        o[k] = __ldcg((const float4*)(results + size_t(at) * HD + i));
+        s[k] = __ldcg((const float2*)(stats + size_t(at + g) * 2));
+      }
+#pragma unroll
+      for (int k = 0; k < 8; k++) {
+        if (n + k >= chunks) break;
+        mergeFactors(h, l, s[k].x, s[k].y, keep, take);
+        u = make_float4(merged(u.x, o[k].x, keep, take), merged(u.y, o[k].y, keep, take), merged(u.z, o[k].z, keep, take), merged(u.w, o[k].w, keep, take));
       }
     }
-    __syncthreads();
-    for (int i = threadIdx.x; i < G * HD; i += blockDim.x) {
-      float out = run[i];
-      for (int w = 0; w < there; w++) out = merged(out, o[w * ROWS * HD + i], stats[(w * ROWS + i / HD) * 2], stats[(w * ROWS + i / HD) * 2 + 1]);
-      run[i] = out;
-    }
-    __syncthreads();
-  }
-  if (split) {
-    const unsigned blocks = (chunks + warps - 1) / warps;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) complete = atomicInc(a.arrived + blockIdx.y * a.kvHeads + kv, blocks - 1) == blocks - 1;
-    __syncthreads();
-    if (!complete) return;
-    __threadfence();
-    const float* from = a.partial + (size_t(blockIdx.y) * a.kvHeads + kv) * a.chunksMax * G * (HD + 2);
-    for (int i = threadIdx.x; i < G * HD; i += blockDim.x) {
-      const float* p = from + i / HD * (HD + 2);
-      float high = -INFINITY, sum = 0, out = 0, keep, take;
-#pragma unroll 8
-      for (int n = 0; n < chunks; n++, p += G * (HD + 2)) {
-        float v = __ldcg(p + i % HD), m2 = __ldcg(p + HD), l = __ldcg(p + HD + 1);
-        mergeFactors(high, sum, m2, l, keep, take);
-        out = merged(out, v, keep, take);
-      }
-      run[i] = out;
-      if (i % HD == 0) runStats[2 * (i / HD) + 1] = sum;
-    }
-    __syncthreads();
-  }
-  for (int i = threadIdx.x; i < G * HD; i += blockDim.x) {
-    int head = a.groups[kv * G + i / HD];
-    if (head >= 0) ((T*)a.out)[(size_t(m) * a.heads + head) * HD + i % HD] = narrow<T>(run[i] / runStats[2 * (i / HD) + 1]);
+    if (head < 0) continue;
+    *(uint2*)((T*)a.out + (size_t(m) * a.heads + head) * HD + i % HD) = make_uint2(pair<T>(u.x / l, u.y / l), pair<T>(u.z / l, u.w / l));
   }
 }
 
 #define DECODE(type, size)                                                                                                              \
-  KERNEL __launch_bounds__(128) decode_##type##_##size(const __grid_constant__ AttentionArguments a) { decode<type, size, false>(a); }  \
-  KERNEL __launch_bounds__(128) decode_wide_##type##_##size(const __grid_constant__ AttentionArguments a) { decode<type, size, true>(a); }
+  KERNEL __launch_bounds__(decodeThreads) decode_##type##_##size(const __grid_constant__ AttentionArguments a) { decode<type, size, false>(a); }  \
+  KERNEL __launch_bounds__(decodeThreads) decode_wide_##type##_##size(const __grid_constant__ AttentionArguments a) { decode<type, size, true>(a); }
 DECODE(bf16, 64) DECODE(bf16, 128) DECODE(f16, 64) DECODE(f16, 128)

@@ -15,6 +15,7 @@ template <class T, int TN, int TM, int WN, int WM, int STAGES> struct Tile {
   static constexpr int threads = WN * WM * 32, weightBytes = TN * 128, xBytes = TM * 128;
   static constexpr int stageBytes = weightBytes + xBytes, bytes = STAGES * stageBytes;
   static constexpr int NB = TN / 8 / WN, MT = TM / 16 / WM; // blocks and row tiles of a warp
+  static constexpr int pitch = TN + 8;                      // of the tile of sums
 
   static DEVICE void run(const LinearArguments& a) {
     extern __shared__ __align__(128) char memory[];
@@ -27,7 +28,6 @@ template <class T, int TN, int TM, int WN, int WM, int STAGES> struct Tile {
     const int stage0 = segment0 * a.segment / 2, stageEnd = min(segments * a.segment / 2, a.chunks / 2);
     const uint4* weight = a.weight;
     int rows = a.rows, place = 0; // rows of this expert, and where its outputs begin
-    const uint64_t policy = streamingPolicy();
     const uint32_t base = shared(memory);
     if (a.experts) {
       weight = a.experts[blockIdx.z];
@@ -44,29 +44,39 @@ template <class T, int TN, int TM, int WN, int WM, int STAGES> struct Tile {
       int u = tile * (a.gated ? TN / 16 : TN / 8) + (a.gated ? j / 2 : j);
       return u < units ? u + (a.gated ? j % 2 * units : 0) : -1;
     };
+    // What a thread copies of each stage, in 16 bytes: where its pieces begin.
+    constexpr int WP = TN * 8 / threads, XP = (TM * 8 + threads - 1) / threads;
+    uint32_t weightAt[WP], xAt[XP];
+#pragma unroll
+    for (int n = 0; n < WP; n++) {
+      int i = n * threads + thread, b = blockOf(i / 64);
+      weightAt[n] = b >= 0 ? (uint32_t)b * a.chunks * 32 + i % 64 : ~0u;
+    }
     auto fetchWeight = [&](int stage, int slot) {
 #pragma unroll
-      for (int i = thread; i < TN * 8; i += threads) {
-        int j = i / 64, b = blockOf(j);
-        const uint4* src = weight + (size_t(max(b, 0)) * a.chunks + stage * 2) * 32 + i % 64;
-        uint32_t dst = base + slot * stageBytes + i * 16;
-        if (b >= 0) copyAsyncOnce(dst, src, policy);
-        else copyAsync(dst, src, 0);
+      for (int n = 0; n < WP; n++) {
+        uint32_t to = base + slot * stageBytes + (n * threads + thread) * 16;
+        if (weightAt[n] != ~0u) copyAsync(to, weight + weightAt[n] + stage * 64, 16);
+        else copyAsync(to, weight, 0);
       }
     };
     auto fetchX = [&](int stage, int slot) {
 #pragma unroll
-      for (int i = thread; i < TM * 8; i += threads) {
-        int m = i / 8, piece = i % 8, at = min(m0 + m, rows - 1);
-        int row = a.pairs ? a.pairs[place + at] : place + at;
-        const char* src = (const char*)a.x + (size_t(row) * a.xStride + stage * 64) * 2 + piece * 16;
-        copyAsync(base + slot * stageBytes + weightBytes + m * 128 + ((piece ^ (m & 7)) << 4), src, m0 + m < rows ? 16 : 0);
+      for (int n = 0; n < XP; n++) {
+        int i = n * threads + thread, m = i / 8, piece = i % 8;
+        if (TM * 8 < threads && i >= TM * 8) break;
+        copyAsync(base + slot * stageBytes + weightBytes + m * 128 + ((piece ^ (m & 7)) << 4), (const uint4*)a.x + xAt[n] + stage * 8, m0 + m < rows ? 16 : 0);
       }
     };
 #pragma unroll
     for (int s = 0; s < STAGES - 1; s++)
       if (stage0 + s < stageEnd) fetchWeight(stage0 + s, s);
     if (!a.experts) chain();
+#pragma unroll
+    for (int n = 0; n < XP; n++) {
+      int i = n * threads + thread, at = place + min(m0 + i / 8, rows - 1);
+      xAt[n] = (uint32_t)(a.pairs ? a.pairs[at] : at) * (a.xStride / 8) + i % 8;
+    }
 #pragma unroll
     for (int s = 0; s < STAGES - 1; s++) {
       if (stage0 + s < stageEnd) fetchX(stage0 + s, s);
@@ -116,42 +126,56 @@ template <class T, int TN, int TM, int WN, int WM, int STAGES> struct Tile {
       }
       if (++slot == STAGES) slot = 0;
     }
+    // The tile goes through shared memory, so that what follows is a short loop over
+    // outputs that lie side by side.
+    float* tileSums = (float*)memory;
+    waitCopies<0>();
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < MT; i++)
+#pragma unroll
+      for (int j = 0; j < NB; j++)
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+          *(float2*)(tileSums + ((wm * MT + i) * 16 + r + 8 * h) * pitch + (wn * NB + j) * 8 + 2 * q) = make_float2(total[i][j][2 * h], total[i][j][2 * h + 1]);
+    __syncthreads();
+    const size_t plane = size_t(a.rows) * blocks * 8;
     if (split) {
-      const size_t plane = size_t(a.rows) * blocks * 8;
-      each([&](int i, int j, int m, int b, int n, int e) { __stcg(a.partial + segment0 * plane + (size_t(m) * blocks + b) * 8 + n, total[i][j][e]); },
-           m0, rows, wm, wn, r, q, blockOf);
+#pragma unroll 4
+      for (int i = thread; i < TM * TN / 4; i += threads) {
+        int m = i / (TN / 4), n = i % (TN / 4) * 4, b = blockOf(n / 8);
+        if (b >= 0 && m0 + m < rows) __stcg((float4*)(a.partial + segment0 * plane + (size_t(m0 + m) * blocks + b) * 8 + n % 8), *(const float4*)(tileSums + m * pitch + n));
+      }
       __threadfence();
       __syncthreads();
       if (thread == 0) complete = atomicInc(a.arrived + blockIdx.y * gridDim.x + tile, gridDim.z - 1) == gridDim.z - 1;
       __syncthreads();
       if (!complete) return;
       __threadfence();
-      each([&](int i, int j, int m, int b, int n, int e) {
-        const float* p = a.partial + (size_t(m) * blocks + b) * 8 + n;
-        float v = __ldcg(p);
-        for (int s = 1; s < a.segments; s++) v += __ldcg(p + s * plane);
-        total[i][j][e] = v;
-      }, m0, rows, wm, wn, r, q, blockOf);
     }
-    each([&](int i, int j, int m, int b, int n, int e) {
-      float scale = a.scale ? a.scale[m] : 1.f;
-      if (!a.gated) finish<T>(a, place + m, b * 8 + n, scale, total[i][j][e], 0.f);
-      else if (j % 2 == 0 && j + 1 < NB) finish<T>(a, place + m, b * 8 + n, scale, total[i][j][e], total[i][(j + 1) % NB][e]);
-    }, m0, rows, wm, wn, r, q, blockOf);
-  }
-
-  // Calls f for each output that this thread holds: its place in the registers, row, weight block, row of the block.
-  template <class F, class B> static DEVICE void each(F f, int m0, int rows, int wm, int wn, int r, int q, B blockOf) {
-#pragma unroll
-    for (int j = 0; j < NB; j++) {
-      int b = blockOf(wn * NB + j);
-#pragma unroll
-      for (int i = 0; i < MT; i++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-          int m = m0 + (wm * MT + i) * 16 + r + e / 2 * 8;
-          if (b >= 0 && m < rows) f(i, j, m, b, 2 * q + e % 2, e);
+    auto sums = [&](int m, int n, float (&v)[4]) { // four neighbours of the tile
+      float4 u;
+      if (split) {
+        const float* p = a.partial + (size_t(m0 + m) * blocks + blockOf(n / 8)) * 8 + n % 8;
+        u = __ldcg((const float4*)p);
+        for (int s = 1; s < a.segments; s++) {
+          float4 w = __ldcg((const float4*)(p + s * plane));
+          u.x += w.x, u.y += w.y, u.z += w.z, u.w += w.w;
         }
+      } else {
+        u = *(const float4*)(tileSums + m * pitch + n);
+      }
+      v[0] = u.x, v[1] = u.y, v[2] = u.z, v[3] = u.w;
+    };
+    const int across = a.gated ? TN / 8 : TN / 4; // fours of outputs in a row of the tile
+#pragma unroll 1
+    for (int i = thread; i < TM * across; i += threads) {
+      int m = i / across, four = i % across, n = a.gated ? four / 2 * 16 + four % 2 * 4 : four * 4, b = blockOf(n / 8);
+      if (b < 0 || m0 + m >= rows) continue;
+      float v[4], up[4] = {0, 0, 0, 0};
+      sums(m, n, v);
+      if (a.gated) sums(m, n + 8, up);
+      finish<T, 4>(a, place + m0 + m, b * 8 + n % 8, a.scale ? a.scale[m0 + m] : 1.f, v, up);
     }
   }
 };

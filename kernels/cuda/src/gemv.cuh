@@ -119,7 +119,7 @@ template <class T, int MC> DEVICE void gemv(const LinearArguments& a) {
         for (int k = 1; k < a.segments; k++) up += s[k * MC * 8];
       }
       float scale = a.gain ? inverseRoot(squares[m], a.columns, a.eps) : a.scale ? a.scale[m] : 1.f;
-      finish<T>(a, m, (base + u) * 8 + i % 8, scale, v, up);
+      finish<T, 1>(a, m, (base + u) * 8 + i % 8, scale, {v}, {up});
     }
     __syncthreads();
   }

@@ -31,27 +31,63 @@ struct LinearArguments {
 // Blocks of 8 weight rows that a unit of output takes: one, or with a gate two.
 DEVICE int unitsOf(const LinearArguments& a) { return a.gated ? a.width / 16 : (a.width + 7) / 8; }
 
-// Stores one output (row m, column n): sum v, and with a gate that of the row to multiply by.
-template <class T> DEVICE void finish(const LinearArguments& a, int m, int n, float scale, float v, float up) {
-  int limit = a.gated ? a.width / 2 : a.width;
-  if (n >= limit) return;
-  v *= scale;
-  if (a.bias) v += a.bias[n];
-  v = activate(a.activation, softcapped(a.softcap, v));
-  if (a.gated) {
-    up *= scale;
-    if (a.bias) up += a.bias[n + limit];
-    v *= up;
+// Stores N neighbouring outputs (row m, columns n …) of sums v, and with a gate
+// those to multiply by.
+template <class T, int N> DEVICE void finish(const LinearArguments& a, int m, int n, float scale, const float (&sum)[N], const float (&gate)[N]) {
+  const int limit = a.gated ? a.width / 2 : a.width;
+  const size_t at = size_t(m) * a.outStride + n;
+  float v[N];
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    v[i] = sum[i] * scale;
+    if (a.bias && n + i < limit) v[i] += a.bias[n + i];
   }
-  size_t at = size_t(m) * a.outStride + n;
-  if (a.outNarrow) {
-    T* out = (T*)a.out;
-    if (a.accumulate) v += widen(out[at]);
-    out[at] = narrow<T>(v);
-  } else {
-    float* out = (float*)a.out;
-    if (a.accumulate) v += out[at];
-    out[at] = v;
+  if (a.softcap > 0)
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = softcapped(a.softcap, v[i]);
+  if (a.activation == silu)
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = activate(silu, v[i]);
+  else if (a.activation)
+#pragma unroll 1
+    for (int i = 0; i < N; i++) v[i] = activate(a.activation, v[i]);
+  if (a.gated)
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      float up = gate[i] * scale;
+      if (a.bias && n + i < limit) up += a.bias[n + i + limit];
+      v[i] *= up;
+    }
+  if (N == 4 && n + N <= limit && a.outStride % 4 == 0) {
+    if (a.outNarrow) {
+      uint2* out = (uint2*)((T*)a.out + at);
+      if (a.accumulate) {
+        T old[4];
+        memcpy(old, out, 8);
+#pragma unroll
+        for (int i = 0; i < N; i++) v[i] += widen(old[i]);
+      }
+      *out = make_uint2(pair<T>(v[0], v[1 % N]), pair<T>(v[2 % N], v[3 % N]));
+    } else {
+      float4* out = (float4*)((float*)a.out + at);
+      if (a.accumulate) {
+        float4 old = *out;
+        v[0] += old.x, v[1 % N] += old.y, v[2 % N] += old.z, v[3 % N] += old.w;
+      }
+      *out = make_float4(v[0], v[1 % N], v[2 % N], v[3 % N]);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    if (n + i >= limit) break;
+    if (a.outNarrow) {
+      T* out = (T*)a.out + at + i;
+      *out = narrow<T>(a.accumulate ? v[i] + widen(*out) : v[i]);
+    } else {
+      float* out = (float*)a.out + at + i;
+      *out = a.accumulate ? v[i] + *out : v[i];
+    }
   }
 }
 

@@ -43,11 +43,13 @@ KERNEL __launch_bounds__(256) linear_float(const __grid_constant__ LinearArgumen
       for (int i = 0; i < 8; i++) sum[h][i] = fmaf(x[i][k], v, sum[h][i]);
     }
   }
+  float own = 0, up = 0;
 #pragma unroll
   for (int i = 0; i < 8; i++) {
-    float v = warpSum(sum[0][i]), up = a.gated ? warpSum(sum[1][i]) : 0.f;
-    if (lane == 0 && m0 + i < rows) finish<float>(a, place + m0 + i, n, 1.f, v, up);
+    float v = warpSum(sum[0][i]), u = warpSum(sum[1][i]);
+    if (lane == i) own = v, up = u;
   }
+  if (lane < 8 && m0 + lane < rows) finish<float, 1>(a, place + m0 + lane, n, 1.f, {own}, {up});
 }
 
 // gate: out[m,n] = act(softcap(y[m,n])) · y[m,n+half], where the product could not

@@ -109,6 +109,18 @@ DEVICE unsigned keyOf(float v) {
   return u >> 31 ? ~u : u | 0x80000000u;
 }
 
+// Calls f(token, logit) for every token; eight loads are on their way at a time.
+template <class F> DEVICE void everyToken(const float* x, int vocabulary, F f) {
+  for (int base = threadIdx.x; base < vocabulary; base += 8 * sampleThreads) {
+    float u[8];
+#pragma unroll
+    for (int k = 0; k < 8; k++) u[k] = base + k * sampleThreads < vocabulary ? x[base + k * sampleThreads] : -INFINITY;
+#pragma unroll
+    for (int k = 0; k < 8; k++)
+      if (base + k * sampleThreads < vocabulary) f(base + k * sampleThreads, u[k]);
+  }
+}
+
 // The highest value of the row, and of those the lowest token; -1 where all are
 // -inf or not a number. With below, only what comes after (value, token) in order.
 DEVICE void highestOf(const float* x, int vocabulary, float& value, int& token, bool below, float lastValue, int lastToken) {
@@ -116,11 +128,10 @@ DEVICE void highestOf(const float* x, int vocabulary, float& value, int& token, 
   __shared__ int tokens[32];
   float v = -INFINITY;
   int t = -1;
-  for (int i = threadIdx.x; i < vocabulary; i += sampleThreads) {
-    float u = x[i];
-    if (below && !(u < lastValue || (u == lastValue && i > lastToken))) continue;
+  everyToken(x, vocabulary, [&](int i, float u) {
+    if (below && !(u < lastValue || (u == lastValue && i > lastToken))) return;
     if (u > v) v = u, t = i;
-  }
+  });
   auto better = [](float u, int j, float v, int t) { return j >= 0 && (t < 0 || u > v || (u == v && j < t)); };
   for (int o = 16; o; o >>= 1) {
     float u = __shfl_xor_sync(allLanes, v, o);
@@ -159,8 +170,8 @@ struct Candidates {
   float temperature, highest, lowest;
   unsigned edge;
   int token;
-  DEVICE bool has(int t, float& v, unsigned& key) const {
-    float u = x[t];
+  DEVICE bool has(int t, float& v, unsigned& key) const { return has(t, x[t], v, key); }
+  DEVICE bool has(int t, float u, float& v, unsigned& key) const {
     if (!(u > -INFINITY)) return false;
     v = fminf(__fdiv_rn(u, temperature), 3.402823466e38f);
     if (!(v >= lowest)) return false;
@@ -182,10 +193,10 @@ DEVICE void select(Candidates& c, long long count, mass goal) {
     for (int i = threadIdx.x; i < sampleBuckets; i += sampleThreads) counts[i] = low[i] = high[i] = 0;
     __syncthreads();
     auto bucketOf = [&](float v, unsigned key) { return round == 0 ? (int)fminf((c.highest - v) / width, sampleBuckets - 1) : (int)((to - key) / step); };
-    for (int t = threadIdx.x; t < c.vocabulary; t += sampleThreads) {
+    everyToken(c.x, c.vocabulary, [&](int t, float u) {
       float v;
       unsigned key;
-      if (!c.has(t, v, key) || key < from || key > to) continue;
+      if (!c.has(t, u, v, key) || key < from || key > to) return;
       int b = bucketOf(v, key);
       atomicAdd(counts + b, 1u);
       mass w = massOf(weightOf(v - c.highest));
@@ -193,7 +204,7 @@ DEVICE void select(Candidates& c, long long count, mass goal) {
         unsigned lo = (unsigned)w, old = atomicAdd(low + b, lo), hi = (unsigned)(w >> 32) + (old + lo < lo);
         if (hi) atomicAdd(high + b, hi);
       }
-    }
+    });
     __syncthreads();
     if (threadIdx.x == 0) {
       int b = 0, lastFull = -1;
@@ -214,12 +225,12 @@ DEVICE void select(Candidates& c, long long count, mass goal) {
     __syncthreads();
     if (edge < 0) return; // the prefix is all there is
     count = countLeft, goal = goalLeft;
-    for (int t = threadIdx.x; t < c.vocabulary; t += sampleThreads) {
+    everyToken(c.x, c.vocabulary, [&](int t, float u) {
       float v;
       unsigned key;
-      if (!c.has(t, v, key) || key < from || key > to || bucketOf(v, key) != edge) continue;
+      if (!c.has(t, u, v, key) || key < from || key > to || bucketOf(v, key) != edge) return;
       atomicMin(&least, key), atomicMax(&most, key);
-    }
+    });
     __syncthreads();
     from = least, to = most;
     __syncthreads();
@@ -231,7 +242,7 @@ DEVICE void select(Candidates& c, long long count, mass goal) {
   {
     float v = from >> 31 ? __uint_as_float(from & 0x7fffffffu) : __uint_as_float(~from);
     w = massOf(weightOf(v - c.highest));
-    long long byMass = w ? (long long)((goal + w - 1) / w) : count;
+    long long byMass = w ? (long long)(goal / w + (goal % w != 0)) : count;
     take = max(1ll, min(count, byMass));
   }
   __shared__ unsigned found[32];
@@ -265,11 +276,11 @@ DEVICE void select(Candidates& c, long long count, mass goal) {
 
 DEVICE mass totalOf(const Candidates& c) {
   mass sum = 0;
-  for (int t = threadIdx.x; t < c.vocabulary; t += sampleThreads) {
+  everyToken(c.x, c.vocabulary, [&](int t, float u) {
     float v;
     unsigned key;
-    if (c.has(t, v, key)) sum += massOf(weightOf(v - c.highest));
-  }
+    if (c.has(t, u, v, key)) sum += massOf(weightOf(v - c.highest));
+  });
   return blockTotal(sum);
 }
 
@@ -351,11 +362,10 @@ KERNEL __launch_bounds__(sampleThreads) scoreTokens(const __grid_constant__ Samp
   highestOf(x, a.vocabulary, high, first, false, 0, 0);
   double sum = 0;
   int rank = 0;
-  for (int t = threadIdx.x; t < a.vocabulary; t += sampleThreads) {
-    float v = x[t];
+  everyToken(x, a.vocabulary, [&](int t, float v) {
     sum += (double)weightOf(v - high);
     rank += v > chosen || (v == chosen && t < token);
-  }
+  });
   sum = blockTotal(sum);
   rank = blockTotal(rank);
   const float logTotal = (float)log(sum);

@@ -89,7 +89,7 @@ name in capitals: MANTA_MAX_MODEL_LEN.`,
 
 func (u *up) flags(f *pflag.FlagSet) {
 	f.StringVar(&u.host, "host", "127.0.0.1", "address to listen on; beyond loopback an API key is demanded")
-	f.IntVar(&u.port, "port", 8000, "port of the HTTP API")
+	f.IntVar(&u.port, "port", 8000, "port of the HTTP API; 0 takes a free one")
 	f.IntVar(&u.metricsPort, "metrics-port", 9090, "a second port for /metrics alone; 0: none")
 	f.StringVar(&u.dataDir, "data-dir", "", "where state is kept ($XDG_DATA_HOME/manta by default)")
 	f.StringVar(&u.logLevel, "log-level", "", "debug, info, warn (the default) or error")
@@ -229,6 +229,7 @@ func (u *up) run(ctx context.Context, out, errs io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Close()) }()
+	u.port = listener.Addr().(*net.TCPAddr).Port // --port 0 took a free one
 	return u.serve(ctx, h, n, out, errs)
 }
 

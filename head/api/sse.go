@@ -104,10 +104,11 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, j *job, form chu
 			return
 		}
 		known := describe(err)
-		s.log.Warn("stream failed", "request", j.id, "status", known.Status, "error", err)
 		if known.Status == clientGone {
+			s.log.Debug("client gone", "request", j.id, "error", err)
 			return
 		}
+		s.log.Warn("stream failed", "request", j.id, "status", known.Status, "error", err)
 		if e.event(known.body()) == nil {
 			e.buffer = append(e.buffer, "data: [DONE]\n\n"...)
 			_ = e.flush() // the client may be gone; there is no one left to tell

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -98,11 +99,14 @@ func (t *talk) plain(ctx context.Context, in io.Reader) error {
 }
 
 // interactive reads turns from a person. Errors are shown, and the chat goes on.
-func (t *talk) interactive(ctx context.Context, in, out *os.File) error {
+// Ctrl-C has a meaning of its own here, so parent, which it ends, is left behind.
+func (t *talk) interactive(parent context.Context, in, out *os.File) error {
+	ctx, stop := signal.NotifyContext(context.WithoutCancel(parent), syscall.SIGTERM)
+	defer stop()
 	reader := newLineReader(in, out)
 	fmt.Fprintln(out, "Ctrl-C stops an answer, Ctrl-D or /bye ends, /help lists the commands.")
 	for {
-		line, err := reader.read()
+		line, err := reader.read(ctx)
 		switch {
 		case errors.Is(err, io.EOF):
 			fmt.Fprintln(out)
@@ -116,20 +120,19 @@ func (t *talk) interactive(ctx context.Context, in, out *os.File) error {
 		if line = strings.TrimSpace(line); line == "" {
 			continue
 		}
-		answer, stop := signal.NotifyContext(ctx, os.Interrupt)
+		answer, release := signal.NotifyContext(ctx, os.Interrupt)
 		err = t.turn(answer, line)
 		stopped := answer.Err() != nil
-		stop()
+		release()
 		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
 		case errors.Is(err, errBye):
 			return nil
-		case stopped && ctx.Err() == nil:
+		case stopped:
 			fmt.Fprintln(out, "[stopped]")
 		case err != nil:
 			fmt.Fprintln(out, "error:", err)
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
 		}
 	}
 }

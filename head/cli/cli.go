@@ -133,11 +133,15 @@ func generateCommand() *cobra.Command {
 				options.MaxTokens = &most
 			}
 			out := command.OutOrStdout()
+			given := false
 			_, err := c.Complete(command.Context(), how.model, prompt, options, func(p client.Piece) error {
+				given = given || p.Text != ""
 				_, err := io.WriteString(out, p.Text)
 				return err
 			})
-			fmt.Fprintln(out)
+			if given {
+				fmt.Fprintln(out)
+			}
 			return err
 		},
 	}

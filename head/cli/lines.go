@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,20 +22,36 @@ type lineReader struct {
 	terminal *term.Terminal
 }
 
-// interrupts remembers that Ctrl-C came by: the terminal reports it as the end.
+// interrupts turns Ctrl-C, which the terminal would report as the end of the
+// input, into an empty line, and remembers that it came by.
 type interrupts struct {
 	in   io.Reader
+	left []byte
 	seen bool
 }
 
-const ctrlC = 3
+const (
+	ctrlC = 3
+	ctrlE = 5  // to the end of the line
+	ctrlU = 21 // delete to its beginning
+)
 
 func (i *interrupts) Read(p []byte) (int, error) {
-	n, err := i.in.Read(p)
-	if bytes.IndexByte(p[:n], ctrlC) >= 0 {
-		i.seen = true
+	if len(i.left) == 0 {
+		buffer := make([]byte, len(p))
+		n, err := i.in.Read(buffer)
+		if err != nil {
+			return 0, err
+		}
+		i.left = buffer[:n]
+		if at := bytes.LastIndexByte(i.left, ctrlC); at >= 0 {
+			i.seen = true
+			i.left = append([]byte{ctrlE, ctrlU, '\r'}, i.left[at+1:]...)
+		}
 	}
-	return n, err
+	n := copy(p, i.left)
+	i.left = i.left[n:]
+	return n, nil
 }
 
 func newLineReader(in, out *os.File) *lineReader {
@@ -47,7 +64,10 @@ func newLineReader(in, out *os.File) *lineReader {
 	return r
 }
 
-func (r *lineReader) read() (string, error) {
+// read gives a line, io.EOF for Ctrl-D, or errInterrupted for Ctrl-C. When ctx
+// ends it gives up; the keys that were being waited for are lost, so the reader
+// is of no use then.
+func (r *lineReader) read(ctx context.Context) (string, error) {
 	fd := int(r.in.Fd())
 	before, err := term.MakeRaw(fd)
 	if err != nil {
@@ -58,17 +78,32 @@ func (r *lineReader) read() (string, error) {
 		_ = r.terminal.SetSize(width, height)
 	}
 	r.keys.seen = false
-	line, err := r.terminal.ReadLine()
-	if restored := term.Restore(fd, before); restored != nil {
-		return "", fmt.Errorf("the terminal: %w", restored)
+	typed := make(chan lineRead, 1)
+	go func() { // a read of the terminal can't be called off: it may outlive ctx
+		line, err := r.terminal.ReadLine()
+		typed <- lineRead{line, err}
+	}()
+	var got lineRead
+	select {
+	case got = <-typed:
+	case <-ctx.Done():
+		got.err = ctx.Err()
 	}
-	if errors.Is(err, term.ErrPasteIndicator) {
-		err = nil
+	if err := term.Restore(fd, before); err != nil {
+		return "", fmt.Errorf("the terminal: %w", err)
 	}
-	if errors.Is(err, io.EOF) && r.keys.seen {
-		r.terminal.SetPrompt(">>> ")
-		fmt.Fprintln(os.Stdout)
+	switch {
+	case ctx.Err() != nil:
+		return "", ctx.Err()
+	case errors.Is(got.err, term.ErrPasteIndicator):
+		return got.line, nil
+	case r.keys.seen:
 		return "", errInterrupted
 	}
-	return line, err
+	return got.line, got.err
+}
+
+type lineRead struct {
+	line string
+	err  error
 }

@@ -86,10 +86,10 @@ func BenchmarkInteger(b *testing.B) {
 func BenchmarkBest(b *testing.B) {
 	for range b.N {
 	}
-	for _, threads := range []int{1, 2} {
-		o := device(b, threads, fastest())
+	for _, options := range []Options{{1, Float32}, {1, Int16}, {1, Int8}, {2, Float32}, {2, Int16}, {2, Int8}} {
+		o := deviceOf(b, options, fastest())
 		m := newStack(b, o, smollm2, 1024, 4096)
-		for _, c := range []struct{ sequences, start, count, runs int }{{1, 100, 1, 200}, {1, 1024, 1, 100}, {16, 200, 1, 30}, {1, 0, 64, 20}, {1, 0, 512, 6}} {
+		for _, c := range []struct{ sequences, start, count, runs int }{{1, 100, 1, 200}, {1, 1024, 1, 100}, {16, 200, 1, 30}, {1, 0, 512, 6}} {
 			batch, rows := batchOf(c.sequences, c.start, c.count)
 			least := time.Hour
 			d := fastestOf(c.runs, func() {
@@ -97,7 +97,7 @@ func BenchmarkBest(b *testing.B) {
 				m.step(b, batch, rows)
 				least = min(least, processorTime()-before)
 			})
-			b.Logf("%d threads, %d sequences of %d rows at %d: %v, %.0f tokens/s; processor %v", threads, c.sequences, c.count, c.start, d, float64(c.sequences*c.count)/d.Seconds(), least)
+			b.Logf("%v threads and precision, %d sequences of %d rows at %d: %v, %.0f tokens/s; processor %v", options, c.sequences, c.count, c.start, d, float64(c.sequences*c.count)/d.Seconds(), least)
 		}
 	}
 }

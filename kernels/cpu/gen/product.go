@@ -182,9 +182,10 @@ func product(f format, rows int) {
 		Label("eight")
 	}
 	for j := range 8 {
-		if rows <= 2 && j%(8*64/f.codes/panels+1) == 0 {
-			// a stream from memory: ask for what comes 4 KB later
-			PREFETCHT0(Mem{Base: cursor, Disp: 4096 + 64*j})
+		if lines := f.codes / 64; rows <= 2 { // a stream: ask for what comes 4 KB later
+			for i := j * lines * panels / 8; i < (j+1)*lines*panels/8; i++ {
+				PREFETCHT0(Mem{Base: cursor, Disp: 4096 + i/lines*f.panelBytes() + 64*(i%lines)})
+			}
 		}
 		for p := range panels {
 			f.expand(Mem{Base: cursor, Disp: p * f.panelBytes()}, j, z[p], t[p], table)

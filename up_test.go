@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,9 +18,13 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/spf13/pflag"
+	"go.uber.org/goleak"
 )
 
 // TestMain is the program itself when a test starts it as a process.
@@ -256,12 +261,13 @@ func TestDrain(t *testing.T) {
 			}
 			if signals == 2 {
 				waitFor(t, "the first signal to be taken", func() bool {
-					_, err := http.Post(p.url+"/generate", "application/json", strings.NewReader(`{"prompt": "x"}`))
-					return err != nil
+					status, _ := p.get("/readyz")
+					return status == http.StatusServiceUnavailable
 				})
-				// It may have ended by itself already: a signal to no process is no fault.
-				_ = p.cmd.Process.Signal(syscall.SIGTERM)
-				if code := p.wait(); code != 130 && code != 0 {
+				if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+					t.Fatal(err)
+				}
+				if code := p.wait(); code != 130 {
 					t.Fatalf("exit code %d", code)
 				}
 				return
@@ -345,4 +351,47 @@ func TestOneProcessPerDirectory(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "another manta uses") {
 		t.Fatalf("%v: %s", err, out)
 	}
+}
+
+// When up returns, no goroutine of it is left.
+func TestNothingIsLeft(t *testing.T) {
+	http.DefaultClient.CloseIdleConnections()
+	before := goleak.IgnoreCurrent()
+	ctx, stop := context.WithCancel(t.Context())
+	var out, errs syncBuffer
+	u := &up{}
+	flags := pflag.NewFlagSet("up", pflag.ContinueOnError)
+	u.flags(flags)
+	args := []string{"--port", "0", "--metrics-port", "0", "--data-dir", t.TempDir()}
+	if err := flags.Parse(args); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.complete(flags, []string{modelFolder(t)}); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- u.run(ctx, &out, &errs) }()
+	waitFor(t, "readiness", func() bool { return strings.Contains(out.String(), "ready after") })
+	stop()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	goleak.VerifyNone(t, before)
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
 }

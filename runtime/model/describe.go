@@ -50,11 +50,25 @@ func Describe(w Source) (*Spec, error) {
 }
 
 func specOf(w Source) (*Spec, error) {
-	data := w.Config()
-	if data == nil {
+	config := w.Config()
+	if config == nil {
 		return describeGGUF(w)
 	}
-	c, err := parseConfig(data, func(name string) bool { _, ok := w.Tensor(name); return ok })
+	return specOfConfig(config, func(name string) bool { _, ok := w.Tensor(name); return ok })
+}
+
+// FromConfig reads config.json alone. The Spec's Tensors are what the weights must
+// hold; what depends on how they are stored is not known.
+func FromConfig(config []byte) (*Spec, error) {
+	s, err := specOfConfig(config, func(string) bool { return false })
+	if err != nil {
+		return nil, err
+	}
+	return s, s.check()
+}
+
+func specOfConfig(config []byte, hasTensor func(string) bool) (*Spec, error) {
+	c, err := parseConfig(config, hasTensor)
 	if err != nil {
 		return nil, err
 	}
@@ -70,11 +84,7 @@ func specOf(w Source) (*Spec, error) {
 	if !ok {
 		return nil, fmt.Errorf("%w: config.json: model_type %q; this program knows %s", ErrUnsupported, kind, known(huggingFace))
 	}
-	s, err := describe(c)
-	if err != nil {
-		return nil, err
-	}
-	return s, nil
+	return describe(c)
 }
 
 func known[V any](architectures map[string]V) string {

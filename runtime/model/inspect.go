@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -9,169 +10,209 @@ import (
 	"manta/kernels"
 )
 
-// An inspector walks the tensors that a Spec names, checks their shapes, and
-// adds up their bytes.
-type inspector struct {
-	source Source
-	seen   map[string]bool
-	bytes  int64
-	byKind map[kernels.DType]int64
-	err    error
+// A StoredTensor is one that a Spec reads: its shape as files store it, a vector
+// as one row.
+type StoredTensor struct {
+	Name       string
+	Rows, Cols int
+
+	section section
+	layer   int
+	turns   bool // transposed while loading
+	cut     bool // tensor ranks take some of its columns each
 }
 
-// matrix checks a matrix and gives it.
-func (n *inspector) matrix(name string, rows, cols int) kernels.Matrix {
-	m, ok := n.source.Tensor(name)
-	n.seen[name] = true
-	switch {
-	case n.err != nil:
-	case !ok:
-		n.err = fmt.Errorf("%w: %s is missing", ErrTensor, name)
-	case m.Rows != rows || m.Cols != cols:
-		n.err = fmt.Errorf("%w: %s is %d×%d, the configuration says %d×%d", ErrTensor, name, m.Rows, m.Cols, rows, cols)
+// A section is what a tensor's bytes count to.
+type section uint8
+
+const (
+	ofEmbedding section = iota
+	ofAttention
+	ofFFN
+	ofFinalNorm
+	ofOutput
+)
+
+// Tensors gives what the Spec reads, section by section.
+func (s *Spec) Tensors() iter.Seq[StoredTensor] {
+	return func(yield func(StoredTensor) bool) {
+		n := &inventory{spec: s}
+		n.matrix(s.Names.Embedding, s.Vocab, s.Hidden)
+		if s.Names.Positions != "" {
+			n.matrix(s.Names.Positions, s.Context, s.Hidden)
+		}
+		for n.layer = range s.Layers {
+			n.section = ofAttention
+			n.attention()
+			n.section = ofFFN
+			n.feedForward()
+			if !n.hand(yield) {
+				return
+			}
+		}
+		n.section = ofFinalNorm
+		n.norm(s.Names.FinalNorm, s.Hidden)
+		n.section = ofOutput
+		if !s.Tied {
+			n.matrix(s.Names.Output, s.Vocab, s.Hidden)
+		}
+		n.hand(yield)
 	}
-	if n.err == nil {
-		size := int64(rows) * int64(m.Type.Bytes(cols))
-		n.bytes += size
-		n.byKind[m.Type] += size
-	}
-	return m
 }
 
-func (n *inspector) vector(name string, length int) { n.matrix(name, 1, length) }
+// An inventory collects tensors, those of a layer at a time.
+type inventory struct {
+	spec    *Spec
+	section section
+	layer   int
+	list    []StoredTensor
+}
 
-func (n *inspector) norm(s *Spec, name string, length int) {
-	if name == "" {
+// hand gives what has been collected.
+func (n *inventory) hand(yield func(StoredTensor) bool) bool {
+	for _, t := range n.list {
+		if !yield(t) {
+			return false
+		}
+	}
+	n.list = n.list[:0]
+	return true
+}
+
+func (n *inventory) add(name string, rows, cols int) *StoredTensor {
+	n.list = append(n.list, StoredTensor{Name: name, Rows: rows, Cols: cols, section: n.section, layer: n.layer})
+	return &n.list[len(n.list)-1]
+}
+
+func (n *inventory) matrix(name string, rows, cols int) { n.add(name+".weight", rows, cols) }
+
+// norm adds a norm of the layer, where the Spec names one.
+func (n *inventory) norm(template string, length int) {
+	if template == "" {
 		return
 	}
-	n.vector(name+".weight", length)
-	if s.NormBias {
-		n.vector(name+".bias", length)
+	name := at(template, n.layer, 0)
+	n.add(name+".weight", 1, length)
+	if n.spec.NormBias {
+		n.add(name+".bias", 1, length)
 	}
 }
 
-// product checks a weight of out × in values as the Spec stores it, and its bias.
-func (n *inspector) product(s *Spec, name string, out, in int, bias bool) kernels.Matrix {
-	if s.Transposed {
-		out, in = in, out
-	}
-	m := n.matrix(name+".weight", out, in)
-	if s.Transposed {
-		out = in
-		if n.err == nil && m.Type.BlockSize() != 1 {
-			n.err = fmt.Errorf("%w: %s is stored input × output in blocks of %s", ErrUnsupported, m.Name, m.Type)
-		}
+// product adds a weight of out × in values as the Spec stores it, and its bias.
+func (n *inventory) product(name string, out, in int, bias bool) *StoredTensor {
+	rows, cols := out, in
+	if n.spec.Transposed {
+		rows, cols = in, out
 	}
 	if bias {
-		n.vector(name+".bias", out)
+		n.add(name+".bias", 1, out)
 	}
-	return m
+	t := n.add(name+".weight", rows, cols)
+	t.turns = n.spec.Transposed
+	return t
 }
 
-// inspect checks all tensors and refuses those that nothing would use.
-func (s *Spec) inspect(w Source) error {
-	n := &inspector{source: w, seen: map[string]bool{}, byKind: map[kernels.DType]int64{}}
-	unit := 1
-	for l := range s.Layers {
-		n.bytes = 0
-		unit = max(unit, s.inspectAttention(n, l))
-		s.stored.attention = max(s.stored.attention, n.bytes)
-		n.bytes = 0
-		unit = max(unit, s.inspectFFN(n, l))
-		s.stored.ffn = max(s.stored.ffn, n.bytes)
-	}
-	kinds := slices.Collect(maps.Keys(n.byKind))
-	slices.Sort(kinds)
-	for _, kind := range kinds {
-		if n.byKind[kind] > n.byKind[s.stored.kind] {
-			s.stored.kind = kind
-		}
-	}
-	s.stored.unit = unit
-
-	n.bytes = 0
-	n.matrix(s.Names.Embedding+".weight", s.Vocab, s.Hidden)
-	if s.Names.Positions != "" {
-		n.matrix(s.Names.Positions+".weight", s.Context, s.Hidden)
-	}
-	s.stored.embedding = n.bytes
-	n.norm(s, s.Names.FinalNorm, s.Hidden)
-	n.bytes = 0
-	if !s.Tied {
-		n.matrix(s.Names.Output+".weight", s.Vocab, s.Hidden)
-	}
-	s.stored.output = n.bytes
-	if n.err != nil {
-		return n.err
-	}
-	return s.leftover(w, n.seen)
-}
-
-// inspectAttention gives the quantization block across which columns are cut.
-func (s *Spec) inspectAttention(n *inspector, l int) int {
-	name := func(template string) string { return at(template, l, 0) }
+func (n *inventory) attention() {
+	s, name := n.spec, func(template string) string { return at(template, n.layer, 0) }
 	q, kv := s.Heads*s.HeadDim, s.KVHeads*s.HeadDim
-	n.norm(s, name(s.Names.AttentionNorm), s.Hidden)
-	n.norm(s, name(s.Names.AttentionPostNorm), s.Hidden)
+	n.norm(s.Names.AttentionNorm, s.Hidden)
+	n.norm(s.Names.AttentionPostNorm, s.Hidden)
 	if s.Fused == Separate {
-		n.product(s, name(s.Names.Q), q, s.Hidden, s.QKVBias)
-		n.product(s, name(s.Names.K), kv, s.Hidden, s.QKVBias)
-		n.product(s, name(s.Names.V), kv, s.Hidden, s.QKVBias)
+		n.product(name(s.Names.Q), q, s.Hidden, s.QKVBias)
+		n.product(name(s.Names.K), kv, s.Hidden, s.QKVBias)
+		n.product(name(s.Names.V), kv, s.Hidden, s.QKVBias)
 	} else {
-		n.product(s, name(s.Names.QKV), q+2*kv, s.Hidden, s.QKVBias)
+		n.product(name(s.Names.QKV), q+2*kv, s.Hidden, s.QKVBias)
 	}
 	switch s.QKNorm {
 	case PerHead:
-		n.norm(s, name(s.Names.QNorm), s.HeadDim)
-		n.norm(s, name(s.Names.KNorm), s.HeadDim)
+		n.norm(s.Names.QNorm, s.HeadDim)
+		n.norm(s.Names.KNorm, s.HeadDim)
 	case AcrossHeads:
-		n.norm(s, name(s.Names.QNorm), q)
-		n.norm(s, name(s.Names.KNorm), kv)
+		n.norm(s.Names.QNorm, q)
+		n.norm(s.Names.KNorm, kv)
 	}
-	return n.product(s, name(s.Names.Out), s.Hidden, q, s.OutBias).Type.BlockSize()
+	n.product(name(s.Names.Out), s.Hidden, q, s.OutBias).cut = true
 }
 
-func (s *Spec) inspectFFN(n *inspector, l int) int {
-	name := func(template string) string { return at(template, l, 0) }
-	n.norm(s, name(s.Names.FFNNorm), s.Hidden)
-	n.norm(s, name(s.Names.FFNPostNorm), s.Hidden)
-	if !s.Layers[l].Sparse {
+func (n *inventory) feedForward() {
+	s, name := n.spec, func(template string) string { return at(template, n.layer, 0) }
+	n.norm(s.Names.FFNNorm, s.Hidden)
+	n.norm(s.Names.FFNPostNorm, s.Hidden)
+	if s.Layers[n.layer].Sparse {
+		n.experts()
+		return
+	}
+	switch {
+	case s.Names.GateUp != "":
+		n.product(name(s.Names.GateUp), 2*s.FFN, s.Hidden, s.FFNBias)
+	case s.Gated:
+		n.product(name(s.Names.Gate), s.FFN, s.Hidden, s.FFNBias)
+		fallthrough
+	default:
+		n.product(name(s.Names.Up), s.FFN, s.Hidden, s.FFNBias)
+	}
+	n.product(name(s.Names.Down), s.Hidden, s.FFN, s.FFNBias).cut = true
+}
+
+func (n *inventory) experts() {
+	s := n.spec
+	n.product(at(s.Names.Router, n.layer, 0), s.Experts.Count, s.Hidden, false)
+	tensors, each := s.Experts.Count, 1
+	if s.stackedExperts() {
+		tensors, each = 1, s.Experts.Count
+	}
+	for e := range tensors {
+		n.product(at(s.Names.ExpertGate, n.layer, e), each*s.Experts.FFN, s.Hidden, false)
+		n.product(at(s.Names.ExpertUp, n.layer, e), each*s.Experts.FFN, s.Hidden, false)
+		n.product(at(s.Names.ExpertDown, n.layer, e), each*s.Hidden, s.Experts.FFN, false).cut = true
+	}
+}
+
+// stackedExperts tells whether a layer's experts lie in one tensor of each kind.
+func (s *Spec) stackedExperts() bool { return !strings.Contains(s.Names.ExpertGate, "{e}") }
+
+// inspect checks all tensors, learns their sizes, and refuses those that nothing
+// would use.
+func (s *Spec) inspect(w Source) error {
+	seen, byKind, unit := map[string]bool{}, map[kernels.DType]int64{}, 1
+	attention, ffn := make([]int64, len(s.Layers)), make([]int64, len(s.Layers))
+	s.stored = stored{}
+	for want := range s.Tensors() {
+		m, ok := w.Tensor(want.Name)
 		switch {
-		case s.Names.GateUp != "":
-			n.product(s, name(s.Names.GateUp), 2*s.FFN, s.Hidden, s.FFNBias)
-		case s.Gated:
-			n.product(s, name(s.Names.Gate), s.FFN, s.Hidden, s.FFNBias)
-			fallthrough
-		default:
-			n.product(s, name(s.Names.Up), s.FFN, s.Hidden, s.FFNBias)
+		case !ok:
+			return fmt.Errorf("%w: %s is missing", ErrTensor, want.Name)
+		case m.Rows != want.Rows || m.Cols != want.Cols:
+			return fmt.Errorf("%w: %s is %d×%d, the configuration says %d×%d", ErrTensor, want.Name, m.Rows, m.Cols, want.Rows, want.Cols)
+		case want.turns && m.Type.BlockSize() != 1:
+			return fmt.Errorf("%w: %s is stored input × output in blocks of %s", ErrUnsupported, want.Name, m.Type)
 		}
-		return n.product(s, name(s.Names.Down), s.Hidden, s.FFN, s.FFNBias).Type.BlockSize()
+		seen[want.Name] = true
+		if want.cut {
+			unit = max(unit, m.Type.BlockSize())
+		}
+		size := int64(m.Rows) * int64(m.Type.Bytes(m.Cols))
+		switch want.section {
+		case ofEmbedding:
+			s.stored.embedding += size
+		case ofAttention:
+			attention[want.layer] += size
+			byKind[m.Type] += size
+		case ofFFN:
+			ffn[want.layer] += size
+			byKind[m.Type] += size
+		case ofOutput:
+			s.stored.output += size
+		}
 	}
-	n.product(s, name(s.Names.Router), s.Experts.Count, s.Hidden, false)
-	unit := 1
-	for _, e := range s.expertTensors(s.Names.ExpertGate) {
-		count := s.Experts.Count / e.parts
-		n.product(s, at(s.Names.ExpertGate, l, e.index), count*s.Experts.FFN, s.Hidden, false)
-		n.product(s, at(s.Names.ExpertUp, l, e.index), count*s.Experts.FFN, s.Hidden, false)
-		down := n.product(s, at(s.Names.ExpertDown, l, e.index), count*s.Hidden, s.Experts.FFN, false)
-		unit = max(unit, down.Type.BlockSize())
+	s.stored.unit, s.stored.attention, s.stored.ffn = unit, slices.Max(attention), slices.Max(ffn)
+	for _, kind := range slices.Sorted(maps.Keys(byKind)) {
+		if byKind[kind] > byKind[s.stored.kind] {
+			s.stored.kind = kind
+		}
 	}
-	return unit
-}
-
-// An expertTensor is one of the parts that a layer's experts are stored in.
-type expertTensor struct{ index, parts int }
-
-// expertTensors lists them: one for each expert, or one for all.
-func (s *Spec) expertTensors(name string) []expertTensor {
-	if !strings.Contains(name, "{e}") {
-		return []expertTensor{{0, 1}}
-	}
-	list := make([]expertTensor, s.Experts.Count)
-	for i := range list {
-		list[i] = expertTensor{i, s.Experts.Count}
-	}
-	return list
+	return s.leftover(w, seen)
 }
 
 // leftover refuses tensors that the Spec has no use for: a model that has them

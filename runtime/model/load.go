@@ -209,10 +209,9 @@ func (n *loader) experts(l int, norm *kernels.Norm) *kernels.Experts {
 		Router: n.weight(n.rows(at(s.Names.Router, l, 0), shard.Range{Hi: s.Experts.Count})),
 		TopK:   s.Experts.Used, Renormalise: s.Experts.Renormalise, Activation: s.Activation,
 	}
-	stacked := len(s.expertTensors(s.Names.ExpertGate)) == 1
 	for i := range s.Experts.Count {
 		first, down := n.slice.FFN, shard.Range{Hi: s.Hidden}
-		if stacked { // expert i's rows lie behind those of the others
+		if s.stackedExperts() { // expert i's rows lie behind those of the others
 			first = shard.Range{Lo: first.Lo + i*s.Experts.FFN, Hi: first.Hi + i*s.Experts.FFN}
 			down = shard.Range{Lo: i * s.Hidden, Hi: (i + 1) * s.Hidden}
 		}

@@ -94,23 +94,11 @@ var published = map[string]string{
 		"transformers_version": "4.47.0.dev0", "use_cache": false, "vocab_size": 100352}`,
 }
 
-func describeConfig(text string) (*Spec, error) {
-	c, err := parseConfig([]byte(text), func(string) bool { return false })
-	if err != nil {
-		return nil, err
-	}
-	s, err := huggingFace[c.text("model_type", "")](c)
-	if err != nil {
-		return nil, err
-	}
-	return s, s.check()
-}
-
 // The configurations that people have are read as their owners mean them.
 func TestPublishedConfigurations(t *testing.T) {
 	specs := map[string]*Spec{}
 	for name, text := range published {
-		s, err := describeConfig(text)
+		s, err := FromConfig([]byte(text))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -187,7 +175,7 @@ func TestRefusedConfigurations(t *testing.T) {
 		{"not an object", `[]`, ErrConfig, "config.json"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := describeConfig(c.text)
+			_, err := FromConfig([]byte(c.text))
 			if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("got %v, want %v that says %q", err, c.kind, c.says)
 			}

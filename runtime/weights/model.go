@@ -186,20 +186,6 @@ func (m *Model) Tensor(name string) (kernels.Matrix, bool) {
 	}, true
 }
 
-// Expert gives part e of a tensor of three dimensions (expert, row, column), as
-// GGUF stores the experts of a layer.
-func (m *Model) Expert(name string, e int) (kernels.Matrix, error) {
-	t, ok := m.tensors[name]
-	if !ok {
-		return kernels.Matrix{}, fmt.Errorf("weights: tensor %q: %w", name, ErrNotFound)
-	}
-	if len(t.shape) != 3 || e < 0 || e >= t.shape[0] {
-		return kernels.Matrix{}, fmt.Errorf("weights: tensor %q of shape %v has no expert %d", name, t.shape, e)
-	}
-	matrix, _ := m.Tensor(name)
-	return matrix.SliceRows(e*t.shape[1], (e+1)*t.shape[1])
-}
-
 func (t tensor) matrix() (rows, cols int) {
 	rows, cols = 1, 1
 	if n := len(t.shape); n > 0 {

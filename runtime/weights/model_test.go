@@ -99,27 +99,6 @@ func TestConfigBesideGGUF(t *testing.T) {
 	}
 }
 
-// Expert e is the e-th of equal parts, and one past the last is refused.
-func TestExpert(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "m.gguf")
-	experts := weightstest.Ramp("blk.0.ffn_gate_exps.weight", kernels.Q8_0, 0, 3, 2, 32)
-	must(t, weightstest.WriteGGUF(path, nil, []weightstest.Tensor{experts}))
-	m := open(t, path)
-	part := len(experts.Data) / 3
-	for e := range 3 {
-		got, err := m.Expert(experts.Name, e)
-		must(t, err)
-		if got.Rows != 2 || !bytes.Equal(got.Data[:part], experts.Data[e*part:(e+1)*part]) {
-			t.Errorf("expert %d: %d rows, other bytes", e, got.Rows)
-		}
-	}
-	for _, e := range []int{-1, 3} {
-		if _, err := m.Expert(experts.Name, e); err == nil {
-			t.Errorf("expert %d was given", e)
-		}
-	}
-}
-
 // A safetensors header of odd length puts numbers at odd addresses; kernels get
 // them at even ones.
 func TestUnpaddedHeader(t *testing.T) {

@@ -9,10 +9,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 
 	"manta/kernels"
+	"manta/kernels/ref"
 )
 
 // A Tensor is written as it is: Data holds Shape's values in DType, row-major,
@@ -43,6 +45,27 @@ func Ramp(name string, kind kernels.DType, seed byte, shape ...int) Tensor {
 	data := make([]byte, kind.Bytes(n))
 	for i := range data {
 		data[i] = seed + byte(i)
+	}
+	return Tensor{Name: name, DType: kind, Shape: shape, Data: data}
+}
+
+// Random gives a tensor of F32, F16 or BF16 with normally distributed values.
+func Random(r *rand.Rand, name string, kind kernels.DType, mean, deviation float32, shape ...int) Tensor {
+	n := 1
+	for _, d := range shape {
+		n *= d
+	}
+	var data []byte
+	for range n {
+		v := mean + deviation*float32(r.NormFloat64())
+		switch kind {
+		case kernels.F16:
+			data = binary.LittleEndian.AppendUint16(data, ref.ToHalf(v))
+		case kernels.BF16:
+			data = binary.LittleEndian.AppendUint16(data, ref.ToBrain(v))
+		default:
+			data = binary.LittleEndian.AppendUint32(data, math.Float32bits(v))
+		}
 	}
 	return Tensor{Name: name, DType: kind, Shape: shape, Data: data}
 }

@@ -46,6 +46,7 @@ type kernelSet struct {
 	expSum     func(x *float32, n uintptr, less float32) float32
 	blockSums  func(sums, x *float32, blocks uintptr)
 	narrow     [storeCount]func(dst *uint16, x *float32, n uintptr)
+	transpose  func(dst, src *uint32, srcStride uintptr) // 16 × 16 words
 	spin       func(word *uint32, value uint32, pauses uintptr) bool
 }
 

@@ -15,8 +15,9 @@ func fastest() *kernelSet {
 		products: avx512Products, scores: avx512Scores, values: avx512Values,
 		addTo: addTo, mulScale: mulScale, scaleTo: scaleTo, blend: blend, sumSquares: sumSquares,
 		siluTo: siluTo, siluMul: siluMul, highest: highest, expSum: expSum, blockSums: blockSums,
-		narrow: [storeCount]func(*uint16, *float32, uintptr){storeF16: narrowF16, storeBF16: narrowBF16},
-		spin:   spin,
+		narrow:    [storeCount]func(*uint16, *float32, uintptr){storeF16: narrowF16, storeBF16: narrowBF16},
+		transpose: transpose16,
+		spin:      spin,
 	}
 	if x.HasAVX512VNNI {
 		set.integers = &avx512Integers

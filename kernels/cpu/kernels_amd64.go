@@ -566,5 +566,8 @@ func scaleTo(dst *float32, x *float32, scale float32, n uintptr)
 // blend computes dst = dst · a + x · b.
 func blend(dst *float32, x *float32, a float32, b float32, n uintptr)
 
+// transpose16 writes dst[j][i] = src[i][j] for 16 × 16 words; rows of src are srcStride bytes apart.
+func transpose16(dst *uint32, src *uint32, srcStride uintptr)
+
 // spin waits until *word differs from value and tells whether it does.
 func spin(word *uint32, value uint32, pauses uintptr) bool

@@ -109,3 +109,21 @@ func processorTime() time.Duration {
 	}
 	return time.Duration(use.Utime.Nano() + use.Stime.Nano())
 }
+
+// BenchmarkPack prints how fast weights are packed, by their size in the file.
+func BenchmarkPack(b *testing.B) {
+	for range b.N {
+	}
+	for _, precision := range []Precision{Float32, Int16} {
+		o := deviceOf(b, Options{Threads: 1, Precision: precision}, fastest())
+		for _, dtype := range allTypes {
+			m := matrix(newRand(1), dtype, 4096, 1024)
+			w := weightOf(b, o, m).(*weight)
+			d := fastestOf(10, func() {
+				o.packing = packTask{o, w}
+				o.pool.run(&o.packing, w.groups)
+			})
+			b.Logf("precision %d, %s: %.2f GB/s", precision, dtype, float64(len(m.Data))/float64(d.Nanoseconds()))
+		}
+	}
+}

@@ -14,7 +14,7 @@ func plain() *kernelSet {
 	set := &kernelSet{
 		name: "go", addTo: plainAddTo, mulScale: plainMulScale, scaleTo: plainScaleTo, blend: plainBlend,
 		sumSquares: plainSumSquares, siluTo: plainSilu, siluMul: plainSiluMul, highest: plainHighest,
-		expSum: plainExpSum, blockSums: plainBlockSums, spin: plainSpin,
+		expSum: plainExpSum, blockSums: plainBlockSums, transpose: plainTranspose, spin: plainSpin,
 	}
 	set.narrow[storeF16] = func(dst *uint16, x *float32, n uintptr) { plainNarrow(dst, x, n, ref.ToHalf) }
 	set.narrow[storeBF16] = func(dst *uint16, x *float32, n uintptr) { plainNarrow(dst, x, n, ref.ToBrain) }
@@ -216,6 +216,14 @@ func plainNarrow(dst *uint16, x *float32, n uintptr, round func(float32) uint16)
 	d := unsafe.Slice(dst, n)
 	for i, v := range floatsAt(x, n) {
 		d[i] = round(v)
+	}
+}
+
+func plainTranspose(dst, src *uint32, srcStride uintptr) {
+	for i := range uintptr(16) {
+		for j := range uintptr(16) {
+			*offset(dst, 64*j+4*i) = *offset(src, i*srcStride+4*j)
+		}
 	}
 }
 

@@ -2,14 +2,15 @@ package cpu
 
 // A worker is the memory of one thread's inner loops.
 type worker struct {
-	tile  []float32 // outputs of a product: integerRows × 64, twice (gate and up)
-	x     []float32 // prepared rows of a small product
-	sums  []float32
-	codes []float32 // records of a small product
-	ready uint64    // the product that x belongs to
-	query queryScratch
-	draws drawScratch
-	_     [64]byte
+	tile   []float32 // outputs of a product: integerRows × 64, twice (gate and up)
+	x      []float32 // prepared rows of a small product
+	sums   []float32
+	codes  []float32 // records of a small product
+	ready  uint64    // the product that x belongs to
+	query  queryScratch
+	draws  drawScratch
+	packer packer
+	_      [64]byte
 }
 
 func (w *worker) prepare(m *memory) error {

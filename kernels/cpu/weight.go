@@ -150,35 +150,39 @@ func (o *Ops) pack(w *weight) error {
 		s.data = data
 	}
 	w.packed = true
-	o.packing = packTask{w}
+	o.packing = packTask{o, w}
 	o.pool.run(&o.packing, w.groups)
 	o.packing = packTask{}
 	return nil
 }
 
-type packTask struct{ w *weight }
+type packTask struct {
+	o *Ops
+	w *weight
+}
 
-// do packs one group of 64 outputs.
-func (t *packTask) do(_, g int) {
+// do packs one group of 64 outputs, 16 at a time, a part's rows after another's.
+func (t *packTask) do(worker, g int) {
 	w := t.w
 	s := w.of(g)
+	k := &t.o.workers[worker].packer
+	k.format, k.transpose = s.format, t.o.kernels.transpose
 	dst := s.group(g)
-	first := 0
-	for _, m := range w.parts {
-		lo, hi := max(g*groupRows, first), min((g+1)*groupRows, first+m.Rows)
-		same := formatOf(m.Type, w.terms > 0) == s.format.kind
-		var wide []float32
-		if lo < hi && !same {
-			wide = make([]float32, m.Cols)
-		}
-		for r := lo; r < hi; r++ {
-			if same {
-				s.format.packRow(r-g*groupRows, dst, m.Data[(r-first)*m.Stride:], m.Type, m.Cols)
-				continue
+	for p := range groupRows / 16 {
+		lo, first := g*groupRows+16*p, 0
+		var rows [16]packedRow
+		for _, m := range w.parts {
+			for r := max(lo, first); r < min(lo+16, first+m.Rows); r++ {
+				row := packedRow{m.Data[(r-first)*m.Stride:], m.Type}
+				if formatOf(m.Type, w.terms > 0) != s.format.kind {
+					wide := make([]float32, m.Cols)
+					ref.Dequantize(m, r-first, wide)
+					row = packedRow{bytesOf(wide), kernels.F32}
+				}
+				rows[r-lo] = row
 			}
-			ref.Dequantize(m, r-first, wide)
-			s.format.packRow(r-g*groupRows, dst, bytesOf(wide), kernels.F32, m.Cols)
+			first += m.Rows
 		}
-		first += m.Rows
+		k.pack(dst, p, &rows, w.cols)
 	}
 }

@@ -30,6 +30,7 @@ func main() {
 		}
 	}
 	elementwise()
+	transpose()
 	spin()
 	table()
 	Generate()

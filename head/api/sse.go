@@ -1,7 +1,9 @@
 package api
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"slices"
@@ -20,11 +22,14 @@ type sse struct {
 	control *http.ResponseController
 	id      dispatch.EventID
 	opened  bool
-	buffer  []byte
+	buffer  bytes.Buffer
+	encoder *json.Encoder // writes into buffer
 }
 
 func (s *Server) newSSE(w http.ResponseWriter, j *job) *sse {
 	e := &sse{server: s, w: w, control: http.NewResponseController(w)}
+	e.encoder = json.NewEncoder(&e.buffer)
+	e.encoder.SetEscapeHTML(false)
 	e.id = dispatch.EventID{
 		Request: j.id, Seed: j.params.Seed, Check: dispatch.Check(j.id, j.params.Seed, j.owner, j.body),
 		Choices: make([]dispatch.Seen, j.n*len(j.prompts)),
@@ -52,27 +57,25 @@ func (e *sse) open() {
 
 // event buffers one event.
 func (e *sse) event(value any) error {
-	data, err := marshal(value)
-	if err != nil {
+	e.buffer.WriteString("id: ")
+	e.buffer.Write(e.id.Append(e.buffer.AvailableBuffer()))
+	e.buffer.WriteString("\ndata: ")
+	if err := e.encoder.Encode(value); err != nil { // ends the line
 		return err
 	}
-	e.buffer = append(e.buffer, "id: "...)
-	e.buffer = e.id.Append(e.buffer)
-	e.buffer = append(e.buffer, "\ndata: "...)
-	e.buffer = append(e.buffer, data...)
-	e.buffer = append(e.buffer, "\n\n"...)
+	e.buffer.WriteByte('\n')
 	return nil
 }
 
 // flush sends what is buffered. An error means that the client is gone, or too slow.
 func (e *sse) flush() error {
-	if len(e.buffer) == 0 {
+	if e.buffer.Len() == 0 {
 		return nil
 	}
 	e.open()
 	e.server.extend(e.w)
-	_, err := e.w.Write(e.buffer)
-	e.buffer = e.buffer[:0]
+	_, err := e.w.Write(e.buffer.Bytes())
+	e.buffer.Reset()
 	if err != nil {
 		return err
 	}
@@ -81,7 +84,7 @@ func (e *sse) flush() error {
 
 // comment keeps proxies and clients from giving up on a silent stream.
 func (e *sse) comment() error {
-	e.buffer = append(e.buffer, ": waiting\n\n"...)
+	e.buffer.WriteString(": waiting\n\n")
 	return e.flush()
 }
 
@@ -110,7 +113,7 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, j *job, form chu
 		}
 		s.log.Warn("stream failed", "request", j.id, "status", known.Status, "error", err)
 		if e.event(known.body()) == nil {
-			e.buffer = append(e.buffer, "data: [DONE]\n\n"...)
+			e.buffer.WriteString("data: [DONE]\n\n")
 			_ = e.flush() // the client may be gone; there is no one left to tell
 		}
 	}
@@ -197,7 +200,7 @@ func (s *Server) finishStream(e *sse, j *job, form chunker, tally *tally) error 
 			return err
 		}
 	}
-	e.buffer = append(e.buffer, "data: [DONE]\n\n"...)
+	e.buffer.WriteString("data: [DONE]\n\n")
 	return e.flush()
 }
 

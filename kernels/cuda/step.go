@@ -120,7 +120,7 @@ func checkBatch(b *kernels.Batch) (groups, stride int, err error) {
 	if len(b.Positions) != len(b.Tokens) {
 		return 0, 0, fmt.Errorf("cuda: %d positions for %d tokens", len(b.Positions), len(b.Tokens))
 	}
-	next, stride := 0, 1
+	next, stride := 0, 4 // kernels read four blocks at a time
 	for i, s := range b.Spans {
 		if i == 0 {
 			groups = len(s.Blocks)

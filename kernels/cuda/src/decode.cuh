@@ -112,12 +112,17 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
   auto keySwizzle = [](int key) { return (key & 1) << 2; };
   auto valueSwizzle = [](int key) { return HD == 128 ? (key / 2 & 1) | (key / 4 & 1) << 2 : HD == 64 ? (key / 2 & 3) << 1 : key / 2 & 3; };
   const int there = a.stored ? position + 1 : position; // keys that the cache holds
+  // A chunk's four blocks are read one chunk ahead of its keys.
+  auto blocksOf = [&](int chunk) { return chunk < to ? *(const int4*)(table + (chunk0 + chunk) * 4) : make_int4(-1, -1, -1, -1); };
+  int4 next = blocksOf(from);
   auto fetch = [&](int chunk) {
     char* at = memory + chunk % a.stages * 2 * tileBytes;
-#pragma unroll 4
-    for (int i = thread; i < chunkKeys * HD / 8; i += decodeThreads) {
-      int key = i / (HD / 8), piece = i % (HD / 8), p = (chunk0 + chunk) * chunkKeys + key;
-      int b = p < there && p >= first ? table[p / blockTokens] : -1;
+    const int blocks[4] = {next.x, next.y, next.z, next.w};
+    next = blocksOf(chunk + 1);
+#pragma unroll
+    for (int n = 0; n < chunkKeys * HD / 8 / decodeThreads; n++) {
+      int i = n * decodeThreads + thread, key = i / (HD / 8), piece = i % (HD / 8), p = (chunk0 + chunk) * chunkKeys + key;
+      int b = p < there && p >= first ? blocks[n * decodeThreads / (HD / 8) / blockTokens] : -1;
       size_t source = size_t(max(b, 0)) * a.blockStride + (size_t(kv) * blockTokens + p % blockTokens) * HD + piece * 8;
       copyAsync(shared(at) + key * rowBytes + ((piece ^ keySwizzle(key)) << 4), (const T*)a.k + source, b >= 0 ? 16 : 0);
       copyAsync(shared(at) + tileBytes + key * rowBytes + ((piece ^ valueSwizzle(key)) << 4), (const T*)a.v + source, b >= 0 ? 16 : 0);

@@ -11,6 +11,63 @@
 #pragma once
 #include "linear.cuh"
 
+// finishTile takes a block's tile of sums in shared memory (row × pitch) to the
+// output. Where the grid has segments the tile goes to memory, and the last block
+// to arrive adds all of them, in order, and finishes.
+template <class T, int TN, int TM, int THREADS, int PITCH>
+DEVICE void finishTile(const LinearArguments& a, float* tileSums, int tile, int counter, int m0, int rows, int place, int segment0) {
+  __shared__ bool complete;
+  const int thread = threadIdx.x, units = unitsOf(a), blocks = a.gated ? 2 * units : units;
+  auto blockOf = [&](int j) {
+    int u = tile * (a.gated ? TN / 16 : TN / 8) + (a.gated ? j / 2 : j);
+    return u < units ? u + (a.gated ? j % 2 * units : 0) : -1;
+  };
+  __syncthreads();
+  if (a.partial) {
+    const size_t plane = size_t(a.rows) * blocks * 8;
+#pragma unroll 4
+    for (int i = thread; i < TM * TN / 4; i += THREADS) {
+      int m = i / (TN / 4), n = i % (TN / 4) * 4, b = blockOf(n / 8);
+      if (b >= 0 && m0 + m < rows) __stcg((float4*)(a.partial + segment0 * plane + (size_t(m0 + m) * blocks + b) * 8 + n % 8), *(const float4*)(tileSums + m * PITCH + n));
+    }
+    __threadfence();
+    __syncthreads();
+    if (thread == 0) complete = atomicInc(a.arrived + counter, a.segments - 1) == a.segments - 1;
+    __syncthreads();
+    if (!complete) return;
+    __threadfence();
+#pragma unroll 4
+    for (int i = thread; i < TM * TN / 4; i += THREADS) {
+      int m = i / (TN / 4), n = i % (TN / 4) * 4, b = blockOf(n / 8);
+      if (b < 0 || m0 + m >= rows) continue;
+      const float* p = a.partial + (size_t(m0 + m) * blocks + b) * 8 + n % 8;
+      float4 w[4], u;
+      for (int s = 0; s < a.segments; s += 4) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) w[k] = __ldcg((const float4*)(p + min(s + k, a.segments - 1) * plane));
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+          if (s + k >= a.segments) break;
+          if (s + k == 0) u = w[0];
+          else u.x += w[k].x, u.y += w[k].y, u.z += w[k].z, u.w += w[k].w;
+        }
+      }
+      *(float4*)(tileSums + m * PITCH + n) = u;
+    }
+    __syncthreads();
+  }
+  const int across = a.gated ? TN / 8 : TN / 4; // fours of outputs in a row of the tile
+#pragma unroll 1
+  for (int i = thread; i < TM * across; i += THREADS) {
+    int m = i / across, four = i % across, n = a.gated ? four / 2 * 16 + four % 2 * 4 : four * 4, b = blockOf(n / 8);
+    if (b < 0 || m0 + m >= rows) continue;
+    float v[4], up[4] = {0, 0, 0, 0};
+    *(float4*)v = *(const float4*)(tileSums + m * PITCH + n);
+    if (a.gated) *(float4*)up = *(const float4*)(tileSums + m * PITCH + n + 8);
+    finish<T, 4>(a, place + m0 + m, b * 8 + n % 8, a.scale ? a.scale[m0 + m] : 1.f, v, up);
+  }
+}
+
 template <class T, int TN, int TM, int WN, int WM, int STAGES> struct Tile {
   static constexpr int threads = WN * WM * 32, weightBytes = TN * 128, xBytes = TM * 128;
   static constexpr int stageBytes = weightBytes + xBytes, bytes = STAGES * stageBytes;
@@ -19,9 +76,8 @@ template <class T, int TN, int TM, int WN, int WM, int STAGES> struct Tile {
 
   static DEVICE void run(const LinearArguments& a) {
     extern __shared__ __align__(128) char memory[];
-    __shared__ bool complete;
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, r = lane / 4, q = lane % 4;
-    const int wn = warp / WM, wm = warp % WM, units = unitsOf(a), blocks = a.gated ? 2 * units : units;
+    const int wn = warp / WM, wm = warp % WM, units = unitsOf(a);
     const int tile = blockIdx.x;
     const bool split = a.partial != nullptr;
     const int segment0 = split ? blockIdx.z : 0, segments = split ? segment0 + 1 : a.segments;
@@ -128,7 +184,7 @@ template <class T, int TN, int TM, int WN, int WM, int STAGES> struct Tile {
     }
     // The tile goes through shared memory, so that what follows is a short loop over
     // outputs that lie side by side.
-    float* tileSums = (float*)memory;
+    float* sums = (float*)memory;
     waitCopies<0>();
     __syncthreads();
 #pragma unroll
@@ -137,46 +193,8 @@ template <class T, int TN, int TM, int WN, int WM, int STAGES> struct Tile {
       for (int j = 0; j < NB; j++)
 #pragma unroll
         for (int h = 0; h < 2; h++)
-          *(float2*)(tileSums + ((wm * MT + i) * 16 + r + 8 * h) * pitch + (wn * NB + j) * 8 + 2 * q) = make_float2(total[i][j][2 * h], total[i][j][2 * h + 1]);
-    __syncthreads();
-    const size_t plane = size_t(a.rows) * blocks * 8;
-    if (split) {
-#pragma unroll 4
-      for (int i = thread; i < TM * TN / 4; i += threads) {
-        int m = i / (TN / 4), n = i % (TN / 4) * 4, b = blockOf(n / 8);
-        if (b >= 0 && m0 + m < rows) __stcg((float4*)(a.partial + segment0 * plane + (size_t(m0 + m) * blocks + b) * 8 + n % 8), *(const float4*)(tileSums + m * pitch + n));
-      }
-      __threadfence();
-      __syncthreads();
-      if (thread == 0) complete = atomicInc(a.arrived + blockIdx.y * gridDim.x + tile, gridDim.z - 1) == gridDim.z - 1;
-      __syncthreads();
-      if (!complete) return;
-      __threadfence();
-    }
-    auto sums = [&](int m, int n, float (&v)[4]) { // four neighbours of the tile
-      float4 u;
-      if (split) {
-        const float* p = a.partial + (size_t(m0 + m) * blocks + blockOf(n / 8)) * 8 + n % 8;
-        u = __ldcg((const float4*)p);
-        for (int s = 1; s < a.segments; s++) {
-          float4 w = __ldcg((const float4*)(p + s * plane));
-          u.x += w.x, u.y += w.y, u.z += w.z, u.w += w.w;
-        }
-      } else {
-        u = *(const float4*)(tileSums + m * pitch + n);
-      }
-      v[0] = u.x, v[1] = u.y, v[2] = u.z, v[3] = u.w;
-    };
-    const int across = a.gated ? TN / 8 : TN / 4; // fours of outputs in a row of the tile
-#pragma unroll 1
-    for (int i = thread; i < TM * across; i += threads) {
-      int m = i / across, four = i % across, n = a.gated ? four / 2 * 16 + four % 2 * 4 : four * 4, b = blockOf(n / 8);
-      if (b < 0 || m0 + m >= rows) continue;
-      float v[4], up[4] = {0, 0, 0, 0};
-      sums(m, n, v);
-      if (a.gated) sums(m, n + 8, up);
-      finish<T, 4>(a, place + m0 + m, b * 8 + n % 8, a.scale ? a.scale[m0 + m] : 1.f, v, up);
-    }
+          *(float2*)(sums + ((wm * MT + i) * 16 + r + 8 * h) * pitch + (wn * NB + j) * 8 + 2 * q) = make_float2(total[i][j][2 * h], total[i][j][2 * h + 1]);
+    finishTile<T, TN, TM, threads, pitch>(a, sums, tile, blockIdx.y * gridDim.x + tile, m0, rows, place, segment0);
   }
 };
 

@@ -3,3 +3,4 @@
 #include "gemm.cuh"
 #include "gemv.cuh"
 #include "plain.cuh"
+#include "wide.cuh"

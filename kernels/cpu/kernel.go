@@ -41,6 +41,9 @@ type kernelSet struct {
 	blend      func(dst, x *float32, a, b float32, n uintptr)
 	sumSquares func(x *float32, n uintptr) float32
 	siluTo     func(dst, x *float32, n uintptr)
+	geluTo     func(dst, x *float32, n uintptr)
+	geluTanhTo func(dst, x *float32, n uintptr)
+	softcapTo  func(dst, x *float32, c, inverse float32, n uintptr) // inverse: 2/c
 	siluMul    func(dst, x, up *float32, n uintptr)
 	highest    func(x *float32, n uintptr) float32
 	expSum     func(x *float32, n uintptr, less float32) float32

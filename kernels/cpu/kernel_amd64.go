@@ -14,7 +14,7 @@ func fastest() *kernelSet {
 		name:     "avx512",
 		products: avx512Products, scores: avx512Scores, values: avx512Values,
 		addTo: addTo, mulScale: mulScale, scaleTo: scaleTo, blend: blend, sumSquares: sumSquares,
-		siluTo: siluTo, siluMul: siluMul, highest: highest, expSum: expSum, blockSums: blockSums,
+		siluTo: siluTo, geluTo: geluTo, geluTanhTo: geluTanhTo, softcapTo: softcapTo, siluMul: siluMul, highest: highest, expSum: expSum, blockSums: blockSums,
 		narrow:    [storeCount]func(*uint16, *float32, uintptr){storeF16: narrowF16, storeBF16: narrowBF16},
 		transpose: transpose16,
 		spin:      spin,

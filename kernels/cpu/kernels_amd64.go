@@ -545,6 +545,15 @@ func siluTo(dst *float32, x *float32, n uintptr)
 // siluMul computes x·σ(x), gated: times up (Elfwing, Uchibe & Doya 2018, eq. 1).
 func siluMul(dst *float32, x *float32, up *float32, n uintptr)
 
+// geluTanhTo computes the tanh form of GELU (Hendrycks & Gimpel 2016, §2).
+func geluTanhTo(dst *float32, x *float32, n uintptr)
+
+// geluTo computes GELU with erf (Hendrycks & Gimpel 2016, §2).
+func geluTo(dst *float32, x *float32, n uintptr)
+
+// softcapTo computes c·tanh(x/c), given 2/c too (Gemma 2, 2024, §2).
+func softcapTo(dst *float32, x *float32, c float32, inverse float32, n uintptr)
+
 // highest gives the greatest of n values, or -Inf.
 func highest(x *float32, n uintptr) float32
 

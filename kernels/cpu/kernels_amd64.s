@@ -29729,9 +29729,11 @@ loop:
 whole:
 	VMOVUPS.Z         (CX), K1, Z1
 	VSUBPS            Z1, Z0, Z2
-	VCMPPS.BCST       $0x0d, expLow<>+0(SB), Z2, K2
-	VMAXPS.BCST       expLow<>+0(SB), Z2, Z2
-	VMINPS.BCST       expHigh<>+0(SB), Z2, Z2
+	VCMPPS.BCST       $0x05, expLow<>+0(SB), Z2, K2
+	VBROADCASTSS      expLow<>+0(SB), Z4
+	VMAXPS            Z2, Z4, Z2
+	VBROADCASTSS      expHigh<>+0(SB), Z4
+	VMINPS            Z2, Z4, Z2
 	VMULPS.BCST       log2e<>+0(SB), Z2, Z3
 	VRNDSCALEPS       $0x08, Z3, Z3
 	VFNMADD231PS.BCST ln2High<>+0(SB), Z3, Z2
@@ -29823,9 +29825,11 @@ loop:
 whole:
 	VMOVUPS.Z         (CX), K1, Z1
 	VSUBPS            Z1, Z0, Z2
-	VCMPPS.BCST       $0x0d, expLow<>+0(SB), Z2, K2
-	VMAXPS.BCST       expLow<>+0(SB), Z2, Z2
-	VMINPS.BCST       expHigh<>+0(SB), Z2, Z2
+	VCMPPS.BCST       $0x05, expLow<>+0(SB), Z2, K2
+	VBROADCASTSS      expLow<>+0(SB), Z4
+	VMAXPS            Z2, Z4, Z2
+	VBROADCASTSS      expHigh<>+0(SB), Z4
+	VMINPS            Z2, Z4, Z2
 	VMULPS.BCST       log2e<>+0(SB), Z2, Z3
 	VRNDSCALEPS       $0x08, Z3, Z3
 	VFNMADD231PS.BCST ln2High<>+0(SB), Z3, Z2
@@ -29847,6 +29851,211 @@ whole:
 	ADDQ              $0x40, AX
 	ADDQ              $0x40, CX
 	ADDQ              $0x40, BX
+	SUBQ              $0x10, DX
+	JMP               loop
+
+done:
+	VZEROUPPER
+	RET
+
+// func geluTanhTo(dst *float32, x *float32, n uintptr)
+// Requires: AVX, AVX512F, BMI2
+TEXT ·geluTanhTo(SB), NOSPLIT, $0-24
+	MOVQ  dst+0(FP), AX
+	MOVQ  x+8(FP), CX
+	MOVQ  n+16(FP), DX
+	MOVL  $0x0000ffff, BX
+	KMOVW BX, K1
+
+loop:
+	CMPQ  DX, $0x10
+	JGE   whole
+	TESTQ DX, DX
+	JZ    done
+	MOVQ  $-1, BX
+	BZHIQ DX, BX, BX
+	KMOVW BX, K1
+	MOVQ  $0x00000010, DX
+
+whole:
+	VMOVUPS.Z         (CX), K1, Z0
+	VMULPS            Z0, Z0, Z1
+	VMULPS.BCST       geluCube<>+0(SB), Z1, Z1
+	VADDPS.BCST       geluLine<>+0(SB), Z1, Z1
+	VMULPS            Z0, Z1, Z1
+	VCMPPS.BCST       $0x05, expLow<>+0(SB), Z1, K2
+	VBROADCASTSS      expLow<>+0(SB), Z3
+	VMAXPS            Z1, Z3, Z1
+	VBROADCASTSS      expHigh<>+0(SB), Z3
+	VMINPS            Z1, Z3, Z1
+	VMULPS.BCST       log2e<>+0(SB), Z1, Z2
+	VRNDSCALEPS       $0x08, Z2, Z2
+	VFNMADD231PS.BCST ln2High<>+0(SB), Z2, Z1
+	VFNMADD231PS.BCST ln2Low<>+0(SB), Z2, Z1
+	VBROADCASTSS      exp0<>+0(SB), Z3
+	VFMADD213PS.BCST  exp1<>+0(SB), Z1, Z3
+	VFMADD213PS.BCST  exp2<>+0(SB), Z1, Z3
+	VFMADD213PS.BCST  exp3<>+0(SB), Z1, Z3
+	VFMADD213PS.BCST  exp4<>+0(SB), Z1, Z3
+	VFMADD213PS.BCST  exp5<>+0(SB), Z1, Z3
+	VFMADD213PS.BCST  exp6<>+0(SB), Z1, Z3
+	VFMADD213PS.BCST  exp7<>+0(SB), Z1, Z3
+	VSCALEFPS.Z       Z2, Z3, K2, Z1
+	VADDPS.BCST       one<>+0(SB), Z1, Z1
+	VDIVPS            Z1, Z0, Z0
+	VMOVUPS           Z0, K1, (AX)
+	ADDQ              $0x40, AX
+	ADDQ              $0x40, CX
+	SUBQ              $0x10, DX
+	JMP               loop
+
+done:
+	VZEROUPPER
+	RET
+
+DATA geluCube<>+0(SB)/4, $0xbd922279
+GLOBL geluCube<>(SB), RODATA|NOPTR, $4
+
+DATA geluLine<>+0(SB)/4, $0xbfcc422a
+GLOBL geluLine<>(SB), RODATA|NOPTR, $4
+
+// func geluTo(dst *float32, x *float32, n uintptr)
+// Requires: AVX, AVX512DQ, AVX512F, BMI2
+TEXT ·geluTo(SB), NOSPLIT, $0-24
+	MOVQ  dst+0(FP), AX
+	MOVQ  x+8(FP), CX
+	MOVQ  n+16(FP), DX
+	MOVL  $0x0000ffff, BX
+	KMOVW BX, K1
+
+loop:
+	CMPQ  DX, $0x10
+	JGE   whole
+	TESTQ DX, DX
+	JZ    done
+	MOVQ  $-1, BX
+	BZHIQ DX, BX, BX
+	KMOVW BX, K1
+	MOVQ  $0x00000010, DX
+
+whole:
+	VMOVUPS.Z         (CX), K1, Z0
+	VPANDD.BCST       absolute<>+0(SB), Z0, Z1
+	VMULPS            Z1, Z1, Z4
+	VMULPS.BCST       minusHalf<>+0(SB), Z4, Z4
+	VCMPPS.BCST       $0x05, expLow<>+0(SB), Z4, K2
+	VBROADCASTSS      expLow<>+0(SB), Z3
+	VMAXPS            Z4, Z3, Z4
+	VBROADCASTSS      expHigh<>+0(SB), Z3
+	VMINPS            Z4, Z3, Z4
+	VMULPS.BCST       log2e<>+0(SB), Z4, Z2
+	VRNDSCALEPS       $0x08, Z2, Z2
+	VFNMADD231PS.BCST ln2High<>+0(SB), Z2, Z4
+	VFNMADD231PS.BCST ln2Low<>+0(SB), Z2, Z4
+	VBROADCASTSS      exp0<>+0(SB), Z3
+	VFMADD213PS.BCST  exp1<>+0(SB), Z4, Z3
+	VFMADD213PS.BCST  exp2<>+0(SB), Z4, Z3
+	VFMADD213PS.BCST  exp3<>+0(SB), Z4, Z3
+	VFMADD213PS.BCST  exp4<>+0(SB), Z4, Z3
+	VFMADD213PS.BCST  exp5<>+0(SB), Z4, Z3
+	VFMADD213PS.BCST  exp6<>+0(SB), Z4, Z3
+	VFMADD213PS.BCST  exp7<>+0(SB), Z4, Z3
+	VSCALEFPS.Z       Z2, Z3, K2, Z4
+	VMULPS.BCST       erfP<>+0(SB), Z1, Z2
+	VADDPS.BCST       one<>+0(SB), Z2, Z2
+	VBROADCASTSS      one<>+0(SB), Z3
+	VDIVPS            Z2, Z3, Z2
+	VBROADCASTSS      erf5<>+0(SB), Z3
+	VFMADD213PS.BCST  erf4<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST  erf3<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST  erf2<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST  erf1<>+0(SB), Z2, Z3
+	VMULPS            Z2, Z3, Z3
+	VMULPS            Z4, Z3, Z3
+	VMULPS            Z1, Z3, Z3
+	VXORPS            Z2, Z2, Z2
+	VMAXPS            Z0, Z2, Z0
+	VFMADD231PS.BCST  minusHalf<>+0(SB), Z3, Z0
+	VMOVUPS           Z0, K1, (AX)
+	ADDQ              $0x40, AX
+	ADDQ              $0x40, CX
+	SUBQ              $0x10, DX
+	JMP               loop
+
+done:
+	VZEROUPPER
+	RET
+
+DATA minusHalf<>+0(SB)/4, $0xbf000000
+GLOBL minusHalf<>(SB), RODATA|NOPTR, $4
+
+DATA erfP<>+0(SB)/4, $0x3e6d3388
+GLOBL erfP<>(SB), RODATA|NOPTR, $4
+
+DATA erf5<>+0(SB)/4, $0x3f87dc22
+GLOBL erf5<>(SB), RODATA|NOPTR, $4
+
+DATA erf4<>+0(SB)/4, $0xbfba00e3
+GLOBL erf4<>(SB), RODATA|NOPTR, $4
+
+DATA erf3<>+0(SB)/4, $0x3fb5f0e3
+GLOBL erf3<>(SB), RODATA|NOPTR, $4
+
+DATA erf2<>+0(SB)/4, $0xbe91a98e
+GLOBL erf2<>(SB), RODATA|NOPTR, $4
+
+DATA erf1<>+0(SB)/4, $0x3e827906
+GLOBL erf1<>(SB), RODATA|NOPTR, $4
+
+// func softcapTo(dst *float32, x *float32, c float32, inverse float32, n uintptr)
+// Requires: AVX, AVX512F, BMI2
+TEXT ·softcapTo(SB), NOSPLIT, $0-32
+	MOVQ         dst+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         n+24(FP), DX
+	VBROADCASTSS c+16(FP), Z0
+	VBROADCASTSS inverse+20(FP), Z1
+	VADDPS       Z0, Z0, Z2
+	MOVL         $0x0000ffff, BX
+	KMOVW        BX, K1
+
+loop:
+	CMPQ  DX, $0x10
+	JGE   whole
+	TESTQ DX, DX
+	JZ    done
+	MOVQ  $-1, BX
+	BZHIQ DX, BX, BX
+	KMOVW BX, K1
+	MOVQ  $0x00000010, DX
+
+whole:
+	VMOVUPS.Z         (CX), K1, Z3
+	VMULPS            Z1, Z3, Z3
+	VCMPPS.BCST       $0x05, expLow<>+0(SB), Z3, K2
+	VBROADCASTSS      expLow<>+0(SB), Z5
+	VMAXPS            Z3, Z5, Z3
+	VBROADCASTSS      expHigh<>+0(SB), Z5
+	VMINPS            Z3, Z5, Z3
+	VMULPS.BCST       log2e<>+0(SB), Z3, Z4
+	VRNDSCALEPS       $0x08, Z4, Z4
+	VFNMADD231PS.BCST ln2High<>+0(SB), Z4, Z3
+	VFNMADD231PS.BCST ln2Low<>+0(SB), Z4, Z3
+	VBROADCASTSS      exp0<>+0(SB), Z5
+	VFMADD213PS.BCST  exp1<>+0(SB), Z3, Z5
+	VFMADD213PS.BCST  exp2<>+0(SB), Z3, Z5
+	VFMADD213PS.BCST  exp3<>+0(SB), Z3, Z5
+	VFMADD213PS.BCST  exp4<>+0(SB), Z3, Z5
+	VFMADD213PS.BCST  exp5<>+0(SB), Z3, Z5
+	VFMADD213PS.BCST  exp6<>+0(SB), Z3, Z5
+	VFMADD213PS.BCST  exp7<>+0(SB), Z3, Z5
+	VSCALEFPS.Z       Z4, Z5, K2, Z3
+	VADDPS.BCST       one<>+0(SB), Z3, Z3
+	VDIVPS            Z3, Z2, Z3
+	VSUBPS            Z3, Z0, Z3
+	VMOVUPS           Z3, K1, (AX)
+	ADDQ              $0x40, AX
+	ADDQ              $0x40, CX
 	SUBQ              $0x10, DX
 	JMP               loop
 
@@ -29919,9 +30128,11 @@ loop:
 whole:
 	VMOVUPS.Z         (AX), K1, Z2
 	VSUBPS            Z0, Z2, Z2
-	VCMPPS.BCST       $0x0d, expLow<>+0(SB), Z2, K2
-	VMAXPS.BCST       expLow<>+0(SB), Z2, Z2
-	VMINPS.BCST       expHigh<>+0(SB), Z2, Z2
+	VCMPPS.BCST       $0x05, expLow<>+0(SB), Z2, K2
+	VBROADCASTSS      expLow<>+0(SB), Z4
+	VMAXPS            Z2, Z4, Z2
+	VBROADCASTSS      expHigh<>+0(SB), Z4
+	VMINPS            Z2, Z4, Z2
 	VMULPS.BCST       log2e<>+0(SB), Z2, Z3
 	VRNDSCALEPS       $0x08, Z3, Z3
 	VFNMADD231PS.BCST ln2High<>+0(SB), Z3, Z2

@@ -2,7 +2,6 @@ package cpu
 
 import (
 	"manta/kernels"
-	"manta/kernels/ref"
 )
 
 // A linearTask is a product in units of one packed group (with Gated the group of
@@ -226,23 +225,21 @@ func (t *linearTask) finish(y, up []float32, column, lo, hi int) {
 
 // activate applies softcap, activation and gate to v in place.
 func (s *kernelSet) activate(v, up []float32, a kernels.Linear) {
-	if a.Softcap > 0 {
-		for i := range v {
-			v[i] = ref.Softcap(a.Softcap, v[i])
-		}
-	}
 	n := uintptr(len(v))
-	switch {
-	case a.Activation == kernels.SiLU && a.Gated:
-		s.siluMul(&v[0], &v[0], &up[0], n)
-		return
-	case a.Activation == kernels.SiLU:
-		s.siluTo(&v[0], &v[0], n)
-		return
-	case a.Activation != kernels.Identity:
-		for i := range v {
-			v[i] = ref.Activate(a.Activation, v[i])
+	if a.Softcap > 0 {
+		s.softcapTo(&v[0], &v[0], a.Softcap, 2/a.Softcap, n)
+	}
+	switch a.Activation {
+	case kernels.SiLU:
+		if a.Gated {
+			s.siluMul(&v[0], &v[0], &up[0], n)
+			return
 		}
+		s.siluTo(&v[0], &v[0], n)
+	case kernels.GELU:
+		s.geluTo(&v[0], &v[0], n)
+	case kernels.GELUTanh:
+		s.geluTanhTo(&v[0], &v[0], n)
 	}
 	if a.Gated {
 		for i := range v {

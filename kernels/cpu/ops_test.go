@@ -174,3 +174,49 @@ func TestRefusals(t *testing.T) {
 		t.Error("torn matrix: no error")
 	}
 }
+
+// The functions of single values are the definition's, at the ends too, and a NaN
+// stays one.
+func TestActivations(t *testing.T) {
+	rng := newRand(2)
+	var x []float32
+	for i := -1200; i <= 1200; i++ {
+		x = append(x, float32(i)/40, float32(rng.NormFloat64()))
+	}
+	x = append(x, 1e-12, -1e-12, 200, -200, 1e9, -1e9)
+	last := len(x)
+	x = append(x, float32(math.NaN()))
+	for _, set := range sets() {
+		for _, f := range []struct {
+			name string
+			run  func(dst, x *float32, n uintptr)
+			want func(float32) float32
+		}{
+			{"silu", set.siluTo, func(v float32) float32 { return ref.Activate(kernels.SiLU, v) }},
+			{"gelu", set.geluTo, func(v float32) float32 { return ref.Activate(kernels.GELU, v) }},
+			{"gelu tanh", set.geluTanhTo, func(v float32) float32 { return ref.Activate(kernels.GELUTanh, v) }},
+			{"softcap", func(dst, x *float32, n uintptr) { set.softcapTo(dst, x, 30, 2./30, n) }, func(v float32) float32 { return ref.Softcap(30, v) }},
+		} {
+			y := make([]float32, len(x))
+			f.run(&y[0], &x[0], uintptr(len(x)))
+			for i, v := range x[:last] {
+				want := f.want(v)
+				if d := math.Abs(float64(y[i] - want)); d > 1e-6*max(1, math.Abs(float64(want))) && !(f.name == "softcap" && d < 4e-6) {
+					t.Fatalf("%s %s: f(%g) = %g, want %g", set.name, f.name, v, y[i], want)
+				}
+			}
+			if y[last] == y[last] {
+				t.Errorf("%s %s: f(NaN) = %g", set.name, f.name, y[last])
+			}
+		}
+		scores := []float32{3, -50, -200, 1, float32(math.NaN())}
+		sum := set.expSum(&scores[0], 4, 3)
+		want := 1 + math.Exp(-53) + math.Exp(-2)
+		if math.Abs(float64(sum)-want) > 1e-6 || scores[2] != 0 {
+			t.Errorf("%s: exponentials add to %g with %g, want %g", set.name, sum, scores[2], want)
+		}
+		if sum := set.expSum(&scores[0], 5, 3); sum == sum {
+			t.Errorf("%s: a NaN score adds up to %g", set.name, sum)
+		}
+	}
+}

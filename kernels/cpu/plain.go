@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"unsafe"
 
+	"manta/kernels"
 	"manta/kernels/ref"
 )
 
@@ -13,7 +14,7 @@ import (
 func plain() *kernelSet {
 	set := &kernelSet{
 		name: "go", addTo: plainAddTo, mulScale: plainMulScale, scaleTo: plainScaleTo, blend: plainBlend,
-		sumSquares: plainSumSquares, siluTo: plainSilu, siluMul: plainSiluMul, highest: plainHighest,
+		sumSquares: plainSumSquares, siluTo: plainSilu, geluTo: plainGELU, geluTanhTo: plainGELUTanh, softcapTo: plainSoftcap, siluMul: plainSiluMul, highest: plainHighest,
 		expSum: plainExpSum, blockSums: plainBlockSums, transpose: plainTranspose, spin: plainSpin,
 	}
 	set.narrow[storeF16] = func(dst *uint16, x *float32, n uintptr) { plainNarrow(dst, x, n, ref.ToHalf) }
@@ -168,6 +169,23 @@ func plainSilu(dst, x *float32, n uintptr) {
 	d, a := floatsAt(dst, n), floatsAt(x, n)
 	for i := range d {
 		d[i] = sigmoidTimes(a[i])
+	}
+}
+
+func plainGELU(dst, x *float32, n uintptr)     { plainActivate(dst, x, n, kernels.GELU) }
+func plainGELUTanh(dst, x *float32, n uintptr) { plainActivate(dst, x, n, kernels.GELUTanh) }
+
+func plainActivate(dst, x *float32, n uintptr, a kernels.Activation) {
+	d := floatsAt(dst, n)
+	for i, v := range floatsAt(x, n) {
+		d[i] = ref.Activate(a, v)
+	}
+}
+
+func plainSoftcap(dst, x *float32, c, _ float32, n uintptr) {
+	d := floatsAt(dst, n)
+	for i, v := range floatsAt(x, n) {
+		d[i] = ref.Softcap(c, v)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"unsafe"
 
 	"manta/kernels"
-	"manta/kernels/ref"
 )
 
 func expOf(x float32) float32 { return float32(math.Exp(float64(x))) }
@@ -59,9 +58,7 @@ func (t *attentionTask) soften(s *queryScratch, i int, scores []float32) {
 	set := t.o.kernels
 	seen := scores[s.lo[i]:s.hi[i]]
 	if t.a.Softcap > 0 {
-		for j := range seen {
-			seen[j] = ref.Softcap(t.a.Softcap, seen[j])
-		}
+		set.softcapTo(&seen[0], &seen[0], t.a.Softcap, 2/t.a.Softcap, uintptr(len(seen)))
 	}
 	for j := range s.lo[i] {
 		scores[j] = negativeInfinity

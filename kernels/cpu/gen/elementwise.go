@@ -16,6 +16,9 @@ func elementwise() {
 	sumSquares()
 	silu("siluTo", false)
 	silu("siluMul", true)
+	geluTanh()
+	gelu()
+	softcap()
 	highest()
 	expSum()
 	blockSums()
@@ -185,9 +188,11 @@ func highest() {
 // subnormal results would take a hundred cycles each.
 func exponential(x VecVirtual) {
 	n, y, normal := ZMM(), ZMM(), K()
-	VCMPPS_BCST(Imm(13), float("expLow", -87.3), x, normal) // x ≥ -87.3
-	VMAXPS_BCST(float("expLow", -87.3), x, x)
-	VMINPS_BCST(float("expHigh", 100), x, x)
+	VCMPPS_BCST(Imm(5), float("expLow", -87.3), x, normal) // not x < -87.3
+	VBROADCASTSS(float("expLow", -87.3), y)
+	VMAXPS(x, y, x) // where x is NaN, x
+	VBROADCASTSS(float("expHigh", 100), y)
+	VMINPS(x, y, x)
 	VMULPS_BCST(float("log2e", math.Log2E), x, n)
 	VRNDSCALEPS(Imm(8), n, n)
 	VFNMADD231PS_BCST(float("ln2High", 0.693359375), n, x)
@@ -251,6 +256,86 @@ func silu(label string, gated bool) {
 		}
 		VMOVUPS(a, k, Mem{Base: dst})
 		advance(pointers...)
+	})
+	VZEROUPPER()
+	RET()
+}
+
+// unary writes a function of each value.
+func unary(label, doc string, f func(a VecVirtual)) {
+	TEXT(label, NOSPLIT, "func(dst, x *float32, n uintptr)")
+	Doc(label + doc)
+	dst, x, n := pointer("dst"), pointer("x"), pointer("n")
+	loop(n, func(k Register, advance func(...GPVirtual)) {
+		a := ZMM()
+		VMOVUPS_Z(Mem{Base: x}, k, a)
+		f(a)
+		VMOVUPS(a, k, Mem{Base: dst})
+		advance(dst, x)
+	})
+	VZEROUPPER()
+	RET()
+}
+
+// geluTanh: ½x(1+tanh u) = x·σ(2u), u = √(2/π)·(x + 0.044715x³).
+func geluTanh() {
+	unary("geluTanhTo", " computes the tanh form of GELU (Hendrycks & Gimpel 2016, §2).", func(x VecVirtual) {
+		e := ZMM()
+		VMULPS(x, x, e)
+		VMULPS_BCST(float("geluCube", -2*math.Sqrt(2/math.Pi)*0.044715), e, e)
+		VADDPS_BCST(float("geluLine", -2*math.Sqrt(2/math.Pi)), e, e)
+		VMULPS(x, e, e)
+		exponential(e)
+		VADDPS_BCST(float("one", 1), e, e)
+		VDIVPS(e, x, x)
+	})
+}
+
+// gelu: x·Φ(x) = max(x, 0) - ½|x|·erfc(|x|/√2), erfc by Abramowitz & Stegun 1964,
+// 7.1.26 (within 1.5e-7).
+func gelu() {
+	unary("geluTo", " computes GELU with erf (Hendrycks & Gimpel 2016, §2).", func(x VecVirtual) {
+		z, t, p, e := ZMM(), ZMM(), ZMM(), ZMM()
+		VPANDD_BCST(words("absolute", 0x7fffffff), x, z)
+		VMULPS(z, z, e)
+		VMULPS_BCST(float("minusHalf", -0.5), e, e)
+		exponential(e)
+		VMULPS_BCST(float("erfP", 0.3275911/math.Sqrt2), z, t)
+		VADDPS_BCST(float("one", 1), t, t)
+		VBROADCASTSS(float("one", 1), p)
+		VDIVPS(t, p, t)
+		VBROADCASTSS(float("erf5", 1.061405429), p)
+		for i, c := range []float64{-1.453152027, 1.421413741, -0.284496736, 0.254829592} {
+			VFMADD213PS_BCST(float(name("erf%d", 4-i), c), t, p)
+		}
+		VMULPS(t, p, p)
+		VMULPS(e, p, p)
+		VMULPS(z, p, p)
+		VXORPS(t, t, t)
+		VMAXPS(x, t, x) // where x is NaN, x
+		VFMADD231PS_BCST(float("minusHalf", -0.5), p, x)
+	})
+}
+
+// softcap: c·tanh(x/c) = c - 2c/(1 + exp(2x/c)).
+func softcap() {
+	TEXT("softcapTo", NOSPLIT, "func(dst, x *float32, c, inverse float32, n uintptr)")
+	Doc("softcapTo computes c·tanh(x/c), given 2/c too (Gemma 2, 2024, §2).")
+	dst, x, n := pointer("dst"), pointer("x"), pointer("n")
+	c, inverse, twice := ZMM(), ZMM(), ZMM()
+	VBROADCASTSS(NewParamAddr("c", 16), c)
+	VBROADCASTSS(NewParamAddr("inverse", 20), inverse)
+	VADDPS(c, c, twice)
+	loop(n, func(k Register, advance func(...GPVirtual)) {
+		a := ZMM()
+		VMOVUPS_Z(Mem{Base: x}, k, a)
+		VMULPS(inverse, a, a)
+		exponential(a)
+		VADDPS_BCST(float("one", 1), a, a)
+		VDIVPS(a, twice, a)
+		VSUBPS(a, c, a)
+		VMOVUPS(a, k, Mem{Base: dst})
+		advance(dst, x)
 	})
 	VZEROUPPER()
 	RET()

@@ -11,11 +11,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,11 +21,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"manta/head"
-	"manta/head/api"
 	"manta/head/state"
 	"manta/internal/trust"
 	"manta/node"
-	"manta/node/serve"
 	"manta/parallel/shard"
 	"manta/runtime/weights"
 )
@@ -40,28 +36,15 @@ const (
 
 // up is what the flags of `manta up` say.
 type up struct {
-	host        string
-	port        int
-	metricsPort int
-	dataDir     string
-	logLevel    string
-	level       *slog.LevelVar
-	grace       time.Duration
-	keys        []string
-
+	process
 	model      string
 	names      []string
 	tensor     int
 	pipeline   int
 	settings   state.Settings
+	devices    string
 	noPrefixes bool
 	asked      bool // the user said something about the deployment
-}
-
-// twins are environment variables that set a flag, beside MANTA_<FLAG>.
-var twins = map[string][]string{
-	"tensor-parallel-size":   {"TENSOR_PARALLEL_SIZE"},
-	"gpu-memory-utilization": {"GPU_MEMORY_UTILIZATION"},
 }
 
 func upCommand() *cobra.Command {
@@ -88,13 +71,7 @@ name in capitals: MANTA_MAX_MODEL_LEN.`,
 }
 
 func (u *up) flags(f *pflag.FlagSet) {
-	f.StringVar(&u.host, "host", "127.0.0.1", "address to listen on; beyond loopback an API key is demanded")
-	f.IntVar(&u.port, "port", 8000, "port of the HTTP API; 0 takes a free one")
-	f.IntVar(&u.metricsPort, "metrics-port", 9090, "a second port for /metrics alone; 0: none")
-	f.StringVar(&u.dataDir, "data-dir", "", "where state is kept ($XDG_DATA_HOME/manta by default)")
-	f.StringVar(&u.logLevel, "log-level", "", "debug, info, warn (the default) or error")
-	f.DurationVar(&u.grace, "shutdown-timeout", 30*time.Second, "time that requests in progress have to end at SIGTERM")
-	f.StringArrayVar(&u.keys, "api-key", nil, "key that clients must send, or @FILE with a key a line; none turns keys off")
+	u.process.flags(f, "127.0.0.1")
 	f.StringSliceVar(&u.names, "served-model-name", nil, "names that the API serves the model under; the first is its own")
 	f.IntVar(&u.settings.MaxModelLen, "max-model-len", 0, "most tokens of one sequence; what fits by default")
 	f.IntVar(&u.settings.MaxNumSeqs, "max-num-seqs", 0, "most sequences that run at once")
@@ -107,32 +84,17 @@ func (u *up) flags(f *pflag.FlagSet) {
 	f.IntVar(&u.pipeline, "pipeline-parallel-size", 1, "pipeline stages")
 	f.StringVar(&u.settings.DownloadDir, "download-dir", "", "where models are kept; the hub's cache and the user's cache by default")
 	f.BoolVar(&u.noPrefixes, "no-enable-prefix-caching", false, "compute every prompt from its first token")
+	f.StringVar(&u.devices, "devices", "auto", "devices to offer: auto, cpu or cpu:N")
 }
-
-// ofProcess are the flags that say nothing of the deployment.
-var ofProcess = []string{"host", "port", "metrics-port", "data-dir", "log-level", "shutdown-timeout", "api-key"}
 
 // complete takes what flags leave open from the environment and checks the rest.
 func (u *up) complete(f *pflag.FlagSet, args []string) error {
-	var bad error
-	f.VisitAll(func(flag *pflag.Flag) {
-		name := "MANTA_" + environmentName(flag.Name)
-		for _, twin := range append([]string{name}, twins[flag.Name]...) {
-			value, set := os.LookupEnv(twin)
-			if !set || value == "" || flag.Changed {
-				continue
-			}
-			if err := f.Set(flag.Name, value); err != nil && bad == nil {
-				bad = fmt.Errorf("%s: %w", twin, err)
-			}
-		}
-		if flag.Changed && !slices.Contains(ofProcess, flag.Name) {
-			u.asked = true
-		}
-	})
-	if bad != nil {
-		return bad
+	if err := u.process.complete(f); err != nil {
+		return err
 	}
+	f.VisitAll(func(flag *pflag.Flag) {
+		u.asked = u.asked || flag.Changed && !slices.Contains(ofProcess, flag.Name)
+	})
 	u.model = os.Getenv("MODEL_NAME")
 	if len(args) > 0 {
 		u.model = args[0]
@@ -145,76 +107,39 @@ func (u *up) complete(f *pflag.FlagSet, args []string) error {
 	if v := u.settings.GPUMemoryUtilization; v < 0 || v > 1 {
 		return fmt.Errorf("--gpu-memory-utilization must be in (0, 1], got %v", v)
 	}
-	if u.dataDir == "" {
-		dir, err := dataHome()
-		if err != nil {
-			return err
-		}
-		u.dataDir = dir
-	}
 	return nil
 }
 
-func environmentName(flag string) string {
-	name := []byte(flag)
-	for i, c := range name {
-		if c == '-' {
-			name[i] = '_'
-		} else if c >= 'a' && c <= 'z' {
-			name[i] = c - 'a' + 'A'
-		}
-	}
-	return string(name)
-}
-
-func dataHome() (string, error) {
-	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
-		return filepath.Join(dir, "manta"), nil
-	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return "", fmt.Errorf("no home directory: give --data-dir: %w", err)
-	}
-	return filepath.Join(home, ".local", "share", "manta"), nil
-}
-
 // run serves until a signal ends it.
-func (u *up) run(ctx context.Context, out, errs io.Writer) (err error) {
-	ctx, stop := untilSignal(ctx, errs)
-	defer stop()
-	logger, err := u.logger(errs)
-	if err != nil {
-		return err
-	}
-	keys, err := u.apiKeys()
-	if err != nil {
-		return err
-	}
-	lock, err := lockDir(u.dataDir)
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	listener, err := listen(u.host, u.port, "--port")
-	if err != nil {
-		return err
-	}
-	defer listener.Close()
-	var metrics net.Listener
-	if u.metricsPort != 0 {
-		if metrics, err = listen(u.host, u.metricsPort, "--metrics-port"); err != nil {
-			return err
+func (u *up) run(ctx context.Context, out, errs io.Writer) error {
+	return u.alone(ctx, errs, func(ctx context.Context) error {
+		// What keeps a start from succeeding is one line of its own: unless
+		// --log-level was given, nothing is logged before the first answer.
+		if u.logLevel == "" {
+			u.level.Set(slog.LevelError + 1)
 		}
-		defer metrics.Close()
+		return u.both(ctx, out, errs)
+	})
+}
+
+// both builds head and node and runs them.
+func (u *up) both(ctx context.Context, out, errs io.Writer) (err error) {
+	kinds, err := node.Devices(u.devices)
+	if err != nil {
+		return err
+	}
+	listener, metrics, err := u.listen()
+	if err != nil {
+		return err
 	}
 	secrets, err := trust.LoadOrCreateSecrets(filepath.Join(u.dataDir, "secret"))
 	if err != nil {
-		return err
+		return errors.Join(err, listener.Close())
 	}
 	h, err := head.New(head.Config{
 		Name: "head", Dir: filepath.Join(u.dataDir, "head"), Secrets: secrets,
 		Gossip: "127.0.0.1:0", Raft: "127.0.0.1:0", Link: "127.0.0.1:0", API: listener, Metrics: metrics,
-		Bootstrap: true, Heartbeat: loneHeartbeat, Grace: u.grace, Keys: keys, Logger: logger,
+		Bootstrap: true, Heartbeat: loneHeartbeat, Grace: u.grace, Keys: u.apiKeys, Logger: u.logger,
 	})
 	if err != nil {
 		return err
@@ -222,7 +147,7 @@ func (u *up) run(ctx context.Context, out, errs io.Writer) (err error) {
 	defer func() { err = errors.Join(err, h.Close()) }()
 	n, err := node.New(node.Config{
 		Name: "node", Dir: filepath.Join(u.dataDir, "node"), Secrets: secrets, Gossip: "127.0.0.1:0", Link: "127.0.0.1:0",
-		Join: []string{h.Gossip()}, Devices: []serve.Kind{node.CPU()}, Grace: u.grace, Logger: logger,
+		Join: []string{h.Gossip()}, Devices: kinds, Grace: u.grace, Logger: u.logger,
 		Library: func(dir string) *weights.Library { return weights.NewLibrary(dir) },
 	})
 	if err != nil {
@@ -380,85 +305,4 @@ func ofSettings(maxLen int) string {
 		return ": what fits"
 	}
 	return ""
-}
-
-// logger is silent until the first answer may be given, unless --log-level was
-// given: what keeps a start from succeeding is one line of its own.
-func (u *up) logger(errs io.Writer) (*slog.Logger, error) {
-	u.level = new(slog.LevelVar)
-	if err := u.level.UnmarshalText([]byte(cmp.Or(u.logLevel, "warn"))); err != nil {
-		return nil, fmt.Errorf("--log-level %s: give debug, info, warn or error", u.logLevel)
-	}
-	if u.logLevel == "" {
-		u.level.Set(slog.LevelError + 1)
-	}
-	return slog.New(slog.NewTextHandler(errs, &slog.HandlerOptions{Level: u.level})), nil
-}
-
-// apiKeys demands a key as soon as the API can be reached from elsewhere.
-func (u *up) apiKeys() (*api.Keys, error) {
-	keys, off, err := api.NewKeys(u.keys)
-	if err != nil {
-		return nil, err
-	}
-	ip := net.ParseIP(u.host)
-	if keys == nil && !off && u.host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return nil, api.ErrNoKey
-	}
-	return keys, nil
-}
-
-func listen(host string, port int, flag string) (net.Listener, error) {
-	listener, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("port %d is taken by another program: stop it, or give %s another", port, flag)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("can't listen on %s port %d: %w", host, port, err)
-	}
-	return listener, nil
-}
-
-// lockDir takes the data directory for this process alone, until it ends.
-func lockDir(dir string) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("--data-dir: %w", err)
-	}
-	file, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("--data-dir: %w", err)
-	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		file.Close()
-		return nil, fmt.Errorf("another manta uses %s: stop it, or give another --data-dir", dir)
-	}
-	return file, nil
-}
-
-// untilSignal ends the context at the first SIGINT or SIGTERM, and the process
-// at the second.
-func untilSignal(ctx context.Context, errs io.Writer) (context.Context, func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	done := make(chan struct{})
-	go func() {
-		select {
-		case <-signals:
-			cancel()
-		case <-done:
-			return
-		}
-		select {
-		case s := <-signals:
-			fmt.Fprintln(errs, "manta: ended by a second", s)
-			os.Exit(130)
-		case <-done:
-		}
-	}()
-	return ctx, func() {
-		signal.Stop(signals)
-		close(done)
-		cancel()
-	}
 }

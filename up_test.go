@@ -89,8 +89,8 @@ func modelFolder(t *testing.T) string {
 	return dir
 }
 
-// A process is a `manta up` of its own.
-type process struct {
+// A running process is a `manta up` of its own.
+type running struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	url    string
@@ -110,9 +110,9 @@ func command(t *testing.T, data string, args ...string) *exec.Cmd {
 }
 
 // start waits until the process says that it is ready.
-func start(t *testing.T, data string, args ...string) *process {
+func start(t *testing.T, data string, args ...string) *running {
 	t.Helper()
-	p := &process{t: t, cmd: command(t, data, append([]string{"--port", "0"}, args...)...), ended: make(chan error, 1)}
+	p := &running{t: t, cmd: command(t, data, append([]string{"--port", "0"}, args...)...), ended: make(chan error, 1)}
 	p.cmd.Stderr = &p.errors
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
@@ -146,7 +146,7 @@ func start(t *testing.T, data string, args ...string) *process {
 }
 
 // wait gives the exit code.
-func (p *process) wait() int {
+func (p *running) wait() int {
 	p.t.Helper()
 	select {
 	case err := <-p.ended:
@@ -164,7 +164,7 @@ func (p *process) wait() int {
 	}
 }
 
-func (p *process) get(path string) (int, string) {
+func (p *running) get(path string) (int, string) {
 	p.t.Helper()
 	answer, err := http.Get(p.url + path)
 	if err != nil {
@@ -179,7 +179,7 @@ func (p *process) get(path string) (int, string) {
 }
 
 // generate gives 32 greedy tokens.
-func (p *process) generate() string {
+func (p *running) generate() string {
 	p.t.Helper()
 	answer, err := http.Post(p.url+"/generate", "application/json", strings.NewReader(`{"prompt": "hello", "max_tokens": 32, "temperature": 0}`))
 	if err != nil {
@@ -193,7 +193,7 @@ func (p *process) generate() string {
 	return string(body)
 }
 
-func epoch(t *testing.T, p *process) int {
+func epoch(t *testing.T, p *running) int {
 	t.Helper()
 	_, state := p.get("/api/cluster")
 	found := regexp.MustCompile(`"epoch":(\d+)`).FindStringSubmatch(state)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"manta/head/place"
 	"manta/head/state"
 	"manta/internal/trust"
+	"manta/node/member"
 	"manta/node/wire"
 	"manta/parallel/link"
 )
@@ -101,7 +103,8 @@ func (c *control) run(ctx context.Context) error {
 func (c *control) barrier(ctx context.Context) error {
 	ctx, stop := context.WithTimeout(ctx, commandTimeout)
 	defer stop()
-	return c.head.raft.Barrier(ctx)
+	_, err := c.head.raft.Barrier(ctx)
+	return err
 }
 
 // reconcile makes one decision, commits it, and tells the nodes. A leader that is
@@ -121,7 +124,7 @@ func (c *control) reconcile(ctx context.Context, isNew bool) {
 	c.mu.Unlock()
 	changes := append(heads, out.Changes...)
 	if len(changes) > 0 {
-		if err := c.apply(ctx, changes...); err != nil {
+		if err := c.head.apply(ctx, changes...); err != nil {
 			if ctx.Err() == nil {
 				c.log.Warn("placement not committed", "error", err)
 			}
@@ -175,7 +178,7 @@ func (c *control) living() (map[string]wire.Report, []state.Change) {
 				living[m.ID] = report
 			}
 		case trust.Head:
-			now := state.Head{ID: m.ID, Name: m.ID[:max(0, strings.LastIndexByte(m.ID, '-'))], API: m.Info.API}
+			now := state.Head{ID: m.ID, Name: m.ID[:max(0, strings.LastIndexByte(m.ID, '-'))], API: reachable(m)}
 			if view.Heads[m.ID] != now {
 				changes = append(changes, state.Change{PutHead: &now})
 			}
@@ -189,6 +192,15 @@ func (c *control) living() (map[string]wire.Report, []state.Change) {
 		}
 	}
 	return living, changes
+}
+
+// reachable gives the address of a head's API as others reach it.
+func reachable(m member.Member) string {
+	host, port, err := net.SplitHostPort(m.Info.API)
+	if ip := net.ParseIP(host); err == nil && ip != nil && ip.IsUnspecified() {
+		return net.JoinHostPort(m.IP.String(), port)
+	}
+	return m.Info.API
 }
 
 // paused gives the replicas that failed less than retryFailed ago.
@@ -270,20 +282,13 @@ func (c *control) explain(deployment string) []string {
 	return lines
 }
 
-// apply commits changes as one command.
-func (c *control) apply(ctx context.Context, changes ...state.Change) error {
-	ctx, stop := context.WithTimeout(ctx, commandTimeout)
-	defer stop()
-	err := c.head.raft.Apply(ctx, state.Command{At: time.Now(), Changes: changes})
-	if errors.Is(err, state.ErrNotLeader) {
-		return fmt.Errorf("%w: %w", api.ErrNoLeader, err)
-	}
-	return err
-}
-
 // Delete takes a deployment away; its replicas follow.
 func (c *control) Delete(ctx context.Context, name string) error {
-	return c.apply(ctx, state.Change{DeleteDeployment: name})
+	err := c.head.apply(ctx, state.Change{DeleteDeployment: name})
+	if errors.Is(err, state.ErrUnknown) {
+		return nil // it is gone
+	}
+	return err
 }
 
 // Deploy accepts a deployment: a node resolves the model once, what heads need of
@@ -313,7 +318,7 @@ func (c *control) Deploy(ctx context.Context, d state.Deployment) (state.Deploym
 			return state.Deployment{}, err
 		}
 	}
-	if err := c.apply(ctx, state.Change{PutDeployment: &d}); err != nil {
+	if err := c.head.apply(ctx, state.Change{PutDeployment: &d}); err != nil {
 		return state.Deployment{}, err
 	}
 	c.head.metrics.Known(d.Name)

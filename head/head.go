@@ -46,6 +46,9 @@ type Config struct {
 	Join    []string // gossip addresses of other members
 	// Bootstrap makes a new cluster of this one head when Dir holds no state.
 	Bootstrap bool
+	// Expect is the number of heads that found a cluster together; 0: join one.
+	Expect    int
+	Advertise string        // the address that others reach this head at; empty: that of Gossip
 	Heartbeat time.Duration // of raft; 0: its default
 	Grace     time.Duration // for requests in progress when the head stops
 	Keys      *api.Keys     // nil: none is demanded
@@ -57,7 +60,8 @@ type Head struct {
 	cfg      Config
 	id       trust.Identity
 	log      *slog.Logger
-	store    *store.Disk
+	disk     *store.Disk
+	store    *store.Replicated
 	raft     *state.Server
 	members  atomic.Pointer[member.List] // nil until New has joined
 	link     *link.Link
@@ -85,9 +89,10 @@ func New(cfg Config) (_ *Head, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if h.store, err = store.Open(filepath.Join(cfg.Dir, "store")); err != nil {
+	if h.disk, err = store.Open(filepath.Join(cfg.Dir, "store")); err != nil {
 		return nil, err
 	}
+	h.store = store.NewReplicated(h.disk, copies{h})
 	h.raft, err = state.Open(state.Config{
 		Dir: filepath.Join(cfg.Dir, "raft"), Listen: cfg.Raft, Authority: authority, Resolve: h.raftAddress,
 		Bootstrap: cfg.Bootstrap, Heartbeat: cfg.Heartbeat, Logger: cfg.Logger,
@@ -110,19 +115,14 @@ func New(cfg Config) (_ *Head, err error) {
 	})
 	h.control = newControl(h)
 	h.listen()
+	h.listenToHeads()
 	members, err := member.Start(member.Config{
-		Self: h.id, Keys: keys, Listen: cfg.Gossip, Logger: cfg.Logger,
-		Info: member.Info{
-			Link: uint16(h.link.Port()), Raft: uint16(h.raft.Port()), API: cfg.API.Addr().String(), Version: version.String(),
-		},
+		Self: h.id, Keys: keys, Listen: cfg.Gossip, Advertise: cfg.Advertise, Logger: cfg.Logger, Info: h.info(),
 	})
 	if err != nil {
 		return nil, err
 	}
 	h.members.Store(members)
-	if err := members.Join(cfg.Join...); err != nil {
-		return nil, err
-	}
 	h.api = api.New(api.Config{
 		Views: &truthful{control: h.control}, Texts: api.NewStoreTexts(h.store), Dispatch: h.dispatch, Cluster: h.control, Keys: cfg.Keys,
 		Metrics: h.metrics.Handler(), Log: cfg.Logger, CanQueue: h.canQueue,
@@ -143,6 +143,11 @@ func (h *Head) Run(ctx context.Context) error {
 		if err := h.api.Serve(serving, h.cfg.API, h.cfg.Grace); err != nil {
 			return fmt.Errorf("head: HTTP: %w", err)
 		}
+		giving, end := context.WithTimeout(rest, commandTimeout)
+		defer end()
+		if err := h.raft.HandOver(giving); err != nil {
+			h.log.Info("leadership not handed over", "error", err)
+		}
 		return nil
 	})
 	group.Go(func() error {
@@ -155,6 +160,7 @@ func (h *Head) Run(ctx context.Context) error {
 	}
 	group.Go(func() error { return over(rest, h.dispatch.Run(rest)) })
 	group.Go(func() error { return over(rest, h.control.run(rest)) })
+	group.Go(func() error { return over(rest, h.assemble(rest)) })
 	return group.Wait()
 }
 
@@ -191,6 +197,9 @@ func (h *Head) Close() error {
 	return errors.Join(errs...)
 }
 
+// ID is the head's id.
+func (h *Head) ID() string { return h.id.ID }
+
 // Gossip is the address at which others join this head.
 func (h *Head) Gossip() string { return h.members.Load().Address() }
 
@@ -209,7 +218,7 @@ func (h *Head) Deploy(ctx context.Context, d state.Deployment) (state.Deployment
 
 // Put sets a deployment that was accepted before.
 func (h *Head) Put(ctx context.Context, d state.Deployment) error {
-	return h.control.apply(ctx, state.Change{PutDeployment: &d})
+	return h.apply(ctx, state.Change{PutDeployment: &d})
 }
 
 // Delete takes a deployment away.
@@ -226,7 +235,8 @@ func (h *Head) Settled(ctx context.Context) error {
 		case <-ticker.C:
 		}
 	}
-	return h.raft.Barrier(ctx)
+	_, err := h.raft.Barrier(ctx)
+	return err
 }
 
 // Ready waits until a deployment can generate, or until it is clear that it can't.
@@ -255,6 +265,19 @@ func (h *Head) Ready(ctx context.Context, deployment string) (state.Replica, err
 		case <-ticker.C:
 		}
 	}
+}
+
+// info is what gossip tells of this head.
+func (h *Head) info() member.Info {
+	var now member.Info
+	if members := h.members.Load(); members != nil {
+		if m, ok := members.Find(h.id); ok {
+			return m.Info
+		}
+	}
+	now.Link, now.Raft = uint16(h.link.Port()), uint16(h.raft.Port())
+	now.API, now.Version, now.Fresh = h.cfg.API.Addr().String(), version.String(), h.raft.Fresh()
+	return now
 }
 
 // canQueue tells /readyz whether this head can do its work.

@@ -27,6 +27,7 @@ import (
 const (
 	// reportEvery is the heartbeat that heads see.
 	reportEvery = time.Second
+	rejoinEvery = 2 * time.Second
 	sendTimeout = 5 * time.Second
 	maxResolves = 4
 	maxJoins    = 64
@@ -40,10 +41,12 @@ type Config struct {
 	Gossip  string
 	Link    string
 	Join    []string // gossip addresses of other members
-	Devices []serve.Kind
-	Library func(downloadDir string) *weights.Library
-	Grace   time.Duration // for requests in progress when the node stops
-	Logger  *slog.Logger
+	// Advertise is the address that others reach this node at; empty: that of Gossip.
+	Advertise string
+	Devices   []serve.Kind
+	Library   func(downloadDir string) *weights.Library
+	Grace     time.Duration // for requests in progress when the node stops
+	Logger    *slog.Logger
 }
 
 // Node is a running node.
@@ -90,21 +93,21 @@ func New(cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	members, err := member.Start(member.Config{
-		Self: n.id, Keys: keys, Listen: cfg.Gossip, Logger: cfg.Logger,
+		Self: n.id, Keys: keys, Listen: cfg.Gossip, Advertise: cfg.Advertise, Logger: cfg.Logger,
 		Info: member.Info{Link: uint16(n.link.Port()), Version: version.String()},
 	})
 	if err != nil {
 		return nil, err
 	}
 	n.members.Store(members)
-	if err := members.Join(cfg.Join...); err != nil {
-		return nil, err
-	}
 	return n, nil
 }
 
 // ID is the node's id.
 func (n *Node) ID() string { return n.id.ID }
+
+// Gossip is the address at which others join this node.
+func (n *Node) Gossip() string { return n.members.Load().Address() }
 
 // Run works until ctx ends. Then the node takes no more requests, gives those in
 // progress their grace, and unloads.
@@ -128,6 +131,7 @@ func (n *Node) Run(ctx context.Context) error {
 	})
 	group.Go(func() error { return over(rest, n.server.Run(rest)) })
 	group.Go(func() error { return over(rest, n.report(rest)) })
+	group.Go(func() error { return over(rest, n.join(rest)) })
 	return group.Wait()
 }
 
@@ -166,6 +170,26 @@ func (n *Node) wake() {
 	select {
 	case n.changed <- struct{}{}:
 	default:
+	}
+}
+
+// join meets the cluster, and meets it again when no other member is left: all
+// addresses may have changed.
+func (n *Node) join(ctx context.Context) error {
+	ticker := time.NewTicker(rejoinEvery)
+	defer ticker.Stop()
+	for {
+		members := n.members.Load()
+		if len(members.Members()) < 2 {
+			if err := members.Join(n.cfg.Join...); err != nil {
+				n.log.Warn("join", "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
 	}
 }
 

@@ -159,38 +159,34 @@ func (s *Server) Leading() bool { return s.raft.State() == raft.Leader }
 // Leadership tells when this head begins and ceases to lead. One reader.
 func (s *Server) Leadership() <-chan bool { return s.raft.LeaderCh() }
 
-// Apply commits a command and waits until this head has applied it. Only the
-// leader does so. The error may be one of those that refuse a command.
-func (s *Server) Apply(ctx context.Context, c Command) error {
-	data, err := c.Encode()
-	if err != nil {
-		return err
+// Apply commits an encoded command, waits until this head has applied it and
+// gives its index. Only the leader does so. The error may be one of those that
+// refuse a command.
+func (s *Server) Apply(ctx context.Context, command []byte) (uint64, error) {
+	if _, err := DecodeCommand(command); err != nil {
+		return 0, err
 	}
-	return s.ApplyEncoded(ctx, data)
-}
-
-// ApplyEncoded is Apply for a command that another head has encoded.
-func (s *Server) ApplyEncoded(ctx context.Context, data []byte) error {
-	if _, err := DecodeCommand(data); err != nil {
-		return err
-	}
-	future := s.raft.Apply(data, timeLeft(ctx))
+	future := s.raft.Apply(command, timeLeft(ctx))
 	if err := await(ctx, future); err != nil {
-		return err
+		return 0, err
 	}
 	if refused, ok := future.Response().(error); ok {
-		return refused
+		return future.Index(), refused
 	}
-	return nil
+	return future.Index(), nil
 }
 
-// Barrier returns once this head's View holds everything that was committed
-// before the call. Only the leader can tell.
-func (s *Server) Barrier(ctx context.Context) error {
+// Barrier returns once this head has applied everything that was committed before
+// the call, and gives the Index that another head's View must have to hold as
+// much. Only the leader can tell.
+func (s *Server) Barrier(ctx context.Context) (uint64, error) {
 	if err := await(ctx, s.raft.VerifyLeader()); err != nil {
-		return err
+		return 0, err
 	}
-	return await(ctx, s.raft.Barrier(timeLeft(ctx)))
+	if err := await(ctx, s.raft.Barrier(timeLeft(ctx))); err != nil {
+		return 0, err
+	}
+	return s.View().Index, nil
 }
 
 // timeLeft bounds how long raft may hold a command before it enters the log.

@@ -50,15 +50,25 @@ func lead(t *testing.T, s *Server) {
 	}
 }
 
+func commit(t *testing.T, s *Server, c Command) error {
+	t.Helper()
+	data, err := c.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Apply(soon(t), data)
+	return err
+}
+
 // What was committed is there after a restart, from the log and from a snapshot.
 func TestRestartKeepsState(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	lead(t, s)
-	if err := s.Apply(soon(t), command(deployment("d", 1))); err != nil {
+	if err := commit(t, s, command(deployment("d", 1))); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Apply(soon(t), command(Change{DeleteJob: "none"})); !errors.Is(err, ErrUnknown) {
+	if err := commit(t, s, command(Change{DeleteJob: "none"})); !errors.Is(err, ErrUnknown) {
 		t.Fatalf("refusal: %v", err)
 	}
 	if _, ok := s.View().Deployments["d"]; !ok {
@@ -70,13 +80,13 @@ func TestRestartKeepsState(t *testing.T) {
 
 	s = open(t, dir)
 	lead(t, s)
-	if err := s.Barrier(soon(t)); err != nil {
+	if _, err := s.Barrier(soon(t)); err != nil {
 		t.Fatal(err)
 	}
 	if _, ok := s.View().Deployments["d"]; !ok {
 		t.Fatal("lost after a restart")
 	}
-	if err := s.Apply(soon(t), command(deployment("e", 1))); err != nil {
+	if err := commit(t, s, command(deployment("e", 1))); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.raft.Snapshot().Error(); err != nil {
@@ -89,7 +99,7 @@ func TestRestartKeepsState(t *testing.T) {
 	s = open(t, dir)
 	defer s.Close()
 	lead(t, s)
-	if err := s.Barrier(soon(t)); err != nil {
+	if _, err := s.Barrier(soon(t)); err != nil {
 		t.Fatal(err)
 	}
 	if v := s.View(); len(v.Deployments) != 2 {
@@ -108,7 +118,7 @@ func TestWait(t *testing.T) {
 		v, _ := s.Wait(soon(t), index)
 		got <- v
 	}()
-	if err := s.Apply(soon(t), command(deployment("d", 1))); err != nil {
+	if err := commit(t, s, command(deployment("d", 1))); err != nil {
 		t.Fatal(err)
 	}
 	if v := <-got; v == nil || v.Index <= index || len(v.Deployments) != 1 {

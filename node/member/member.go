@@ -40,6 +40,7 @@ type Info struct {
 	Raft    uint16 `cbor:"2,keyasint,omitempty"` // heads
 	API     string `cbor:"3,keyasint,omitempty"` // heads: address of the HTTP API
 	Version string `cbor:"4,keyasint,omitempty"`
+	Fresh   bool   `cbor:"5,keyasint,omitempty"` // heads: belongs to no cluster yet
 }
 
 // A Member is one living process.
@@ -71,7 +72,7 @@ type Config struct {
 // List is this process's view of who is there. It is safe for concurrent use.
 type List struct {
 	self Member
-	meta []byte
+	meta atomic.Pointer[[]byte]
 	list *memberlist.Memberlist
 
 	leaving atomic.Bool // what memberlist has to say about its end is of no interest
@@ -96,11 +97,8 @@ func Start(cfg Config) (*List, error) {
 	}
 	l := &List{members: map[string]Member{}, changed: make(chan struct{})}
 	l.self = Member{Identity: cfg.Self, Boot: uint64(time.Now().UnixNano()), Info: cfg.Info}
-	if l.meta, err = cbor.Marshal(cfg.Info); err != nil {
-		return nil, fmt.Errorf("member: %w", err)
-	}
-	if len(l.meta) > memberlist.MetaMaxSize {
-		return nil, fmt.Errorf("member: metadata of %d bytes, at most %d", len(l.meta), memberlist.MetaMaxSize)
+	if err := l.describe(cfg.Info); err != nil {
+		return nil, err
 	}
 	keyring, err := memberlist.NewKeyring(cfg.Keys, cfg.Keys[0])
 	if err != nil {
@@ -124,6 +122,30 @@ func Start(cfg Config) (*List, error) {
 		return nil, fmt.Errorf("member: gossip on %s: %w", cfg.Listen, err)
 	}
 	return l, nil
+}
+
+// describe sets what others are told.
+func (l *List) describe(info Info) error {
+	meta, err := cbor.Marshal(info)
+	if err != nil {
+		return fmt.Errorf("member: %w", err)
+	}
+	if len(meta) > memberlist.MetaMaxSize {
+		return fmt.Errorf("member: metadata of %d bytes, at most %d", len(meta), memberlist.MetaMaxSize)
+	}
+	l.meta.Store(&meta)
+	return nil
+}
+
+// Update tells the others something new about this process.
+func (l *List) Update(info Info) error {
+	if err := l.describe(info); err != nil {
+		return err
+	}
+	if err := l.list.UpdateNode(time.Second); err != nil {
+		return fmt.Errorf("member: %w", err)
+	}
+	return nil
 }
 
 func (m Member) name() string {
@@ -250,7 +272,7 @@ type delegate struct{ l *List }
 
 var _ memberlist.Delegate = delegate{}
 
-func (d delegate) NodeMeta(int) []byte           { return d.l.meta }
+func (d delegate) NodeMeta(int) []byte           { return *d.l.meta.Load() }
 func (delegate) NotifyMsg([]byte)                {}
 func (delegate) GetBroadcasts(int, int) [][]byte { return nil }
 func (delegate) LocalState(bool) []byte          { return nil }

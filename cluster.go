@@ -1,0 +1,174 @@
+//go:build !windows
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"manta/head"
+	"manta/internal/trust"
+	"manta/node"
+	"manta/runtime/weights"
+)
+
+// member are the flags of a process that is one of many.
+type member struct {
+	name       string
+	secretFile string
+	bind       string
+	advertise  string
+	gossipPort int
+	linkPort   int
+	join       []string
+}
+
+func (m *member) flags(f *pflag.FlagSet) {
+	f.StringVar(&m.name, "name", "", "stable name of this process; the host's by default")
+	f.StringVar(&m.secretFile, "secret-file", "", "file with the cluster's secret, a line each: the first signs, all verify (DATA-DIR/secret by default)")
+	f.StringVar(&m.bind, "bind", "0.0.0.0", "address that other members reach this process on")
+	f.StringVar(&m.advertise, "advertise", "", "address to tell others, where it differs from --bind")
+	f.IntVar(&m.gossipPort, "gossip-port", 7946, "port of the gossip, TCP and UDP; 0 takes a free one")
+	f.IntVar(&m.linkPort, "link-port", 7948, "port of the NATS server; 0 takes a free one")
+	f.StringSliceVar(&m.join, "join", nil, "gossip addresses or DNS names of other members, HOST:PORT")
+}
+
+// complete gives the secrets and fills in the name.
+func (m *member) complete(dataDir string) (trust.Secrets, error) {
+	if m.name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return nil, fmt.Errorf("no host name: give --name: %w", err)
+		}
+		m.name = plainName(host)
+	}
+	if m.secretFile == "" {
+		m.secretFile = filepath.Join(dataDir, "secret")
+	}
+	secrets, err := trust.LoadSecrets(m.secretFile)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w: all members of a cluster share one: write it there, or give --secret-file", err)
+	}
+	return secrets, err
+}
+
+// plainName makes an id's name of a host's: a-z, 0-9 and '-'.
+func plainName(host string) string {
+	host, _, _ = strings.Cut(strings.ToLower(host), ".")
+	name := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '-'
+	}, host)
+	return name[:min(len(name), 50)]
+}
+
+func (m *member) address(port int) string { return net.JoinHostPort(m.bind, strconv.Itoa(port)) }
+
+func headCommand() *cobra.Command {
+	p, m := &process{}, &member{}
+	var raftPort, expect int
+	command := &cobra.Command{
+		Use: "head", Short: "Run a head: the control plane and the HTTP API", Args: cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			if err := p.complete(command.Flags()); err != nil {
+				return err
+			}
+			return p.alone(command.Context(), command.ErrOrStderr(), func(ctx context.Context) error {
+				secrets, err := m.complete(p.dataDir)
+				if err != nil {
+					return err
+				}
+				listener, metrics, err := p.listen()
+				if err != nil {
+					return err
+				}
+				h, err := head.New(head.Config{
+					Name: m.name, Dir: filepath.Join(p.dataDir, "head"), Secrets: secrets, Advertise: m.advertise,
+					Gossip: m.address(m.gossipPort), Raft: m.address(raftPort), Link: m.address(m.linkPort),
+					API: listener, Metrics: metrics, Join: m.join, Expect: expect, Grace: p.grace, Keys: p.apiKeys, Logger: p.logger,
+				})
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(command.OutOrStdout(), "head %s: API on %s, gossip on %s\n", h.ID(), listener.Addr(), h.Gossip())
+				return errors.Join(h.Run(ctx), h.Close())
+			})
+		},
+	}
+	p.flags(command.Flags(), "0.0.0.0")
+	m.flags(command.Flags())
+	command.Flags().IntVar(&raftPort, "raft-port", 7947, "port of raft; 0 takes a free one")
+	command.Flags().IntVar(&expect, "bootstrap-expect", 0, "number of heads that found a new cluster together; 0 joins one")
+	return command
+}
+
+func nodeCommand() *cobra.Command {
+	p, m := &process{}, &member{}
+	var devices, downloadDir string
+	command := &cobra.Command{
+		Use: "node", Short: "Run a node: the devices that shards run on", Args: cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			if err := p.complete(command.Flags()); err != nil {
+				return err
+			}
+			return p.alone(command.Context(), command.ErrOrStderr(), func(ctx context.Context) error {
+				secrets, err := m.complete(p.dataDir)
+				if err != nil {
+					return err
+				}
+				kinds, err := node.Devices(devices)
+				if err != nil {
+					return err
+				}
+				n, err := node.New(node.Config{
+					Name: m.name, Dir: filepath.Join(p.dataDir, "node"), Secrets: secrets, Advertise: m.advertise,
+					Gossip: m.address(m.gossipPort), Link: m.address(m.linkPort), Join: m.join, Devices: kinds,
+					Library: func(dir string) *weights.Library {
+						if dir == "" {
+							dir = downloadDir
+						}
+						return weights.NewLibrary(dir)
+					},
+					Grace: p.grace, Logger: p.logger,
+				})
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(command.OutOrStdout(), "node %s: gossip on %s\n", n.ID(), n.Gossip())
+				return errors.Join(n.Run(ctx), n.Close())
+			})
+		},
+	}
+	p.nodeFlags(command.Flags())
+	m.flags(command.Flags())
+	command.Flags().StringVar(&devices, "devices", "auto", "devices to offer: auto, cpu or cpu:N")
+	command.Flags().StringVar(&downloadDir, "download-dir", "", "where models are kept; the hub's cache and the user's cache by default")
+	return command
+}
+
+// alone runs something with the data directory to itself, until a signal.
+func (p *process) alone(ctx context.Context, errs io.Writer, run func(context.Context) error) error {
+	ctx, stop := untilSignal(ctx, errs)
+	defer stop()
+	if err := p.prepare(errs); err != nil {
+		return err
+	}
+	lock, err := lockDir(p.dataDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	return run(ctx)
+}

@@ -1,0 +1,144 @@
+package head
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"manta/head/state"
+	"manta/internal/trust"
+	"manta/node/member"
+	"manta/node/wire"
+)
+
+const (
+	membershipEvery = 500 * time.Millisecond
+	rejoinEvery     = 2 * time.Second
+	// mergeEvery is between two attempts to meet members that gossip gave up while
+	// the network was cut: it does not look for them by itself.
+	mergeEvery = time.Minute
+)
+
+// assemble makes a cluster of the first heads, keeps raft's members those that
+// gossip tells of, and finds the other members again when all addresses have
+// changed.
+func (h *Head) assemble(ctx context.Context) error {
+	ticker := time.NewTicker(membershipEvery)
+	defer ticker.Stop()
+	var joined time.Time
+	for {
+		members := h.members.Load()
+		due := mergeEvery
+		if len(members.Members()) < 2 {
+			due = rejoinEvery
+		}
+		if len(h.cfg.Join) > 0 && time.Since(joined) > due {
+			joined = time.Now()
+			if err := members.Join(h.cfg.Join...); err != nil {
+				h.log.Info("join", "error", err)
+			}
+		}
+		h.found()
+		if h.raft.Leading() {
+			h.enlarge(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-members.Changed():
+		case <-ticker.C:
+		}
+	}
+}
+
+// found makes a new cluster as soon as as many heads are there as are expected,
+// and none of them belongs to one.
+func (h *Head) found() {
+	fresh := h.raft.Fresh()
+	members := h.members.Load()
+	if info := h.info(); info.Fresh != fresh {
+		info.Fresh = fresh
+		if err := members.Update(info); err != nil {
+			h.log.Warn("gossip", "error", err)
+		}
+	}
+	if !fresh || h.cfg.Expect == 0 {
+		return
+	}
+	var ids []string
+	for _, m := range h.heads() {
+		if !m.Info.Fresh {
+			return // there is a cluster: its leader takes this head in
+		}
+		ids = append(ids, m.ID)
+	}
+	if len(ids) != h.cfg.Expect {
+		return
+	}
+	h.log.Info("cluster founded", "heads", ids)
+	if err := h.raft.Bootstrap(ids); err != nil {
+		h.log.Error("cluster not founded", "error", err)
+	}
+}
+
+func (h *Head) heads() []member.Member {
+	var heads []member.Member
+	for _, m := range h.members.Load().Members() {
+		if m.Role == trust.Head {
+			heads = append(heads, m)
+		}
+	}
+	return heads
+}
+
+// enlarge makes the next change of raft's members, if one is due.
+func (h *Head) enlarge(ctx context.Context) {
+	ctx, stop := context.WithTimeout(ctx, commandTimeout)
+	defer stop()
+	seats, err := h.raft.Seats()
+	if err != nil {
+		h.log.Warn("membership", "error", err)
+		return
+	}
+	var living []string
+	for _, m := range h.heads() {
+		living = append(living, m.ID)
+	}
+	progress := map[string]uint64{}
+	for _, seat := range seats {
+		if seat.Voter {
+			continue
+		}
+		if index, err := h.progress(ctx, seat.ID); err == nil {
+			progress[seat.ID] = index
+		}
+	}
+	change, due := state.NextMembership(seats, living, progress, h.raft.View().Index)
+	if !due {
+		return
+	}
+	h.log.Info("membership", "change", change)
+	if err := h.raft.Change(ctx, change); err != nil {
+		h.log.Warn("membership", "error", err)
+		return
+	}
+	if change.Remove != "" {
+		// The View lists it until now; a head that never was in it is no error.
+		if err := h.apply(ctx, state.Change{DeleteHead: change.Remove}); err != nil && !errors.Is(err, state.ErrUnknown) {
+			h.log.Warn("membership", "error", err)
+		}
+	}
+}
+
+// progress asks a head how far it has applied the log.
+func (h *Head) progress(ctx context.Context, id string) (uint64, error) {
+	ctx, stop := context.WithTimeout(ctx, time.Second)
+	defer stop()
+	reply, err := h.link.Call(ctx, trust.Identity{Role: trust.Head, ID: id}, kindProgress, nil)
+	if err != nil {
+		return 0, err
+	}
+	var a applied
+	err = wire.Unmarshal(reply, &a)
+	return a.Index, err
+}

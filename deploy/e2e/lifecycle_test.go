@@ -1,0 +1,177 @@
+//go:build e2e && unix
+
+package e2e
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func story(tokens int) object {
+	return object{"prompt": "Once upon a time", "max_tokens": tokens, "temperature": 0, "ignore_eos": true}
+}
+
+// running is a stream in progress, read by a goroutine of its own.
+type running struct {
+	got   chan event // one for each event, up to its bound
+	ended chan struct{}
+	last  event  // read it after ended
+	all   answer // read it after ended
+	err   error  // read it after ended
+}
+
+// begin starts a stream and waits for its first events.
+func (s *server) begin(t *testing.T, ctx context.Context, body object, events int, header ...string) *running {
+	t.Helper()
+	r := &running{got: make(chan event, events), ended: make(chan struct{})}
+	go func() { // ends with the stream
+		defer close(r.ended)
+		r.err = s.stream(ctx, "/v1/completions", streaming(body), func(e event) error {
+			r.last = e
+			select {
+			case r.got <- e:
+			default:
+			}
+			return r.all.add([]byte(e.data))
+		}, header...)
+	}()
+	for range events {
+		select {
+		case <-r.got:
+		case <-r.ended:
+			t.Fatalf("the stream ended early: %v", r.err)
+		case <-time.After(patience):
+			t.Fatal("the stream has no events")
+		}
+	}
+	return r
+}
+
+func (r *running) wait(t *testing.T) {
+	t.Helper()
+	select {
+	case <-r.ended:
+	case <-time.After(patience):
+		t.Fatal("the stream does not end")
+	}
+}
+
+// refusesNew waits until new requests get 503, by which it is stopping.
+func (s *server) refusesNew(t *testing.T) {
+	t.Helper()
+	eventually(t, 20*time.Second, func() error {
+		answer, err := s.post(t.Context(), "/v1/completions", story(1))
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		if answer.StatusCode != http.StatusServiceUnavailable {
+			return &statusError{status: answer.StatusCode}
+		}
+		if answer.Header.Get("Retry-After") == "" {
+			t.Error("503 without Retry-After")
+		}
+		return nil
+	})
+}
+
+// After kill -9 in the middle of a stream, the same folder serves the same
+// deployment again without being told, and the client's stream goes on where it
+// was: with the seed in its last event's id, the rest is computed again.
+func TestKilledAndStartedAgain(t *testing.T) {
+	first := start(t, "", *realModel, "--served-model-name", "survivor,other", "--max-model-len", "512")
+	body := object{"prompt": "Once upon a time", "max_tokens": 40, "temperature": 1.1, "ignore_eos": true}
+	cut := first.begin(t, t.Context(), body, 8)
+	first.kill()
+	cut.wait(t)
+	if cut.err == nil {
+		t.Fatal("the stream was over before the kill")
+	}
+
+	second := start(t, first.dir, "")
+	if status, health, err := get(t.Context(), second.url+"/health"); err != nil || status != http.StatusOK || !strings.Contains(health, `"survivor"`) {
+		t.Fatalf("/health: %d %s, %v", status, health, err)
+	}
+	if _, models, err := get(t.Context(), second.url+"/v1/models"); err != nil || !strings.Contains(models, `"other"`) || !strings.Contains(models, `"max_model_len":512`) {
+		t.Fatalf("/v1/models: %s, %v", models, err)
+	}
+	rest, err := second.streamed(t.Context(), "/v1/completions", body, "Last-Event-ID", cut.last.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := second.streamed(t.Context(), "/v1/completions", body, "Last-Event-ID", atStart(t, cut.last.id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := cut.all.Choices[0].Text+rest.Choices[0].Text, again.Choices[0].Text; got != want {
+		t.Errorf("the two parts are\n%q, the same seed from the start gives\n%q", got, want)
+	}
+	if rest.Tokens != 40 {
+		t.Errorf("usage counts %d tokens", rest.Tokens)
+	}
+}
+
+// At SIGTERM a stream in progress goes on to its end, new requests get 503, and
+// the exit code is 0.
+func TestTerminationDrains(t *testing.T) {
+	s := start(t, "", *realModel)
+	want, err := s.whole(t.Context(), "/v1/completions", story(96))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := s.begin(t, t.Context(), story(96), 2)
+	s.signal(t, syscall.SIGTERM)
+	s.refusesNew(t)
+	for path, want := range map[string]int{"/readyz": http.StatusServiceUnavailable, "/health": http.StatusServiceUnavailable, "/livez": http.StatusOK} {
+		if status, body, err := get(t.Context(), s.url+path); err != nil || status != want {
+			t.Errorf("%s while it stops: %d %s, %v", path, status, body, err)
+		}
+	}
+	r.wait(t)
+	if r.err != nil || r.all.Choices[0].Text != want.Choices[0].Text || r.all.Choices[0].Finish != "length" {
+		t.Errorf("the stream gave %+v, %v, want %+v", r.all, r.err, want)
+	}
+	if code := s.wait(t); code != 0 {
+		t.Errorf("exit code %d:\n%s", code, &s.log)
+	}
+}
+
+// A second signal does not wait for anything.
+func TestSecondSignalEndsAtOnce(t *testing.T) {
+	s := start(t, "", *realModel)
+	r := s.begin(t, t.Context(), story(4000), 1)
+	s.signal(t, syscall.SIGTERM)
+	s.refusesNew(t)
+	began := time.Now()
+	s.signal(t, syscall.SIGTERM)
+	if code := s.wait(t); code == 0 {
+		t.Error("exit code 0")
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	r.wait(t)
+	if r.err == nil {
+		t.Error("the stream ended as if it were whole")
+	}
+}
+
+// Requests that don't end within --shutdown-timeout are cut off then.
+func TestShutdownTimeout(t *testing.T) {
+	s := start(t, "", *realModel, "--shutdown-timeout", "1s")
+	r := s.begin(t, t.Context(), story(4000), 1)
+	began := time.Now()
+	s.signal(t, syscall.SIGTERM)
+	s.wait(t)
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	r.wait(t)
+	if r.err == nil {
+		t.Error("the stream ended as if it were whole")
+	}
+}

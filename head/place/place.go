@@ -4,7 +4,8 @@
 // it again and again, until there is nothing to do.
 //
 // Memory is computed beforehand by runtime/plan, so that what is placed fits.
-// All ranks of a replica stand on one node.
+// A replica stands on one node if it fits there; else its stages go across nodes,
+// the tensor ranks of each together as long as they fit. A lost rank moves alone.
 package place
 
 import (
@@ -62,14 +63,15 @@ type Reason struct {
 type planner struct {
 	Input
 	out  Output
-	used map[device]int64 // bytes placed
+	used map[device]int64         // bytes placed
+	lost map[string]state.Replica // of these, what lives stays where it is
 }
 
 type device struct{ node, id string }
 
 // Reconcile compares and decides.
 func Reconcile(in Input) Output {
-	p := &planner{Input: in, used: map[device]int64{}}
+	p := &planner{Input: in, used: map[device]int64{}, lost: map[string]state.Replica{}}
 	p.nodes()
 	keep := p.replicas()
 	for _, r := range keep {
@@ -110,8 +112,11 @@ func (p *planner) replicas() (keep []state.Replica) {
 		r := p.View.Replicas[id]
 		d, ok := p.View.Deployments[r.Deployment]
 		switch {
-		case !ok || !slices.Contains(names(d), id), r.Version != d.Version, p.lost(r):
+		case !ok || !slices.Contains(names(d), id), r.Version != d.Version:
 			p.change(state.Change{DeleteReplica: id})
+		case slices.ContainsFunc(r.Shards, p.gone):
+			p.change(state.Change{DeleteReplica: id})
+			p.lost[id] = r
 		default:
 			keep = append(keep, r)
 		}
@@ -119,15 +124,13 @@ func (p *planner) replicas() (keep []state.Replica) {
 	return keep
 }
 
-// lost reports whether a node of the replica is dead, or has no such device.
-func (p *planner) lost(r state.Replica) bool {
-	return slices.ContainsFunc(r.Shards, func(s state.Placement) bool {
-		if p.Unheard[s.Node] {
-			return false
-		}
-		report, alive := p.Reports[s.Node]
-		return !alive || !slices.ContainsFunc(report.Devices, func(d wire.Device) bool { return d.ID == s.Device })
-	})
+// gone reports whether a shard's node is dead, or has no such device.
+func (p *planner) gone(s state.Placement) bool {
+	if p.Unheard[s.Node] {
+		return false
+	}
+	report, alive := p.Reports[s.Node]
+	return !alive || !slices.ContainsFunc(report.Devices, func(d wire.Device) bool { return d.ID == s.Device })
 }
 
 // names gives the ids of a deployment's replicas.
@@ -206,126 +209,6 @@ func (p *planner) missing(keep []state.Replica) {
 			p.change(state.Change{StartReplica: &state.StartReplica{Replica: r}})
 		}
 	}
-}
-
-// place finds the node that a replica fits on best: most memory left afterwards,
-// then by id.
-func (p *planner) place(d state.Deployment, id string) (state.Replica, []Reason) {
-	var reasons []Reason
-	var best state.Replica
-	var bestLeft int64 = -1
-	for _, node := range slices.Sorted(maps.Keys(p.Reports)) {
-		r, left, err := p.on(node, d)
-		if err != nil {
-			reasons = append(reasons, Reason{Node: node, Lacks: err.Error()})
-			continue
-		}
-		if left > bestLeft {
-			best, bestLeft = r, left
-		}
-	}
-	if bestLeft < 0 {
-		if len(reasons) == 0 {
-			reasons = []Reason{{Lacks: "no node has joined"}}
-		}
-		return state.Replica{}, reasons
-	}
-	best.ID, best.Deployment, best.Version, best.Layout = id, d.Name, d.Version, d.Layout
-	return best, nil
-}
-
-// on tries one node.
-func (p *planner) on(node string, d state.Deployment) (state.Replica, int64, error) {
-	report := p.Reports[node]
-	switch {
-	case report.Draining || p.View.Nodes[node].Drained:
-		return state.Replica{}, 0, fmt.Errorf("it is draining")
-	case d.Home != "" && d.Home != node:
-		return state.Replica{}, 0, fmt.Errorf("%s is on node %s only", d.Model, d.Home)
-	case len(report.Devices) == 0:
-		return state.Replica{}, 0, fmt.Errorf("it has no device")
-	}
-	chosen, err := p.devices(report, d.Layout.Ranks())
-	if err != nil {
-		return state.Replica{}, 0, err
-	}
-	budget, left, err := p.budget(node, chosen, d)
-	if err != nil {
-		return state.Replica{}, 0, err
-	}
-	fit, err := plan.Compute(d.Shapes, d.Layout, budget)
-	if err != nil {
-		return state.Replica{}, 0, err
-	}
-	r := state.Replica{Blocks: fit.Blocks, MaxLen: fit.MaxLen, Memory: fit.WeightBytes + fit.ScratchBytes + fit.KVBytes}
-	for stage := range d.Layout.Pipeline {
-		for tensor := range d.Layout.Tensor {
-			r.Shards = append(r.Shards, state.Placement{
-				Stage: stage, Rank: tensor, Node: node, Device: chosen[stage*d.Layout.Tensor+tensor].ID,
-			})
-		}
-	}
-	return r, left - r.Memory, nil
-}
-
-// devices gives one a rank: those with most memory left first. Ranks share a CPU,
-// never a GPU.
-func (p *planner) devices(report wire.Report, ranks int) ([]wire.Device, error) {
-	all := slices.Clone(report.Devices)
-	slices.SortStableFunc(all, func(a, b wire.Device) int {
-		return cmp.Or(
-			cmp.Compare(a.Kind, b.Kind)*-1, // "cuda" before "cpu"
-			cmp.Compare(p.left(report.Node, b), p.left(report.Node, a)),
-			cmp.Compare(a.ID, b.ID))
-	})
-	kind := all[0].Kind
-	same := slices.IndexFunc(all, func(d wire.Device) bool { return d.Kind != kind })
-	if same < 0 {
-		same = len(all)
-	}
-	if kind != "cpu" && same < ranks {
-		return nil, fmt.Errorf("it has %d devices of kind %s, %d ranks need one each", same, kind, ranks)
-	}
-	chosen := make([]wire.Device, ranks)
-	for i := range chosen {
-		chosen[i] = all[i%same]
-	}
-	return chosen, nil
-}
-
-func (p *planner) left(node string, d wire.Device) int64 {
-	return d.Memory - p.used[device{node, d.ID}]
-}
-
-// budget says what each rank may use of its device, and how much the fullest of
-// the devices has left now.
-func (p *planner) budget(node string, chosen []wire.Device, d state.Deployment) (plan.Budget, int64, error) {
-	kind := chosen[0].Kind
-	cache, err := plan.CacheType(kind, d.Settings.KVCacheDType)
-	if err != nil {
-		return plan.Budget{}, 0, err
-	}
-	sharing := map[string]int64{}
-	for _, c := range chosen {
-		sharing[c.ID]++
-	}
-	utilization := cmp.Or(d.Settings.GPUMemoryUtilization, Utilization)
-	b := plan.Budget{
-		KVType: cache, MaxLen: d.Settings.MaxModelLen,
-		MaxSequences: d.Settings.MaxNumSeqs, MaxRows: d.Settings.MaxNumBatchedTokens,
-	}.Defaults(kind)
-	var left int64 = 1 << 62
-	b.Memory = left
-	for _, c := range chosen {
-		free := p.left(node, c)
-		left = min(left, free)
-		b.Memory = min(b.Memory, min(free, int64(utilization*float64(c.Memory)))/sharing[c.ID])
-	}
-	if kind == "cpu" && d.Settings.GPUMemoryUtilization == 0 {
-		stored := int64(d.Shapes.Layers)*(d.Shapes.AttentionBytes+d.Shapes.FFNBytes) + d.Shapes.EmbeddingBytes + d.Shapes.OutputBytes
-		b.Memory = min(b.Memory, 2*stored+CPUBytes)
-	}
-	return b, left, nil
 }
 
 // Assignments gives what a node shall run.

@@ -1,0 +1,102 @@
+package place
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"manta/head/state"
+	"manta/node/wire"
+	"manta/parallel/shard"
+)
+
+func staged(tensor, pipeline int) state.Deployment {
+	d := deployment("m", 1, 1)
+	d.Layout = shard.Layout{Tensor: tensor, Pipeline: pipeline}
+	d.Settings.MaxModelLen = 256
+	return d
+}
+
+func gpus(node string, n int, memory int64) wire.Report {
+	r := wire.Report{Node: node}
+	for i := range n {
+		r.Devices = append(r.Devices, wire.Device{ID: fmt.Sprintf("GPU-%s-%d", node, i), Kind: "cuda", Memory: memory})
+	}
+	return r
+}
+
+// nodesOf lists where the ranks of the one replica stand, stage by stage.
+func (w *world) nodesOf() []string {
+	w.t.Helper()
+	var nodes []string
+	for _, s := range w.view.Replicas["m/0"].Shards {
+		nodes = append(nodes, s.Node)
+	}
+	return nodes
+}
+
+// A replica stands on one node if it fits there; else stages go across nodes, and
+// the tensor ranks of a stage stay together as long as a node has room for them.
+func TestRanksAcrossNodes(t *testing.T) {
+	const small, large = 36 << 20, 500 << 20
+	tests := []struct {
+		name    string
+		d       state.Deployment
+		reports []wire.Report
+		want    []string // in order, for ranks that stand together
+	}{
+		{"fits on one node", staged(1, 2), []wire.Report{report("a", large), report("b", large)}, []string{"a", "a"}},
+		{"two stages, each node too small for both", staged(1, 2), []wire.Report{report("a", small), report("b", small)}, []string{"a", "b"}},
+		{"tensor ranks together", staged(2, 2), []wire.Report{gpus("a", 2, large), gpus("b", 2, large)}, []string{"a", "a", "b", "b"}},
+		{"tensor ranks apart where they must", staged(2, 1), []wire.Report{gpus("a", 1, large), gpus("b", 1, large)}, []string{"a", "b"}},
+		{"nowhere", staged(2, 2), []wire.Report{gpus("a", 1, large), gpus("b", 2, large)}, nil},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWorld(t, test.d)
+			for _, r := range test.reports {
+				w.reports[r.Node] = r
+			}
+			out := w.settle()
+			got := w.nodesOf()
+			if !slices.Equal(got, test.want) {
+				t.Errorf("ranks on %v, want %v; waiting %+v", got, test.want, out.Waiting)
+			}
+			if (test.want == nil) != (len(out.Waiting) == 1) {
+				t.Errorf("waiting %+v", out.Waiting)
+			}
+		})
+	}
+}
+
+// When a node is lost its ranks move; the others stay with the blocks that they
+// have, in a new epoch, so that their nodes keep what is loaded.
+func TestLostRankMovesAlone(t *testing.T) {
+	const small = 36 << 20
+	w := newWorld(t, staged(1, 2))
+	for _, node := range []string{"a", "b", "c"} {
+		w.reports[node] = report(node, small)
+	}
+	w.settle()
+	before := w.view.Replicas["m/0"]
+	nodes := w.nodesOf()
+	if len(nodes) != 2 || nodes[0] == nodes[1] {
+		t.Fatalf("ranks on %v", nodes)
+	}
+	delete(w.reports, nodes[1])
+	w.settle()
+	after := w.view.Replicas["m/0"]
+	if after.Shards[0] != before.Shards[0] {
+		t.Errorf("the surviving rank moved from %v to %v", before.Shards[0], after.Shards[0])
+	}
+	if after.Shards[1].Node == nodes[1] || after.Shards[1].Node == nodes[0] {
+		t.Errorf("the lost rank is on %s", after.Shards[1].Node)
+	}
+	if after.Epoch <= before.Epoch || !slices.Equal(after.Blocks, before.Blocks) || after.MaxLen != before.MaxLen {
+		t.Errorf("epoch %d after %d, blocks %v after %v", after.Epoch, before.Epoch, after.Blocks, before.Blocks)
+	}
+	delete(w.reports, after.Shards[1].Node)
+	if out := w.settle(); len(out.Waiting) != 1 || len(w.view.Replicas) != 0 {
+		t.Errorf("one node left: waiting %+v, replicas %v", out.Waiting, w.view.Replicas)
+	}
+}

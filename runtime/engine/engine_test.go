@@ -310,3 +310,47 @@ func TestLostRank(t *testing.T) {
 		}
 	})
 }
+
+// hungRank answers some payloads, and the next only when it is let go.
+type hungRank struct {
+	*schedtest.Rank
+	left int
+	free chan struct{}
+}
+
+func (r *hungRank) Begin(payload []byte) (func() ([]byte, error), error) {
+	if r.left--; r.left < 0 {
+		<-r.free
+	}
+	return r.Rank.Begin(payload)
+}
+
+// A step that takes far longer than those before it ends the epoch: within the
+// floor where steps were quick.
+func TestStuckStep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rank, err := schedtest.NewRank(limits().Blocks, limits().Windows)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &hungRank{Rank: rank, left: 5, free: make(chan struct{})}
+		h := startGroup(t, limits(), group.NewLocal(2, r))
+		defer h.stop()
+		before := time.Now()
+		req := request(1, []int32{1, 2, 3}, 100)
+		if err := h.engine.Submit(req); err != nil {
+			t.Fatal(err)
+		}
+		_, failed := h.collect(map[engine.RequestID]int{req.ID: 1})
+		if !errors.Is(failed[req.ID], engine.ErrStuck) || !errors.Is(failed[req.ID], engine.ErrLost) {
+			t.Errorf("request: %v, want ErrLost and ErrStuck", failed[req.ID])
+		}
+		if took := time.Since(before); took > 3*time.Second {
+			t.Errorf("noticed after %v", took)
+		}
+		close(r.free)
+		h.stop()
+		<-h.ended
+		<-h.ended
+	})
+}

@@ -24,6 +24,7 @@ type loop struct {
 	drawn     uint64
 	finished  uint64
 	deadline  time.Time // the nearest of all requests; zero: none
+	watchdog  watchdog
 }
 
 // request is a request with choices that are not finished.
@@ -46,14 +47,18 @@ func (l *loop) run(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
-		if l.untilDeadline() == 0 {
-			l.expire(time.Now())
+		now := time.Now()
+		if err := l.watchdog.check(now); err != nil {
+			return err
+		}
+		if !l.deadline.IsZero() && !now.Before(l.deadline) {
+			l.expire(now)
 		}
 		if err := l.fill(); err != nil {
 			return err
 		}
 		l.publish()
-		timer.Reset(l.untilDeadline())
+		timer.Reset(l.alarm(now))
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -64,7 +69,7 @@ func (l *loop) run(ctx context.Context) error {
 			if err := l.answer(a); err != nil {
 				return err
 			}
-		case <-timer.C: // a deadline
+		case <-timer.C: // somebody's deadline
 		}
 	}
 }
@@ -96,6 +101,7 @@ func (l *loop) fill() error {
 		if err := l.engine.cfg.Group.Send(payload); err != nil {
 			return err
 		}
+		l.watchdog.sent(time.Now(), step.RowCount())
 	}
 	return nil
 }
@@ -112,6 +118,7 @@ func (l *loop) answer(a group.Answer) error {
 	if result, err = l.answers.add(result); err != nil || result == nil {
 		return err
 	}
+	l.watchdog.answered(time.Now())
 	events, err := l.scheduler.Apply(result)
 	if err != nil {
 		return err
@@ -206,11 +213,16 @@ func (l *loop) watch(r *request) {
 	}
 }
 
-func (l *loop) untilDeadline() time.Duration {
-	if l.deadline.IsZero() {
-		return time.Hour
+// alarm is the time until the nearest deadline, of a request or of a step.
+func (l *loop) alarm(now time.Time) time.Duration {
+	wait := time.Hour
+	if !l.deadline.IsZero() {
+		wait = l.deadline.Sub(now)
 	}
-	return max(0, time.Until(l.deadline))
+	if step, ok := l.watchdog.deadline(); ok {
+		wait = min(wait, step.Sub(now)+time.Millisecond)
+	}
+	return max(wait, 0)
 }
 
 // expire ends the requests whose deadline has passed.

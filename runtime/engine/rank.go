@@ -188,10 +188,7 @@ func (r *Rank) seat(step *sched.Step) error {
 // batch lays the step's rows out for the device. result gets an entry for each
 // sampling row, to be filled when the device has drawn.
 func (r *Rank) batch(step *sched.Step, result *sched.Result) (*kernels.Batch, []kernels.SampleRow, error) {
-	total := 0
-	for _, row := range step.Rows {
-		total += row.Count
-	}
+	total := step.RowCount()
 	b := &kernels.Batch{
 		Tokens:    make([]int32, 0, total),
 		Positions: make([]int32, 0, total),

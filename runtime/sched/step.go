@@ -99,6 +99,15 @@ type Sample struct {
 	Top      []kernels.TokenLogprob `cbor:"6,keyasint,omitempty"`
 }
 
+// RowCount is the number of tokens that the step computes.
+func (s *Step) RowCount() int {
+	n := 0
+	for _, row := range s.Rows {
+		n += row.Count
+	}
+	return n
+}
+
 // Account does to a rank's ledger what the driver did to its own.
 func (s *Step) Account(l *kv.Ledger) error {
 	for _, k := range s.Keep {

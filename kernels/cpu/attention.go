@@ -66,8 +66,19 @@ type attentionTask struct {
 	flat     []int32
 	units    []attentionUnit
 	stores   []attentionUnit
-	storing  bool
+	phase    attentionPhase
+	pieces   []attentionPiece
+	partial  []float32 // of the pieces
 }
+
+type attentionPhase uint8
+
+const (
+	attending attentionPhase = iota
+	storing
+	attendingPieces
+	joiningPieces
+)
 
 // An attentionUnit is rows [lo, hi) of a span and a KV head.
 type attentionUnit struct {
@@ -96,11 +107,19 @@ func (o *Ops) Attention(out, qkv kernels.Tensor, a kernels.Attention) {
 	t.groupHeads()
 	t.cut()
 	if len(t.stores) > 0 {
-		t.storing = true
-		o.pool.run(t, len(t.stores))
+		t.run(storing, len(t.stores))
 	}
-	t.storing = false
-	o.pool.run(t, len(t.units))
+	if t.split() {
+		t.run(attendingPieces, len(t.pieces))
+		t.run(joiningPieces, len(t.units))
+		return
+	}
+	t.run(attending, len(t.units))
+}
+
+func (t *attentionTask) run(phase attentionPhase, units int) {
+	t.phase = phase
+	t.o.pool.run(t, units)
 }
 
 // groupHeads lists the query heads of each KV head.
@@ -146,18 +165,23 @@ func (t *attentionTask) cut() {
 
 func (t *attentionTask) do(worker, unit int) {
 	s := &t.o.workers[worker].query
-	if t.storing {
+	switch t.phase {
+	case storing:
 		u := t.stores[unit]
 		for h := range t.groups {
 			t.store(s, u, h)
 		}
-		return
+	case attendingPieces:
+		t.attendPiece(s, t.pieces[unit])
+	case joiningPieces:
+		t.joinPieces(s, unit)
+	default:
+		u := t.units[unit]
+		if t.o.batch.Spans[u.span].Count == 1 {
+			t.store(s, u, u.head)
+		}
+		t.attend(s, u)
 	}
-	u := t.units[unit]
-	if t.o.batch.Spans[u.span].Count == 1 {
-		t.store(s, u, u.head)
-	}
-	t.attend(s, u)
 }
 
 // store puts the keys and values of one KV head of a unit's rows.
@@ -230,21 +254,29 @@ func (t *attentionTask) loadQuery(s *queryScratch, n int, u attentionUnit, r, he
 // tile Σ exp(s - m)·v with the tile's highest score m, then the tiles are joined
 // in order (Milakov & Gimelshein 2018, alg. 3).
 func (t *attentionTask) attendTile(s *queryScratch, u attentionUnit, n int) {
-	span := &t.o.batch.Spans[u.span]
-	first, last := s.position[0], s.position[n-1]
-	if t.a.Window > 0 {
-		first = max(0, first-t.a.Window+1)
-	} else {
-		first = 0
-	}
-	for tile := first / attentionTile; tile <= last/attentionTile; tile++ {
-		base := max(tile*attentionTile, first/kernels.BlockTokens*kernels.BlockTokens)
-		end := min((tile+1)*attentionTile, last+1)
-		t.tile(s, u, n, span.Blocks[t.a.Group][base/kernels.BlockTokens:], base, end)
+	for tile := t.firstTile(s.position[0]); tile <= s.position[n-1]/attentionTile; tile++ {
+		t.oneTile(s, u, n, tile)
 		for i := range n {
 			t.join(s, i, tile == t.firstTile(s.position[i]))
 		}
 	}
+	t.write(s, u, n)
+}
+
+// oneTile computes n queries over one tile.
+func (t *attentionTask) oneTile(s *queryScratch, u attentionUnit, n, tile int) {
+	first := 0
+	if t.a.Window > 0 {
+		first = max(0, s.position[0]-t.a.Window+1) / kernels.BlockTokens * kernels.BlockTokens
+	}
+	base, end := max(tile*attentionTile, first), min((tile+1)*attentionTile, s.position[n-1]+1)
+	blocks := t.o.batch.Spans[u.span].Blocks[t.a.Group]
+	t.tile(s, u, n, blocks[base/kernels.BlockTokens:], base, end)
+}
+
+// write gives the outputs of n queries: their sums over their totals.
+func (t *attentionTask) write(s *queryScratch, u attentionUnit, n int) {
+	span := &t.o.batch.Spans[u.span]
 	for i := range n {
 		dim := t.a.HeadDim
 		dst := row(t.out, span.Row+s.position[i]-span.Start)[s.head[i]*dim:][:dim]

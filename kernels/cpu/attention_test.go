@@ -29,6 +29,7 @@ func attentionCases() []attentionCase {
 		{name: "smollm2", heads: 9, kv: 3, dim: 64, rope: 32, store: kernels.F16, lengths: []int{300, 17, 1}, chunks: []int{64}},
 		{name: "one head each, odd dim", heads: 2, kv: 2, dim: 24, rope: 12, store: kernels.F32, lengths: []int{33, 5}, chunks: []int{7, 1}},
 		{name: "many share one", heads: 14, kv: 2, dim: 16, rope: 4, store: kernels.BF16, lengths: []int{40}, chunks: []int{40}},
+		{name: "long, more heads than a kernel takes", heads: 8, kv: 1, dim: 16, rope: 8, store: kernels.F32, lengths: []int{600}, chunks: []int{599, 1}},
 		{name: "window", heads: 4, kv: 2, dim: 80, rope: 40, window: 21, store: kernels.F32, lengths: []int{290, 20}, chunks: []int{5, 64}},
 		{name: "softcap, norm", heads: 4, kv: 2, dim: 32, rope: 16, softcap: 20, norm: true, store: kernels.F32, lengths: []int{50}, chunks: []int{9}},
 		{name: "norm across, interleaved, uneven map", heads: 3, kv: 2, dim: 128, rope: 64, norm: true, across: true, interleaved: true, headMap: []int32{0, 1, 1}, store: kernels.F32, lengths: []int{31, 16}, chunks: []int{16}},
@@ -60,7 +61,7 @@ func (c attentionCase) run(t testing.TB, o kernels.Ops, chunks []int, poison boo
 		for i := range inverse {
 			inverse[i] = float32(math.Pow(10000, -float64(i)/float64(c.rope)))
 		}
-		if a.Rope, err = o.Rope(inverse, 1, 512); err != nil {
+		if a.Rope, err = o.Rope(inverse, 1, 640); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -21,24 +21,33 @@ const (
 
 // A pool runs tasks on the caller and on workers-1 threads of its own. Between
 // tasks they spin for some tens of microseconds, then park: an idle pool takes
-// no processor time. One goroutine at a time calls run and close.
+// no processor time. A thread that comes when all units are taken is not waited
+// for, so that a processor that others use delays nothing. One goroutine at a
+// time calls run and close.
 type pool struct {
 	workers int
 	spin    spinner
 	threads []*thread
 	ended   sync.WaitGroup
+	stop    atomic.Bool
 
 	task  task
 	units int
 	_     [64]byte
 	next  atomic.Int32 // unit to be taken
 	_     [64]byte
-	turn  atomic.Uint32 // number of the task; changes when one begins
-	stop  bool
-	_     [64]byte
-	busy  atomic.Uint32 // threads that have not finished the task
-	_     [64]byte
+	// gate holds the task's number, whether it is closed to those who come late,
+	// and how many threads work at it.
+	gate atomic.Uint32
+	_    [64]byte
 }
+
+// Parts of the gate.
+const (
+	working uint32 = 1<<10 - 1
+	closed  uint32 = 1 << 10
+	turn    uint32 = 1 << 11
+)
 
 type thread struct {
 	parked atomic.Bool
@@ -48,6 +57,7 @@ type thread struct {
 
 func newPool(workers int, spin spinner) *pool {
 	p := &pool{workers: workers, spin: spin}
+	p.gate.Store(closed)
 	for i := 1; i < workers; i++ {
 		t := &thread{wake: make(chan struct{}, 1)}
 		p.threads = append(p.threads, t)
@@ -68,22 +78,23 @@ func (p *pool) run(t task, units int) {
 	p.task, p.units = t, units
 	p.begin()
 	p.work(0)
+	p.gate.Or(closed)
 	for round := 0; ; round++ {
-		left := p.busy.Load()
-		if left == 0 {
+		g := p.gate.Load()
+		if g&working == 0 {
 			break
 		}
-		if !p.spin.wait(&p.busy, left) && round >= spinRounds {
+		if !p.spin.wait(&p.gate, g) && round >= spinRounds {
 			runtime.Gosched()
 		}
 	}
 	p.task = nil
 }
 
+// begin opens the gate for the next task and wakes who has parked.
 func (p *pool) begin() {
 	p.next.Store(0)
-	p.busy.Store(uint32(len(p.threads)))
-	p.turn.Add(1)
+	p.gate.Store(p.gate.Load()&^closed + turn)
 	for _, t := range p.threads {
 		if t.parked.Load() && t.parked.CompareAndSwap(true, false) {
 			t.wake <- struct{}{}
@@ -105,27 +116,41 @@ func (p *pool) serve(t *thread, worker int) {
 	defer p.ended.Done()
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	seen := uint32(0)
-	for {
-		p.await(t, seen)
-		seen++
-		if p.stop {
-			return
-		}
+	done := uint32(0)
+	for p.join(t, done) {
 		p.work(worker)
-		p.busy.Add(^uint32(0))
+		done = p.gate.Add(^uint32(0)) / turn
 	}
 }
 
-// await returns when a task after the one seen has begun.
-func (p *pool) await(t *thread, seen uint32) {
-	for range spinRounds {
-		if p.spin.wait(&p.turn, seen) {
-			return
+// join waits for a task other than the one done and joins those who work at it;
+// false means to end.
+func (p *pool) join(t *thread, done uint32) bool {
+	for round := 0; ; {
+		g := p.gate.Load()
+		switch {
+		case g&closed == 0 && g/turn != done:
+			if p.stop.Load() {
+				return false
+			}
+			if p.gate.CompareAndSwap(g, g+1) {
+				return true
+			}
+		case round < spinRounds:
+			if !p.spin.wait(&p.gate, g) {
+				round++
+			}
+		default:
+			p.park(t, done)
+			round = 0
 		}
 	}
+}
+
+// park sleeps until a task begins.
+func (p *pool) park(t *thread, done uint32) {
 	t.parked.Store(true)
-	if p.turn.Load() != seen && t.parked.CompareAndSwap(true, false) {
+	if g := p.gate.Load(); g&closed == 0 && g/turn != done && t.parked.CompareAndSwap(true, false) {
 		return
 	}
 	<-t.wake
@@ -133,7 +158,7 @@ func (p *pool) await(t *thread, seen uint32) {
 
 // close ends the threads and waits for them.
 func (p *pool) close() {
-	p.stop = true
+	p.stop.Store(true)
 	p.begin()
 	p.ended.Wait()
 	p.threads = nil

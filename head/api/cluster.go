@@ -24,6 +24,7 @@ type deploymentRequest struct {
 	Seed                 uint64   `json:"seed"`
 	GPUMemoryUtilization float64  `json:"gpu_memory_utilization"`
 	PrefixCaching        *bool    `json:"enable_prefix_caching"`
+	Strategy             string   `json:"strategy"` // "pack" (the default) or "spread"
 }
 
 func (d *deploymentRequest) deployment() (state.Deployment, error) {
@@ -47,6 +48,14 @@ func (d *deploymentRequest) deployment() (state.Deployment, error) {
 			return state.Deployment{}, badField("replicas", "replicas must not be negative, got %d", replicas)
 		}
 	}
+	strategy := state.Pack
+	switch d.Strategy {
+	case "", "pack":
+	case "spread":
+		strategy = state.Spread
+	default:
+		return state.Deployment{}, badField("strategy", "strategy must be pack or spread, got %q", d.Strategy)
+	}
 	name := d.Name
 	if name == "" {
 		name = d.Model
@@ -54,6 +63,7 @@ func (d *deploymentRequest) deployment() (state.Deployment, error) {
 	return state.Deployment{
 		Name: name, Aliases: d.Aliases, Model: d.Model, Replicas: replicas,
 		Layout:  shard.Layout{Tensor: max(d.TensorParallelSize, 1), Pipeline: max(d.PipelineParallelSize, 1)},
+		Strategy: strategy,
 		Created: time.Now(),
 		Settings: state.Settings{
 			MaxModelLen: d.MaxModelLen, MaxNumSeqs: d.MaxNumSeqs, MaxNumBatchedTokens: d.MaxNumBatchedTokens,

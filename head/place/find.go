@@ -25,6 +25,11 @@ func (p *planner) place(d state.Deployment, id string) (state.Replica, []Reason)
 			return r, nil
 		}
 	}
+	if d.Strategy == state.Spread && d.Layout.Pipeline > 1 && d.Home == "" {
+		if r, err := p.across(d, id); err == nil {
+			return r, nil
+		}
+	}
 	var reasons []Reason
 	var best state.Replica
 	var bestLeft int64 = -1

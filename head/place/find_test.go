@@ -17,6 +17,11 @@ func staged(tensor, pipeline int) state.Deployment {
 	return d
 }
 
+func spread(d state.Deployment) state.Deployment {
+	d.Strategy = state.Spread
+	return d
+}
+
 func gpus(node string, n int, memory int64) wire.Report {
 	r := wire.Report{Node: node}
 	for i := range n {
@@ -46,6 +51,7 @@ func TestRanksAcrossNodes(t *testing.T) {
 		want    []string // in order, for ranks that stand together
 	}{
 		{"fits on one node", staged(1, 2), []wire.Report{report("a", large), report("b", large)}, []string{"a", "a"}},
+		{"spread where it would fit on one", spread(staged(1, 2)), []wire.Report{report("a", large), report("b", large)}, []string{"a", "b"}},
 		{"two stages, each node too small for both", staged(1, 2), []wire.Report{report("a", small), report("b", small)}, []string{"a", "b"}},
 		{"tensor ranks together", staged(2, 2), []wire.Report{gpus("a", 2, large), gpus("b", 2, large)}, []string{"a", "a", "b", "b"}},
 		{"tensor ranks apart where they must", staged(2, 1), []wire.Report{gpus("a", 1, large), gpus("b", 1, large)}, []string{"a", "b"}},

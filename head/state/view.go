@@ -34,6 +34,7 @@ type Deployment struct {
 	// Generation holds the model's own sampling defaults and end tokens.
 	Generation Generation
 	Layout     shard.Layout
+	Strategy   Strategy
 	Replicas   int
 	Settings   Settings
 	Created    time.Time
@@ -41,6 +42,14 @@ type Deployment struct {
 	// anew for; one of Replicas or Aliases alone leaves it.
 	Version uint64
 }
+
+// Strategy says how a replica's ranks are laid out on nodes.
+type Strategy string
+
+const (
+	Pack   Strategy = ""       // on one node if they fit there
+	Spread Strategy = "spread" // stages on as many nodes as there are
+)
 
 // Settings are the engine's flags, in vLLM's words; zero means the default.
 type Settings struct {

@@ -62,9 +62,9 @@ func (d *deploymentRequest) deployment() (state.Deployment, error) {
 	}
 	return state.Deployment{
 		Name: name, Aliases: d.Aliases, Model: d.Model, Replicas: replicas,
-		Layout:  shard.Layout{Tensor: max(d.TensorParallelSize, 1), Pipeline: max(d.PipelineParallelSize, 1)},
+		Layout:   shard.Layout{Tensor: max(d.TensorParallelSize, 1), Pipeline: max(d.PipelineParallelSize, 1)},
 		Strategy: strategy,
-		Created: time.Now(),
+		Created:  time.Now(),
 		Settings: state.Settings{
 			MaxModelLen: d.MaxModelLen, MaxNumSeqs: d.MaxNumSeqs, MaxNumBatchedTokens: d.MaxNumBatchedTokens,
 			DType: d.DType, KVCacheDType: d.KVCacheDType, Seed: d.Seed, GPUMemoryUtilization: d.GPUMemoryUtilization,

@@ -235,6 +235,11 @@ func (d *Dispatcher) observe(view *state.View) {
 			d.loads[id] = load
 		}
 	}
+	for deployment := range d.rates {
+		if _, ok := view.Deployments[deployment]; !ok {
+			delete(d.rates, deployment)
+		}
+	}
 	for _, s := range d.streams {
 		s.mailbox.lose(func(t target) bool {
 			replica, ok := view.Replicas[t.replica]

@@ -266,6 +266,54 @@ func TestCreditPriorityAndOrder(t *testing.T) {
 	})
 }
 
+// A request of more choices than all credit runs alone rather than never, and
+// what came after it waits for it.
+func TestMoreChoicesThanCredit(t *testing.T) {
+	within(t, dispatch.Config{}, func(t *testing.T, b *bench) {
+		b.cluster.Step = time.Millisecond
+		b.cluster.AddReplica("m", "r1", "n1", 1, 2)
+		r := b.request(3)
+		r.Choices = 5
+		large, small := submit(t, b, r), submit(t, b, b.request(3))
+		done := make(chan error, 1)
+		go func() {
+			_, _, err := read(t, small)
+			done <- err
+		}()
+		if texts, _, err := read(t, large); err != nil || len(texts) != 5 {
+			t.Errorf("%q, %v", texts, err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if sent := b.cluster.Requests(); len(sent) != 2 || sent[0].Choices != 5 {
+			t.Errorf("sent %+v", sent)
+		}
+	})
+}
+
+// When the link to a node breaks, its requests are sent again there: the node
+// lives, and its newer attempt takes the old one's place.
+func TestDisconnectedNodeIsAskedAgain(t *testing.T) {
+	within(t, dispatch.Config{}, func(t *testing.T, b *bench) {
+		b.cluster.Step = time.Millisecond
+		b.cluster.AddReplica("m", "r1", "n1", 1, 8)
+		s := submit(t, b, b.request(12))
+		event, err := s.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Disconnected("n1")
+		rest, _, err := read(t, s)
+		if err != nil || event.Text+rest[0] != "hello hello " {
+			t.Errorf("%q and %q, %v", event.Text, rest, err)
+		}
+		if sent := b.cluster.Requests(); len(sent) != 2 || len(sent[1].Outputs[0]) == 0 {
+			t.Errorf("sent %+v", sent)
+		}
+	})
+}
+
 // A full queue refuses with a time to try again; what was admitted is served.
 func TestFullQueueRefuses(t *testing.T) {
 	within(t, dispatch.Config{MaxQueue: 2}, func(t *testing.T, b *bench) {

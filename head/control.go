@@ -23,19 +23,21 @@ import (
 )
 
 const (
-	reconcileEvery = time.Second
+	reconcileEvery = 500 * time.Millisecond
 	commandTimeout = 5 * time.Second
 	// hearWithin is how long nodes that this leader has not heard of yet are taken
 	// for living.
 	hearWithin = 5 * time.Second
-	// heartbeatLost is how old a node's newest report may be.
-	heartbeatLost = 5 * time.Second
+	// heartbeatLost is how old a node's newest report may be, and silentDead how old
+	// when gossip has given the node up too.
+	heartbeatLost = 6 * time.Second
+	silentDead    = 1500 * time.Millisecond
 	// retryFailed is how long a replica that failed is left alone.
 	retryFailed = 30 * time.Second
 )
 
-// control is the leader's loop: (desired, members, reports) → commands and
-// assignments, again and again. On other heads it waits.
+// control keeps what nodes report. On the leader it is the loop (desired, members,
+// reports) → commands and assignments, again and again.
 type control struct {
 	head    *Head
 	log     *slog.Logger
@@ -76,13 +78,14 @@ func (c *control) run(ctx context.Context) error {
 	var since time.Time // when this head began to lead
 	for {
 		changed, members := c.head.raft.Changed(), c.head.members.Load().Changed()
+		living, heads := c.living()
 		if c.head.raft.Leading() {
 			if !leads {
 				// The View of a new leader may lack what an earlier one has committed.
 				leads, since = c.barrier(ctx) == nil, time.Now()
 			}
 			if leads {
-				c.reconcile(ctx, time.Since(since) < hearWithin)
+				c.reconcile(ctx, living, heads, time.Since(since) < hearWithin)
 			}
 		} else {
 			leads = false
@@ -109,9 +112,8 @@ func (c *control) barrier(ctx context.Context) error {
 
 // reconcile makes one decision, commits it, and tells the nodes. A leader that is
 // new waits for the nodes that it has not heard of.
-func (c *control) reconcile(ctx context.Context, isNew bool) {
+func (c *control) reconcile(ctx context.Context, living map[string]wire.Report, heads []state.Change, isNew bool) {
 	view := c.head.raft.View()
-	living, heads := c.living()
 	unheard := map[string]bool{}
 	for node := range view.Nodes {
 		if _, heard := living[node]; isNew && !heard {
@@ -163,33 +165,37 @@ func (c *control) tell(view *state.View, changes []state.Change) {
 	}
 }
 
-// living gives the reports of nodes that are members, and the changes that bring
-// the list of heads up to date. A dead node's report is forgotten.
+// living gives the reports of living nodes, and the changes that bring the list
+// of heads up to date. A dead node's report is forgotten: gossip has given it up
+// and it is silent, or it has been silent for long.
 func (c *control) living() (map[string]wire.Report, []state.Change) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	view := c.head.raft.View()
-	living := map[string]wire.Report{}
+	member := map[string]bool{}
 	var changes []state.Change
 	for _, m := range c.head.members.Load().Members() {
-		switch m.Role {
-		case trust.Node:
-			if report, ok := c.reports[m.ID]; ok {
-				living[m.ID] = report
-			}
-		case trust.Head:
-			now := state.Head{ID: m.ID, Name: m.ID[:max(0, strings.LastIndexByte(m.ID, '-'))], API: reachable(m)}
-			if view.Heads[m.ID] != now {
-				changes = append(changes, state.Change{PutHead: &now})
-			}
+		if m.Role == trust.Node {
+			member[m.ID] = true
+			continue
+		}
+		now := state.Head{ID: m.ID, Name: m.ID[:max(0, strings.LastIndexByte(m.ID, '-'))], API: reachable(m)}
+		if view.Heads[m.ID] != now {
+			changes = append(changes, state.Change{PutHead: &now})
 		}
 	}
-	for node := range c.reports {
-		if _, ok := living[node]; !ok {
-			delete(c.reports, node)
-			delete(c.heard, node)
-			c.head.dispatch.Disconnected(node)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	living := map[string]wire.Report{}
+	for node, report := range c.reports {
+		silent := time.Since(c.heard[node])
+		if silent < silentDead || member[node] && silent < heartbeatLost {
+			living[node] = report
+			continue
 		}
+		c.log.Warn("node lost", "node", node, "member", member[node], "silent", silent.Round(time.Millisecond))
+		delete(c.reports, node)
+		delete(c.heard, node)
+		c.head.silence(node)
+		c.head.dispatch.Disconnected(node)
 	}
 	return living, changes
 }

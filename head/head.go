@@ -22,12 +22,14 @@ import (
 
 	"manta/head/api"
 	"manta/head/dispatch"
+	"manta/head/route"
 	"manta/head/state"
 	"manta/head/store"
 	"manta/internal/telemetry"
 	"manta/internal/trust"
 	"manta/internal/version"
 	"manta/node/member"
+	"manta/node/wire"
 	"manta/parallel/link"
 )
 
@@ -111,7 +113,7 @@ func New(cfg Config) (_ *Head, err error) {
 		return nil, err
 	}
 	h.dispatch = dispatch.New(dispatch.Config{
-		Head: id, Views: h.raft, Link: sender{h.link}, Meter: dispatch.Metered{Metrics: h.metrics}, Log: cfg.Logger,
+		Head: id, Views: h.raft, Link: sender{h}, Meter: dispatch.Metered{Metrics: h.metrics}, Log: cfg.Logger,
 	})
 	h.control = newControl(h)
 	h.listen()
@@ -311,6 +313,17 @@ func (h *Head) linkAddress(peer trust.Identity) (string, error) {
 // lost is told by the link that messages to or from a peer may be lost.
 func (h *Head) lost(peer trust.Identity, _ error) {
 	if peer.Role == trust.Node {
+		h.silence(peer.ID)
 		h.dispatch.Disconnected(peer.ID)
+	}
+}
+
+// silence takes back what a node's drivers have granted, until they grant anew:
+// they do so again and again while they can be reached.
+func (h *Head) silence(node string) {
+	for _, r := range h.raft.View().Replicas {
+		if driver, ok := route.Driver(r); ok && driver == node {
+			h.dispatch.Credit(wire.Credit{Version: wire.Version, Replica: r.ID, Epoch: r.Epoch, Node: node})
+		}
 	}
 }

@@ -17,7 +17,7 @@ import (
 const sendTimeout = 5 * time.Second
 
 // sender gives requests to nodes.
-type sender struct{ link *link.Link }
+type sender struct{ head *Head }
 
 var _ dispatch.Link = sender{}
 
@@ -36,7 +36,11 @@ func (s sender) send(ctx context.Context, node, kind string, message any) error 
 	}
 	ctx, stop := context.WithTimeout(ctx, sendTimeout)
 	defer stop()
-	return s.link.Send(ctx, trust.Identity{Role: trust.Node, ID: node}, link.Control, kind, data)
+	err = s.head.link.Send(ctx, trust.Identity{Role: trust.Node, ID: node}, link.Control, kind, data)
+	if err != nil && ctx.Err() == nil {
+		s.head.silence(node)
+	}
+	return err
 }
 
 // listen says what becomes of the messages that nodes send. Each handler only

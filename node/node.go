@@ -26,7 +26,7 @@ import (
 
 const (
 	// reportEvery is the heartbeat that heads see.
-	reportEvery = time.Second
+	reportEvery = 500 * time.Millisecond
 	rejoinEvery = 2 * time.Second
 	sendTimeout = 5 * time.Second
 	maxResolves = 4

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
+	"strings"
 
 	"github.com/hashicorp/go-hclog"
 )
@@ -23,6 +25,8 @@ type slogSink struct{ log *slog.Logger }
 func (s slogSink) Accept(name string, level hclog.Level, message string, args ...any) {
 	to := slog.LevelDebug
 	switch {
+	case level >= hclog.Error && strings.HasPrefix(message, "failed to ") && slices.Contains(args, any("peer")):
+		to = slog.LevelInfo // a peer is away: raft says so three times a second
 	case level >= hclog.Error:
 		to = slog.LevelError
 	case level >= hclog.Warn:

@@ -35,7 +35,7 @@ type Config struct {
 	// Bootstrap makes a new cluster of this one voter when Dir holds no state.
 	Bootstrap bool
 	// Heartbeat is how long a follower waits for its leader before it stands for
-	// election, 0: 500 ms.
+	// election, 0: 800 ms.
 	Heartbeat time.Duration
 	Logger    *slog.Logger
 }
@@ -53,7 +53,7 @@ type Server struct {
 // Open starts raft from what Dir holds. The raft id is the authority's.
 func Open(cfg Config) (_ *Server, err error) {
 	if cfg.Heartbeat == 0 {
-		cfg.Heartbeat = 500 * time.Millisecond
+		cfg.Heartbeat = 800 * time.Millisecond
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -86,7 +86,7 @@ func Open(cfg Config) (_ *Server, err error) {
 	config := raft.DefaultConfig()
 	config.LocalID = raft.ServerID(s.self)
 	config.HeartbeatTimeout, config.ElectionTimeout = cfg.Heartbeat, cfg.Heartbeat
-	config.LeaderLeaseTimeout = cfg.Heartbeat / 2
+	config.LeaderLeaseTimeout = cfg.Heartbeat
 	config.CommitTimeout = cfg.Heartbeat / 10
 	config.SnapshotThreshold = 4096
 	config.Logger = logger

@@ -253,8 +253,6 @@ func (m *machine) evaluateSlice(object Value, e slice, s *scope) (Value, error) 
 			if b.Sign() < 0 {
 				ends[i] = -math.MaxInt32
 			}
-		case *undefined:
-			return nil, b.fail()
 		default:
 			return nil, typeError("slice indices must be integers or None or have an __index__ method")
 		}

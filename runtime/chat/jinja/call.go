@@ -63,10 +63,7 @@ func (a arguments) text(i int, fallback string) (string, error) {
 	if s, ok := text(value); ok {
 		return s, nil
 	}
-	if u, ok := value.(*undefined); ok {
-		return "", u.fail()
-	}
-	return "", typeError("expected a str argument, got '%s'", typeName(value))
+	return "", typeError("must be str, not %s", typeName(value))
 }
 
 // integer gives argument i as an int.
@@ -74,9 +71,6 @@ func (a arguments) integer(i int, fallback int64) (int64, error) {
 	value := a.or(i, fallback)
 	if n, ok := integer(value); ok {
 		return n, nil
-	}
-	if u, ok := value.(*undefined); ok {
-		return 0, u.fail()
 	}
 	return 0, typeError("'%s' object cannot be interpreted as an integer", typeName(value))
 }

@@ -330,6 +330,9 @@ func filterIndent(m *machine, self Value, a arguments) (Value, error) {
 		if u, missing := self.(*undefined); missing {
 			return nil, u.fail()
 		}
+		if _, list := self.(*List); list { // += takes any iterable there
+			return nil, raise("AttributeError", "'list' object has no attribute 'splitlines'")
+		}
 		return nil, typeError("unsupported operand type(s) for +=: '%s' and 'str'", typeName(self))
 	}
 	indention, isText := text(a.or(0, int64(4)))

@@ -46,12 +46,14 @@ func (m *machine) mapping(a arguments) (getter, error) {
 		return makeGetter(path, fallback)
 	}
 	name, _ := text(a.rest[0])
-	filter, ok := m.filters[name]
-	if !ok {
-		return nil, raise("TemplateRuntimeError", "No filter named %s.", quote(name))
-	}
 	given := callArguments{positional: a.rest[1:], keywords: a.keywords}
-	return func(m *machine, item Value) (Value, error) { return filter.invoke(m, item, given) }, nil
+	return func(m *machine, item Value) (Value, error) {
+		filter, ok := m.filters[name]
+		if !ok {
+			return nil, raise("TemplateRuntimeError", "No filter named %s.", quote(name))
+		}
+		return filter.invoke(m, item, given)
+	}, nil
 }
 
 // choose is select, reject, selectattr and rejectattr.
@@ -106,15 +108,15 @@ func (m *machine) condition(a arguments, byAttribute bool) (func(item Value) (bo
 		}, nil
 	}
 	name, _ := text(rest[0])
-	test, ok := m.tests[name]
-	if !ok {
-		return nil, raise("TemplateRuntimeError", "No test named %s.", quote(name))
-	}
 	given := callArguments{positional: rest[1:], keywords: a.keywords}
 	return func(item Value) (bool, error) {
 		value, err := get(m, item)
 		if err != nil {
 			return false, err
+		}
+		test, ok := m.tests[name]
+		if !ok {
+			return false, raise("TemplateRuntimeError", "No test named %s.", quote(name))
 		}
 		held, err := test.invoke(m, value, given)
 		return truth(held), err

@@ -283,12 +283,15 @@ func filterUnique(m *machine, self Value, a arguments) (Value, error) {
 		return nil, err
 	}
 	key := folded(get, truth(a.or(0, false)))
-	it, err := m.iterate(self)
-	if err != nil {
-		return nil, err
-	}
+	var it *iterator
 	seen := map[any]bool{}
 	return generate(func() (Value, bool, error) {
+		if it == nil {
+			var err error
+			if it, err = m.iterate(self); err != nil {
+				return nil, false, err
+			}
+		}
 		for {
 			item, ok, err := it.next()
 			if err != nil || !ok {

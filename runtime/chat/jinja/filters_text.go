@@ -40,6 +40,9 @@ func filterFileSize(m *machine, self Value, a arguments) (Value, error) {
 			return nil, err
 		}
 	} else {
+		if u, missing := self.(*undefined); missing {
+			return nil, u.fail()
+		}
 		return nil, typeError("float() argument must be a string or a real number, not '%s'", typeName(self))
 	}
 	base, suffix := 1000.0, "B"
@@ -187,7 +190,10 @@ func filterXMLAttr(m *machine, self Value, a arguments) (Value, error) {
 func filterWordWrap(m *machine, self Value, a arguments) (Value, error) {
 	s, ok := text(self)
 	if !ok {
-		return nil, typeError("'%s' object can't be wrapped", typeName(self))
+		if u, missing := self.(*undefined); missing {
+			return nil, u.fail()
+		}
+		return nil, raise("AttributeError", "'%s' object has no attribute 'splitlines'", typeName(self))
 	}
 	width, err := a.integer(0, 79)
 	if err != nil {

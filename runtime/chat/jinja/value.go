@@ -325,9 +325,10 @@ func (d *Dict) Without(drop func(key, value Value) bool) *Dict {
 const maxKeyDepth = 50
 
 type (
-	noneHash  struct{}
-	tupleHash string
-	bigHash   string
+	noneHash      struct{}
+	undefinedHash struct{}
+	tupleHash     string
+	bigHash       string
 )
 
 // hash is hashOf, counted.
@@ -383,6 +384,8 @@ func hashOf(v Value, depth int) (any, error) {
 			}
 		}
 		return tupleHash(key), nil
+	case *undefined:
+		return undefinedHash{}, nil
 	case *List, *Dict, dictView, *namespace:
 		return nil, typeError("unhashable type: '%s'", typeName(v))
 	case rangeValue:

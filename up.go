@@ -289,15 +289,27 @@ func (u *up) announce(ctx context.Context, h *head.Head, name string, began time
 	}
 	d := h.View().Deployments[name]
 	url := "http://" + net.JoinHostPort(cmp.Or(map[string]string{"0.0.0.0": "127.0.0.1", "::": "::1"}[u.host], u.host), strconv.Itoa(u.port))
+	key := ""
+	if u.apiKeys != nil {
+		key = " -H \"Authorization: Bearer $MANTA_API_KEY\""
+	}
 	fmt.Fprintf(out, `%s is ready after %.1f s: sequences of up to %d tokens (max_model_len%s)
 
-  curl %s/v1/chat/completions -H 'Content-Type: application/json' \
+  curl %s/v1/chat/completions%s -H 'Content-Type: application/json' \
     -d '{"model": %q, "messages": [{"role": "user", "content": "Hello!"}]}'
-  curl %s/generate -H 'Content-Type: application/json' -d '{"prompt": "Once upon a time"}'
-  manta chat
+  curl %s/generate%s -H 'Content-Type: application/json' -d '{"prompt": "Once upon a time"}'
+  manta chat%s
 
-`, name, time.Since(began).Seconds(), replica.MaxLen, ofSettings(d.Settings.MaxModelLen), url, name, url)
+`, name, time.Since(began).Seconds(), replica.MaxLen, ofSettings(d.Settings.MaxModelLen), url, key, name, url, key, chatFlags(url))
 	return nil
+}
+
+// chatFlags names the server where it is not the usual one.
+func chatFlags(url string) string {
+	if url == "http://127.0.0.1:8000" {
+		return ""
+	}
+	return " --url " + url
 }
 
 func ofSettings(maxLen int) string {

@@ -3,10 +3,23 @@ package cpu
 import (
 	"fmt"
 	"testing"
+	"time"
 	"unsafe"
 
 	"manta/kernels"
 )
+
+// fastestOf gives the shortest of many runs: what the processor can do when
+// nothing else has it.
+func fastestOf(runs int, f func()) time.Duration {
+	best := time.Hour
+	for range runs {
+		begin := time.Now()
+		f()
+		best = min(best, time.Since(begin))
+	}
+	return best
+}
 
 // A layer's shapes, for benchmarks.
 type shape struct {

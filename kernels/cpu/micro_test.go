@@ -11,18 +11,6 @@ import (
 	"manta/kernels"
 )
 
-// fastestOf gives the shortest of many runs: what the processor can do when
-// nothing else has it.
-func fastestOf(runs int, f func()) time.Duration {
-	best := time.Hour
-	for range runs {
-		begin := time.Now()
-		f()
-		best = min(best, time.Since(begin))
-	}
-	return best
-}
-
 // BenchmarkKernel prints, on one thread and for operands in the caches, the
 // product kernels' GFLOP/s and their ratio to the peak of bare FMAs.
 func BenchmarkKernel(b *testing.B) {

@@ -1,0 +1,204 @@
+//go:build e2e && unix
+
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"manta/head/api"
+	"manta/head/client"
+)
+
+const (
+	headCount = 3
+	nodeCount = 4
+	// patience bounds every wait for the cluster to come to a state.
+	patience = 90 * time.Second
+)
+
+// member is one process; it can be started again on what it left on disk.
+type member struct {
+	name    string
+	args    []string
+	command *exec.Cmd
+	ended   chan struct{}
+}
+
+// bench is the cluster under test.
+type bench struct {
+	t       *testing.T
+	binary  string
+	dir     string
+	gossip  []string
+	apis    []string
+	members map[string]*member
+
+	mu  sync.Mutex // guards log
+	log map[string]*bytes.Buffer
+}
+
+func binary(t *testing.T) string {
+	t.Helper()
+	name := os.Getenv("MANTA_BINARY")
+	if name == "" {
+		name = "../../../bin/manta"
+	}
+	path, err := filepath.Abs(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%v: make build first", err)
+	}
+	return path
+}
+
+// ports gives loopback addresses that were free a moment ago.
+func ports(t *testing.T, n int) []string {
+	t.Helper()
+	var addresses []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		addresses = append(addresses, l.Addr().String())
+	}
+	return addresses
+}
+
+func port(address string) string {
+	_, p, _ := net.SplitHostPort(address)
+	return p
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	free := ports(t, 2*headCount)
+	b := &bench{
+		t: t, binary: binary(t), dir: t.TempDir(), gossip: free[:headCount], apis: free[headCount:],
+		members: make(map[string]*member), log: make(map[string]*bytes.Buffer),
+	}
+	if err := os.WriteFile(filepath.Join(b.dir, "secret"), []byte("the secret of the kill matrix\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for i := range headCount {
+		b.add(fmt.Sprint("head", i), "head", "--gossip-port", port(b.gossip[i]), "--raft-port", "0", "--metrics-port", "0",
+			"--host", "127.0.0.1", "--port", port(b.apis[i]), "--api-key", "none", "--bootstrap-expect", fmt.Sprint(headCount))
+	}
+	for i := range nodeCount {
+		b.add(fmt.Sprint("node", i), "node", "--gossip-port", "0", "--devices", "cpu")
+	}
+	t.Cleanup(b.close)
+	return b
+}
+
+func (b *bench) add(name string, args ...string) {
+	args = append(args, "--name", name, "--bind", "127.0.0.1", "--link-port", "0", "--data-dir", filepath.Join(b.dir, name),
+		"--secret-file", filepath.Join(b.dir, "secret"), "--join", strings.Join(b.gossip, ","))
+	b.members[name] = &member{name: name, args: args}
+	b.log[name] = &bytes.Buffer{}
+	b.start(name)
+}
+
+// logWriter keeps a member's output for the case that the test fails.
+type logWriter struct {
+	b    *bench
+	name string
+}
+
+func (w logWriter) Write(p []byte) (int, error) {
+	w.b.mu.Lock()
+	defer w.b.mu.Unlock()
+	return w.b.log[w.name].Write(p)
+}
+
+func (b *bench) start(name string) {
+	b.t.Helper()
+	m := b.members[name]
+	m.command = exec.Command(b.binary, m.args...)
+	m.command.Stdout, m.command.Stderr = logWriter{b, name}, logWriter{b, name}
+	if err := m.command.Start(); err != nil {
+		b.t.Fatal(err)
+	}
+	m.ended = make(chan struct{})
+	go func() {
+		defer close(m.ended)
+		_ = m.command.Wait() // it is killed, mostly
+	}()
+}
+
+// signal sends a signal and, for SIGKILL, waits until the process is gone.
+func (b *bench) signal(name string, s syscall.Signal) {
+	b.t.Helper()
+	m := b.members[name]
+	if err := m.command.Process.Signal(s); err != nil {
+		b.t.Fatalf("%v to %s: %v", s, name, err)
+	}
+	if s == syscall.SIGKILL {
+		<-m.ended
+	}
+}
+
+func (b *bench) close() {
+	for _, m := range b.members {
+		_ = m.command.Process.Kill()
+		<-m.ended
+	}
+	if !b.t.Failed() {
+		return
+	}
+	for name, log := range b.log {
+		lines := strings.SplitAfter(log.String(), "\n")
+		b.t.Logf("%s:\n%s", name, strings.Join(lines[max(0, len(lines)-25):], ""))
+	}
+}
+
+// client talks to all heads, that of the given index first.
+func (b *bench) client(first int) *client.Client {
+	var bases []string
+	for i := range b.apis {
+		bases = append(bases, "http://"+b.apis[(first+i)%len(b.apis)])
+	}
+	return client.New("", bases...)
+}
+
+// state asks any head for the cluster's state.
+func (b *bench) state() (*api.ClusterState, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	c := b.client(0)
+	defer c.Close()
+	return c.Cluster(ctx)
+}
+
+// until waits for the cluster to come to a state.
+func (b *bench) until(what string, ok func(*api.ClusterState) bool) *api.ClusterState {
+	b.t.Helper()
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	limit := time.After(patience)
+	for {
+		s, err := b.state()
+		if err == nil && ok(s) {
+			return s
+		}
+		select {
+		case <-ticker.C:
+		case <-limit:
+			b.t.Fatalf("%s: not within %v: %+v, %v", what, patience, s, err)
+		}
+	}
+}

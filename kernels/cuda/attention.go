@@ -136,11 +136,17 @@ func (o *Ops) decode(args attentionArguments, it *items) {
 		most = max(most+1, most*5/4)
 	}
 	args.stages = 3
+	if 3*stageBytesOf(args) > o.shared-staticShared {
+		args.stages = 2
+	}
 	pairs := it.rowCount * int(args.kvHeads)
 	if bytes := pairs * most * int(args.group) * int(args.size+4) * 4; pairs < 2*o.info.Multiprocessor && most > 1 && bytes <= 256<<20 {
 		splits, args.partial, args.stages = most, o.need("partial", bytes).at, 1
 	}
 	args.items, args.chunksMax = it.rows, int32(most)
 	o.launch(fmt.Sprintf("%s%s_%d", name, o.suffix, args.size), int(args.kvHeads), it.rowCount, splits, 128,
-		int(args.stages)*2*64*int(args.size)*2, bytesOf(&args))
+		int(args.stages)*stageBytesOf(args), bytesOf(&args))
 }
+
+// stageBytesOf is the shared memory of one chunk's keys and values.
+func stageBytesOf(a attentionArguments) int { return 2 * 64 * int(a.size) * 2 }

@@ -234,9 +234,7 @@ func BenchmarkTable(b *testing.B) {
 			fmt.Printf("| %s, %s | %.3f | %.3f | %.1f%% |\n", s.name, name, took.Seconds()*1e3, limit*1e3, 100*limit/took.Seconds())
 		}
 		batch, rows := decodeBatch(1, 1024)
-		for _, o.gemvShared = range []int{120 << 10, 0} {
-			line(fmt.Sprintf("one stream, context 1k, at least %d KB", o.gemvShared>>10), (s.weightBytes()+s.kvBytes(1024))/bandwidth, d.median(b, batch, rows, 50, 5))
-		}
+		line("one stream, context 1k", (s.weightBytes()+s.kvBytes(1024))/bandwidth, d.median(b, batch, rows, 50, 5))
 		for _, n := range []int{8, 64, 128, 256} {
 			batch, rows := decodeBatch(n, 512)
 			limit := max(s.weightBytes()/bandwidth, s.operations()*float64(n)/peak) + s.kvBytes(512)*float64(n)/bandwidth

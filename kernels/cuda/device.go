@@ -190,6 +190,7 @@ func (o *Ops) open(device int) (err error) {
 	if err != nil {
 		return fmt.Errorf("%w: open %s: %v", ErrDevice, o.info.Name, err)
 	}
+	o.gemvShared = min(120<<10, o.shared-staticShared)
 	for image, names := range kernelNames() {
 		if err := o.loadImage(image+".fatbin", names); err != nil {
 			return err

@@ -179,8 +179,9 @@ func (o *Ops) ungated(a linearArguments, w *weight, x kernels.Tensor, n *kernels
 }
 
 const (
-	gemvRing = 16 * 10 * 512
-	gemvSums = 16384
+	gemvRing     = 16 * 10 * 512
+	gemvSums     = 16384
+	staticShared = 12 << 10 // at most, of any kernel
 )
 
 // gemvFits gives the kernel for so many rows, or 0 where they do not fit.
@@ -188,7 +189,7 @@ func (o *Ops) gemvFits(w *weight, rows int) (kernel, shared int) {
 	for kernel = 1; kernel < rows; kernel *= 2 {
 	}
 	shared = gemvRing + w.chunks*kernel*64 + gemvSums
-	if kernel > 8 || shared > o.shared-4096 {
+	if kernel > 8 || shared > o.shared-staticShared {
 		return 0, 0
 	}
 	return kernel, shared
@@ -205,7 +206,11 @@ func (o *Ops) tiles(a linearArguments, rows, experts int) {
 		return
 	}
 	k := tileKernels[len(tileKernels)-1]
-	for _, t := range tileKernels {
+	for i, t := range tileKernels {
+		if t.shared > o.shared-staticShared { // a consumer's GPU
+			k = tileKernels[i-1]
+			break
+		}
 		if rows <= t.rows {
 			k = t
 			break
@@ -229,7 +234,7 @@ func (o *Ops) wide(a linearArguments, rows int) {
 		perTile /= 2
 	}
 	tiles, z := ceil(units(a), perTile)*ceil(rows, 128), 1
-	if bytes := int(a.segments) * rows * ceil(int(a.width), 8) * 32; a.segments > 1 && tiles < o.info.Multiprocessor && bytes <= 256<<20 {
+	if bytes := int(a.segments) * rows * ceil(int(a.width), 8) * 32; a.segments > 1 && 2*tiles < o.info.Multiprocessor && bytes <= 256<<20 {
 		a.partial, z = o.need("partial", bytes).at, int(a.segments)
 	}
 	o.launch("wide"+o.suffix, tiles, 1, z, 256, 6*256*128+1024, bytesOf(&a))

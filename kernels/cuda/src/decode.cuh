@@ -28,17 +28,23 @@ template <class T, int HD, bool WIDE> struct Chunk {
       }
     }
   }
-  // Scores to weights: sees(row half, key) tells what a row may see.
-  template <class S> DEVICE void weigh(float scale, float softcap, int lane, S sees) {
+  // Scores to weights: sees(row half, key) tells what a row may see; with `all`, everything.
+  template <class S> DEVICE void weigh(float scale, float softcap, int lane, bool all, S sees) {
 #pragma unroll
     for (int h = 0; h < (WIDE ? 2 : 1); h++)
 #pragma unroll
       for (int j = 0; j < 8; j++)
 #pragma unroll
-        for (int e = 0; e < 2; e++) {
-          float& v = s[j][2 * h + e];
-          v = sees(h, 8 * j + 2 * (lane % 4) + e) ? score(v, scale, softcap) : -INFINITY;
-        }
+        for (int e = 0; e < 2; e++) s[j][2 * h + e] = score(s[j][2 * h + e], scale, softcap);
+    if (!all) {
+#pragma unroll
+      for (int h = 0; h < (WIDE ? 2 : 1); h++)
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+          for (int e = 0; e < 2; e++)
+            if (!sees(h, 8 * j + 2 * (lane % 4) + e)) s[j][2 * h + e] = -INFINITY;
+    }
     weighScores();
   }
   DEVICE void weighScores() {
@@ -49,13 +55,11 @@ template <class T, int HD, bool WIDE> struct Chunk {
       for (int j = 0; j < 8; j++) m = fmaxf(m, fmaxf(s[j][2 * h], s[j][2 * h + 1]));
       m = fmaxf(m, __shfl_xor_sync(allLanes, m, 1));
       m = fmaxf(m, __shfl_xor_sync(allLanes, m, 2));
+      const float from = m == -INFINITY ? 0.f : m; // all masked: weights of 0, not of NaN
 #pragma unroll
       for (int j = 0; j < 8; j++) {
 #pragma unroll
-        for (int e = 0; e < 2; e++) {
-          float& v = s[j][2 * h + e];
-          v = v == -INFINITY ? 0.f : exp2f(v - m);
-        }
+        for (int e = 0; e < 2; e++) s[j][2 * h + e] = power(s[j][2 * h + e] - from);
         l += s[j][2 * h] + s[j][2 * h + 1];
       }
       l += __shfl_xor_sync(allLanes, l, 1);

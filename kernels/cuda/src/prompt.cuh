@@ -73,7 +73,8 @@ template <class T, int HD> DEVICE void prompt(const AttentionArguments& a) {
         int key = p * 16 + n * 8 + r;
         return loadShared(keys + key * rowBytes + (((4 * i + q) ^ ((key & 1) << 2)) << 4));
       });
-    c.weigh(a.scale, a.softcap, lane, [&](int h, int key) {
+    const bool all = key0 + chunkKeys - 1 <= warpLow && (a.window <= 0 || key0 > warpHigh - a.window) && wf + 16 <= count * G;
+    c.weigh(a.scale, a.softcap, lane, all, [&](int h, int key) {
       return key0 + key <= position[h] && (a.window <= 0 || key0 + key > position[h] - a.window);
     });
     float keep[2], take[2];

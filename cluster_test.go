@@ -247,6 +247,24 @@ func TestCluster(t *testing.T) {
 			c.until("the head's knowledge", dead, "/health", func(status int, _ string) bool { return status == http.StatusOK })
 		}
 	})
+
+	t.Run("the driver's node dies", func(t *testing.T) {
+		for range 2 {
+			c.until("both homes", 0, "/health", func(status int, _ string) bool { return status == http.StatusOK })
+			dead := c.driver(0)
+			got, err := c.stream(0, func() { c.nodes[dead].Process.Kill() })
+			if err != nil || got != want {
+				t.Fatalf("%s died: %v: %q, want %q", dead, err, got, want)
+			}
+			if c.driver(0) == dead {
+				t.Fatalf("%s is dead and drives", dead)
+			}
+			c.node(dead)
+			for head := range c.api {
+				c.until("the node's return", head, "/api/cluster", func(_ int, text string) bool { return strings.Contains(text, `"id":"`+dead) })
+			}
+		}
+	})
 }
 
 // The wrong secret joins nothing.

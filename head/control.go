@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -310,8 +308,8 @@ func (c *control) Deploy(ctx context.Context, d state.Deployment) (state.Deploym
 	d.Generation = state.Generation{
 		EndTokens: g.EndTokens, Temperature: g.Temperature, TopP: g.TopP, TopK: g.TopK, MinP: g.MinP, RepetitionPenalty: g.RepetitionPenalty,
 	}
-	if d.Revision == "" {
-		d.Home = node // a local path: nobody else is known to have it
+	if d.Revision == "" { // a local path: others are asked whether they have it
+		d.Homes, d.Weights = []string{node}, answer.Weights
 	}
 	if err := check(d); err != nil {
 		return state.Deployment{}, err
@@ -333,26 +331,32 @@ func (c *control) Deploy(ctx context.Context, d state.Deployment) (state.Deploym
 
 // resolve asks the first node that there is.
 func (c *control) resolve(ctx context.Context, d state.Deployment) (string, wire.Resolved, error) {
-	question, err := wire.Marshal(wire.Resolve{Version: wire.Version, Model: d.Model, DownloadDir: d.Settings.DownloadDir})
-	if err != nil {
-		return "", wire.Resolved{}, err
-	}
 	node, err := c.node(ctx)
 	if err != nil {
 		return "", wire.Resolved{}, err
 	}
+	answer, err := c.ask(ctx, node, d)
+	return node, answer, err
+}
+
+// ask asks one node what a deployment's model stands for.
+func (c *control) ask(ctx context.Context, node string, d state.Deployment) (wire.Resolved, error) {
+	question, err := wire.Marshal(wire.Resolve{Version: wire.Version, Model: d.Model, DownloadDir: d.Settings.DownloadDir})
+	if err != nil {
+		return wire.Resolved{}, err
+	}
 	data, err := c.head.link.Call(ctx, trust.Identity{Role: trust.Node, ID: node}, wire.KindResolve, question)
 	if err != nil {
-		return "", wire.Resolved{}, err
+		return wire.Resolved{}, err
 	}
 	var answer wire.Resolved
 	if err := wire.Unmarshal(data, &answer); err != nil {
-		return "", wire.Resolved{}, err
+		return wire.Resolved{}, err
 	}
 	if answer.Err != "" {
-		return "", wire.Resolved{}, &Unresolved{Model: d.Model, Reason: answer.Err}
+		return wire.Resolved{}, &Unresolved{Model: d.Model, Reason: answer.Err}
 	}
-	return node, answer, nil
+	return answer, nil
 }
 
 // node waits for a node that has reported.
@@ -360,10 +364,7 @@ func (c *control) node(ctx context.Context) (string, error) {
 	ticker := time.NewTicker(50 * time.Millisecond)
 	defer ticker.Stop()
 	for {
-		c.mu.Lock()
-		nodes := slices.Sorted(maps.Keys(c.reports))
-		c.mu.Unlock()
-		if len(nodes) > 0 {
+		if nodes := c.nodes(); len(nodes) > 0 {
 			return nodes[0], nil
 		}
 		select {

@@ -163,6 +163,7 @@ func (h *Head) Run(ctx context.Context) error {
 	group.Go(func() error { return over(rest, h.dispatch.Run(rest)) })
 	group.Go(func() error { return over(rest, h.control.run(rest)) })
 	group.Go(func() error { return over(rest, h.assemble(rest)) })
+	group.Go(func() error { return over(rest, h.control.homes(rest)) })
 	return group.Wait()
 }
 

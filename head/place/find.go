@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"manta/head/state"
 	"manta/node/wire"
@@ -25,7 +26,7 @@ func (p *planner) place(d state.Deployment, id string) (state.Replica, []Reason)
 			return r, nil
 		}
 	}
-	if d.Strategy == state.Spread && d.Layout.Pipeline > 1 && d.Home == "" {
+	if d.Strategy == state.Spread && d.Layout.Pipeline > 1 {
 		if r, err := p.across(d, id); err == nil {
 			return r, nil
 		}
@@ -52,7 +53,7 @@ func (p *planner) place(d state.Deployment, id string) (state.Replica, []Reason)
 	if len(reasons) == 0 {
 		return state.Replica{}, []Reason{{Lacks: "no node has joined"}}
 	}
-	if d.Layout.Ranks() == 1 || d.Home != "" || len(p.Reports) == 1 || d.Layout.Check(d.Shapes.Shape()) != nil {
+	if d.Layout.Ranks() == 1 || len(p.Reports) == 1 || d.Layout.Check(d.Shapes.Shape()) != nil {
 		return state.Replica{}, reasons
 	}
 	r, err := p.across(d, id)
@@ -91,8 +92,8 @@ func (p *planner) refuses(node string, d state.Deployment) error {
 	switch {
 	case report.Draining || p.View.Nodes[node].Drained:
 		return fmt.Errorf("it is draining")
-	case d.Home != "" && d.Home != node:
-		return fmt.Errorf("%s is on node %s only", d.Model, d.Home)
+	case !d.At(node):
+		return fmt.Errorf("%s is on %s only", d.Model, strings.Join(d.Homes, ", "))
 	case len(report.Devices) == 0:
 		return fmt.Errorf("it has no device")
 	}

@@ -229,7 +229,7 @@ func TestReasons(t *testing.T) {
 	}{
 		"memory":   {func(w *world, d *state.Deployment) { w.reports["a"] = report("a", 1<<20) }, "weights"},
 		"draining": {func(w *world, d *state.Deployment) { r := report("a", plenty); r.Draining = true; w.reports["a"] = r }, "draining"},
-		"home":     {func(w *world, d *state.Deployment) { d.Home = "b" }, "on node b only"},
+		"home":     {func(w *world, d *state.Deployment) { d.Homes = []string{"b"} }, "on b only"},
 		"devices":  {func(w *world, d *state.Deployment) { w.reports["a"] = wire.Report{Node: "a"} }, "no device"},
 		"gpus": {func(w *world, d *state.Deployment) {
 			w.reports["a"] = wire.Report{Node: "a", Devices: []wire.Device{{ID: "g", Kind: "cuda", Memory: plenty}}}

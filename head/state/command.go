@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -48,6 +49,7 @@ type Change struct {
 	DeleteHead       string        `cbor:"10,keyasint,omitempty"`
 	PutJob           *Job          `cbor:"11,keyasint,omitempty"`
 	DeleteJob        string        `cbor:"12,keyasint,omitempty"`
+	AddHome          *AddHome      `cbor:"13,keyasint,omitempty"`
 }
 
 // StartReplica places a replica, or starts its group again. The epoch becomes
@@ -64,6 +66,13 @@ type SetPhase struct {
 	Epoch   uint64 `cbor:"2,keyasint"`
 	Phase   Phase  `cbor:"3,keyasint"`
 	Reason  string `cbor:"4,keyasint,omitempty"`
+}
+
+// AddHome tells of a node that has the files of a deployment's local path.
+type AddHome struct {
+	Deployment string `cbor:"1,keyasint"`
+	Version    uint64 `cbor:"2,keyasint"` // of the deployment that was asked about
+	Node       string `cbor:"3,keyasint"`
 }
 
 // DrainNode says whether a node takes new shards.
@@ -180,6 +189,8 @@ func (d *draft) apply(c Change, at time.Time) error {
 		return remove(d.Heads, &d.View.Heads, &d.own.heads, "head", c.DeleteHead)
 	case c.PutJob != nil:
 		owned(&d.View.Jobs, &d.own.jobs)[c.PutJob.ID] = *c.PutJob
+	case c.AddHome != nil:
+		return d.addHome(*c.AddHome)
 	case c.DeleteJob != "":
 		return remove(d.Jobs, &d.View.Jobs, &d.own.jobs, "job", c.DeleteJob)
 	default:
@@ -200,6 +211,10 @@ func (d *draft) putDeployment(next Deployment, at time.Time) {
 	old, exists := d.Deployments[next.Name]
 	if exists {
 		next.Created, next.Version = old.Created, old.Version
+		if len(next.Homes) > 0 && next.Model == old.Model && next.Weights == old.Weights {
+			all := slices.Sorted(slices.Values(slices.Concat(old.Homes, next.Homes)))
+			next.Homes = slices.Compact(all)
+		}
 	} else {
 		next.Created = at
 	}
@@ -209,10 +224,22 @@ func (d *draft) putDeployment(next Deployment, at time.Time) {
 	owned(&d.View.Deployments, &d.own.deployments)[next.Name] = next
 }
 
+func (d *draft) addHome(h AddHome) error {
+	next, ok := d.Deployments[h.Deployment]
+	if !ok || next.Version != h.Version {
+		return fmt.Errorf("%w: deployment %q is at version %d, not %d", ErrStale, h.Deployment, next.Version, h.Version)
+	}
+	if !slices.Contains(next.Homes, h.Node) {
+		next.Homes = slices.Sorted(slices.Values(append(slices.Clone(next.Homes), h.Node)))
+		owned(&d.View.Deployments, &d.own.deployments)[h.Deployment] = next
+	}
+	return nil
+}
+
 // sameReplicas reports whether replicas made for d serve other as they are.
 func (d Deployment) sameReplicas(other Deployment) bool {
 	for _, v := range []*Deployment{&d, &other} {
-		v.Aliases, v.Replicas, v.Created, v.Version = nil, 0, time.Time{}, 0
+		v.Aliases, v.Homes, v.Replicas, v.Created, v.Version = nil, nil, 0, time.Time{}, 0
 	}
 	return reflect.DeepEqual(d, other)
 }

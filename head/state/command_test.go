@@ -53,6 +53,8 @@ func TestApplyRefuses(t *testing.T) {
 		"phase of a past epoch":   {[]Command{command(deployment("d", 1), replica("r", 0)), command(replica("r", 10)), command(phase("r", 10, Ready))}, ErrStale},
 		"delete unknown":          {[]Command{command(Change{DeleteDeployment: "d"})}, ErrUnknown},
 		"drain unknown":           {[]Command{command(Change{DrainNode: &DrainNode{ID: "n"}})}, ErrUnknown},
+		"home":                    {[]Command{command(deployment("d", 1)), command(Change{AddHome: &AddHome{"d", 10, "n"}})}, nil},
+		"home of an old version":  {[]Command{command(deployment("d", 1)), command(Change{AddHome: &AddHome{"d", 9, "n"}})}, ErrStale},
 		"nothing":                 {[]Command{command(Change{})}, ErrMalformed},
 		"node":                    {[]Command{command(Change{PutNode: &Node{ID: "n"}}), command(Change{DrainNode: &DrainNode{"n", true}})}, nil},
 	} {

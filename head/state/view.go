@@ -4,6 +4,7 @@
 package state
 
 import (
+	"slices"
 	"time"
 
 	"manta/parallel/shard"
@@ -23,11 +24,13 @@ type View struct {
 
 // A Deployment is what a user asked for.
 type Deployment struct {
-	Name      string   // the model name that the API serves
-	Aliases   []string // further served names
-	Model     string   // the reference as given
-	Revision  string   // what it resolved to, once
-	Home      string   // the one node that has a local path; empty: any may pull it
+	Name     string   // the model name that the API serves
+	Aliases  []string // further served names
+	Model    string   // the reference as given
+	Revision string   // what it resolved to, once
+	// Homes are the nodes that have the files of a local path; empty: any may pull.
+	Homes     []string
+	Weights   Digest // of a local path's weights: those of all homes are the same
 	Shapes    plan.Shapes
 	Tokenizer Digest // of a token.Source (CBOR) in the store
 	Template  Digest // of the chat template in the store; zero: none
@@ -50,6 +53,9 @@ const (
 	Pack   Strategy = ""       // on one node if they fit there
 	Spread Strategy = "spread" // stages on as many nodes as there are
 )
+
+// At reports whether a node can have the deployment's files.
+func (d Deployment) At(node string) bool { return len(d.Homes) == 0 || slices.Contains(d.Homes, node) }
 
 // Settings are the engine's flags, in vLLM's words; zero means the default.
 type Settings struct {

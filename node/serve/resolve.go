@@ -53,7 +53,7 @@ func (s *Server) resolve(ctx context.Context, q wire.Resolve) (_ wire.Resolved, 
 	g := w.Generation()
 	return wire.Resolved{
 		Version: wire.Version, Model: pulled.Name, Revision: pulled.Revision, Shapes: spec.Shapes(),
-		Tokenizer: tokenizer, Template: template,
+		Tokenizer: tokenizer, Template: template, Weights: w.Digest(),
 		Generation: wire.Generation{
 			EndTokens: w.EndTokens(), Temperature: float(g.Temperature), TopP: float(g.TopP), TopK: g.TopK,
 			MinP: float(g.MinP), RepetitionPenalty: float(g.RepetitionPenalty),

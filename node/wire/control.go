@@ -130,6 +130,7 @@ type Resolved struct {
 	Tokenizer  []byte      `cbor:"6,keyasint"` // a token.Source, encoded
 	Template   string      `cbor:"7,keyasint,omitempty"`
 	Generation Generation  `cbor:"8,keyasint"`
+	Weights    [32]byte    `cbor:"9,keyasint"` // digest: equal files give equal ones everywhere
 }
 
 // Generation is what generation_config.json or the GGUF file says of sampling.

@@ -49,7 +49,8 @@ func New(t testing.TB) *Hub {
 	network := httptest.NewServer(h.handler(true, h.serveContent))
 	t.Cleanup(main.Close)
 	t.Cleanup(network.Close)
-	h.URL, h.Content = main.URL, network.URL
+	// Another host by name: clients treat a redirect to their own host differently.
+	h.URL, h.Content = main.URL, strings.Replace(network.URL, "127.0.0.1", "localhost", 1)
 	return h
 }
 
@@ -126,9 +127,14 @@ func (h *Hub) handler(content bool, next http.HandlerFunc) http.Handler {
 	})
 }
 
-// serve answers /api/models/ORG/NAME/revision/REVISION and /ORG/NAME/resolve/COMMIT/FILE.
+// serve answers /api/models/ORG/NAME/revision/REVISION, …/tree/REVISION (which
+// Python's client asks) and /ORG/NAME/resolve/COMMIT/FILE.
 func (h *Hub) serve(w http.ResponseWriter, r *http.Request) {
 	if rest, ok := strings.CutPrefix(r.URL.Path, "/api/models/"); ok {
+		if repository, revision, ok := strings.Cut(rest, "/tree/"); ok {
+			h.tree(w, repository, revision)
+			return
+		}
 		repository, revision, _ := strings.Cut(rest, "/revision/")
 		h.describe(w, repository, revision)
 		return
@@ -194,9 +200,30 @@ func (h *Hub) describe(w http.ResponseWriter, repository, revision string) {
 		}
 		siblings = append(siblings, s)
 	}
+	writeJSON(w, map[string]any{"id": repository, "sha": commit, "siblings": siblings})
+}
+
+// tree lists all files of a revision.
+func (h *Hub) tree(w http.ResponseWriter, repository, revision string) {
+	_, files := h.files(repository, revision)
+	if files == nil {
+		h.missing(w, "RevisionNotFound")
+		return
+	}
+	entries := []map[string]any{}
+	for _, name := range sorted(files) {
+		e := map[string]any{"type": "file", "path": name, "size": len(files[name]), "oid": GitSHA1(files[name])}
+		if Large(name) {
+			e["lfs"] = map[string]any{"oid": SHA256(files[name]), "size": len(files[name]), "pointerSize": 134}
+		}
+		entries = append(entries, e)
+	}
+	writeJSON(w, entries)
+}
+
+func writeJSON(w http.ResponseWriter, value any) {
 	w.Header().Set("Content-Type", "application/json")
-	answer := map[string]any{"id": repository, "sha": commit, "siblings": siblings}
-	if err := json.NewEncoder(w).Encode(answer); err != nil {
+	if err := json.NewEncoder(w).Encode(value); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 	}
 }

@@ -257,11 +257,23 @@ func (s *server) metric(t *testing.T, name string, labels ...string) float64 {
 	return value
 }
 
+// errOld says that the engine's figures may be of before.
+var errOld = errors.New("the engine has not reported since")
+
+// reportEvery is longer than what passes between two of the engine's reports.
+const reportEvery = 700 * time.Millisecond
+
 // idle waits until nothing runs or waits, no sequence holds a block, and there
 // are no more goroutines than before.
 func (s *server) idle(t *testing.T, goroutines float64) {
 	t.Helper()
-	eventually(t, 30*time.Second, func() error {
+	var since time.Time
+	eventually(t, 30*time.Second, func() (err error) {
+		defer func() {
+			if err != nil && err != errOld {
+				since = time.Time{}
+			}
+		}()
 		text := s.exposition(t)
 		for _, name := range []string{
 			"vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc",
@@ -274,6 +286,12 @@ func (s *server) idle(t *testing.T, goroutines float64) {
 		// The scrape itself has a connection; others may be about to close.
 		if now, _ := metric(text, "go_goroutines"); now > goroutines+4 {
 			return fmt.Errorf("%v goroutines, there were %v", now, goroutines)
+		}
+		if since.IsZero() {
+			since = time.Now()
+		}
+		if time.Since(since) < reportEvery {
+			return errOld
 		}
 		return nil
 	})

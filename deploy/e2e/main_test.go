@@ -15,6 +15,7 @@ import (
 var (
 	overloadTime  = flag.Duration("overload", 12*time.Second, "how long TestOverload offers too much")
 	overloadModel = flag.String("overload-model", "", "model of TestOverload; random weights by default")
+	overloadSize  = flag.Int("overload-tokens", 64, "tokens of each answer in TestOverload")
 	realModel     = flag.String("model", "smollm2", "model of the other tests")
 )
 

@@ -16,7 +16,6 @@ import (
 )
 
 const (
-	overloadTokens = 64  // of each answer
 	overloadFactor = 4   // offered, over what it can do
 	overloadMemory = 512 // MiB that it may grow by
 )
@@ -120,7 +119,7 @@ func TestOverload(t *testing.T) {
 
 func overloadBody(i int) object {
 	return object{
-		"prompt": fmt.Sprintf("client %d says", i), "max_tokens": overloadTokens, "ignore_eos": true, "temperature": 1, "seed": 7 * i,
+		"prompt": fmt.Sprintf("client %d says", i), "max_tokens": *overloadSize, "ignore_eos": true, "temperature": 1, "seed": 7 * i,
 	}
 }
 
@@ -154,7 +153,7 @@ func (s *server) press(ctx context.Context, o *outcomes, i int) {
 	leaveAt := -1
 	switch draw.IntN(6) {
 	case 0: // in the middle of the answer
-		leaveAt = draw.IntN(overloadTokens)
+		leaveAt = draw.IntN(*overloadSize)
 	case 1: // while it waits, perhaps
 		var leave context.CancelFunc
 		ctx, leave = context.WithTimeoutCause(ctx, time.Duration(draw.IntN(3000))*time.Millisecond, errEnough)
@@ -172,7 +171,7 @@ func (s *server) press(ctx context.Context, o *outcomes, i int) {
 	var status *statusError
 	switch {
 	case err == nil:
-		if a.Tokens != overloadTokens || len(a.Choices) != 1 || a.Choices[0].Finish != "length" {
+		if a.Tokens != *overloadSize || len(a.Choices) != 1 || a.Choices[0].Finish != "length" {
 			o.oddity(fmt.Errorf("request %d: admitted and got %+v", i, a))
 			return
 		}

@@ -16,12 +16,16 @@ func benchCommand() *cobra.Command {
 	var file, jsonFile string
 	var requests, input, output, vocabulary int
 	var spread, temperature float64
+	var itself bool
 	config := load.Config{}
 	command := &cobra.Command{
 		Use: "bench", Short: "Measure a server under load", Args: cobra.NoArgs,
 		Long: "Measure any OpenAI-compatible server under load: throughput, time to first token, inter-token\n" +
 			"latency and whole requests. Prompts are random token ids; the same seed gives the same work.",
 		RunE: func(command *cobra.Command, _ []string) error {
+			if itself {
+				return selfBench(command.Context(), command.OutOrStdout(), config.Model)
+			}
 			config.Work = load.RandomWork(requests, input, output, spread, config.Seed)
 			if file != "" {
 				work, err := load.ReadWork(file)
@@ -68,6 +72,7 @@ func benchCommand() *cobra.Command {
 	flags.IntVar(&vocabulary, "vocab-size", 10000, "prompts are drawn from the upper nine tenths of so many token ids")
 	flags.BoolVar(&config.IgnoreEOS, "ignore-eos", true, "go on past the model's end token")
 	flags.Float64Var(&temperature, "temperature", 0, "the model's own default when not given")
+	flags.BoolVar(&itself, "self", false, "start this program's own server, on --model, and measure it with 1, 4 and 16 streams")
 	flags.StringVar(&jsonFile, "json", "", "write JSON to this file; - prints it instead of the table")
 	return command
 }

@@ -151,6 +151,9 @@ func (s *Stream) step(ctx context.Context) bool {
 		return true
 	case granted && !lost:
 		if err := s.send(ctx); err != nil {
+			if ctx.Err() != nil {
+				return false // the reader gives up; Close takes the request back
+			}
 			s.recover(fmt.Errorf("%w: %w", errUnsure, err))
 			return true
 		}
@@ -212,8 +215,7 @@ func (s *Stream) send(ctx context.Context) error {
 		}
 	}
 	if err := s.dispatcher.link.Send(ctx, to.node, message); err != nil {
-		s.dispatcher.log.Warn("request not sent", "request", s.request.ID, "node", to.node, "error", err)
-		return err
+		return fmt.Errorf("node %s: %w", to.node, err)
 	}
 	if len(ended) > 0 {
 		s.dispatcher.cancel(s.request.ID, attempt, to, ended)

@@ -12,7 +12,6 @@
 package cpu
 
 import (
-	"encoding/binary"
 	"fmt"
 	"math"
 	"runtime"
@@ -206,15 +205,13 @@ func (o *Ops) fail(err error) {
 // RowBytes counts four bytes a value.
 func (o *Ops) RowBytes(t kernels.Tensor) int { return 4 * t.Cols }
 
-// Put copies little-endian float32 values in.
+// Put copies little-endian float32 values in, as memory holds them.
 func (o *Ops) Put(t kernels.Tensor, src []byte) error {
 	if len(src) != 4*t.Rows*t.Cols {
 		return fmt.Errorf("%w: put %d bytes into %d×%d", ErrShape, len(src), t.Rows, t.Cols)
 	}
 	for r := range t.Rows {
-		for i := range row(t, r) {
-			row(t, r)[i] = floatOf(binary.LittleEndian.Uint32(src[4*(r*t.Cols+i):]))
-		}
+		copy(bytesOf(row(t, r)), src[4*r*t.Cols:])
 	}
 	return nil
 }
@@ -225,9 +222,7 @@ func (o *Ops) Get(dst []byte, t kernels.Tensor) error {
 		return fmt.Errorf("%w: get %d bytes from %d×%d", ErrShape, len(dst), t.Rows, t.Cols)
 	}
 	for r := range t.Rows {
-		for i, v := range row(t, r) {
-			binary.LittleEndian.PutUint32(dst[4*(r*t.Cols+i):], math.Float32bits(v))
-		}
+		copy(dst[4*r*t.Cols:], bytesOf(row(t, r)))
 	}
 	return nil
 }

@@ -108,13 +108,42 @@ func formatOf(t kernels.DType, integer bool) int {
 // expand reads one packed block: codes by column (64 outputs each), scales, and
 // minima less the centre of the codes.
 func (f format) expand(block []byte, codes, d, m []float32) {
-	for i := range groupRows {
-		panel, lane := block[i/16*f.panelBytes:], i%16
+	for p := range groupRows / 16 {
+		panel := block[p*f.panelBytes:][:f.panelBytes]
 		for k := range f.columns {
-			codes[k*groupRows+i] = code(f.kind, panel, k, lane)
+			f.expandColumn(codes[k*groupRows+16*p:][:16], panel, k)
 		}
-		if f.scaled {
+	}
+	if f.scaled {
+		for i := range groupRows {
 			f.expandScales(i, block[4*f.panelBytes:], d, m)
+		}
+	}
+}
+
+// expandColumn reads the codes of column k of a panel.
+func (f format) expandColumn(dst []float32, panel []byte, k int) {
+	switch f.kind {
+	case formatF32:
+		for i := range dst {
+			dst[i] = floatOf(binary.LittleEndian.Uint32(panel[64*k+4*i:]))
+		}
+	case formatF16:
+		for i := range dst {
+			dst[i] = ref.Half(binary.LittleEndian.Uint16(panel[32*k+2*i:]))
+		}
+	case formatBF16:
+		for i := range dst {
+			dst[i] = ref.Brain(binary.LittleEndian.Uint16(panel[64*(k/2)+4*i+2*(k%2):]))
+		}
+	case formatQ8, formatQ8W, formatQ6:
+		for i, q := range panel[16*k:][:16] {
+			dst[i] = float32(int8(q))
+		}
+	default: // nibbles
+		words, shift := panel[64*(k/8):][:64], 4*(k%8)
+		for i := range dst {
+			dst[i] = float32(int32(binary.LittleEndian.Uint32(words[4*i:])>>shift&15) - 8)
 		}
 	}
 }
@@ -131,18 +160,4 @@ func (f format) expandScales(i int, scales []byte, d, m []float32) {
 	if f.offset {
 		m[i] = ref.Half(binary.LittleEndian.Uint16(scales[2*(groupRows+i):])) + 8*d[i]
 	}
-}
-
-func code(kind int, panel []byte, k, lane int) float32 {
-	switch kind {
-	case formatF32:
-		return floatOf(binary.LittleEndian.Uint32(panel[64*k+4*lane:]))
-	case formatF16:
-		return ref.Half(binary.LittleEndian.Uint16(panel[32*k+2*lane:]))
-	case formatBF16:
-		return ref.Brain(binary.LittleEndian.Uint16(panel[64*(k/2)+4*lane+2*(k%2):]))
-	case formatQ8, formatQ8W, formatQ6:
-		return float32(int8(panel[16*k+lane]))
-	}
-	return float32(binary.LittleEndian.Uint32(panel[64*(k/8)+4*lane:])>>(4*(k%8))&15) - 8
 }

@@ -57,10 +57,11 @@ func plainProduct(f format, rows int) productKernel {
 					clear(s[:])
 					into = s[:]
 				}
+				sum := (*[groupRows]float32)(into)
 				for k, v := range xs {
-					column := codes[k*groupRows:][:groupRows]
-					for i := range into {
-						into[i] += column[i] * v
+					column := (*[groupRows]float32)(codes[k*groupRows:])
+					for i := range sum {
+						sum[i] += column[i] * v
 					}
 				}
 				if !f.scaled {

@@ -234,7 +234,7 @@ func (o *Ops) wide(a linearArguments, rows int) {
 		perTile /= 2
 	}
 	tiles, z := ceil(units(a), perTile)*ceil(rows, 128), 1
-	if bytes := int(a.segments) * rows * ceil(int(a.width), 8) * 32; a.segments > 1 && 2*tiles < o.info.Multiprocessor && bytes <= 256<<20 {
+	if bytes := int(a.segments) * rows * ceil(int(a.width), 8) * 32; a.segments > 1 && rows <= 256 && 2*tiles < o.info.Multiprocessor && bytes <= 256<<20 {
 		a.partial, z = o.need("partial", bytes).at, int(a.segments)
 	}
 	o.launch("wide"+o.suffix, tiles, 1, z, 256, 6*256*128+1024, bytesOf(&a))

@@ -200,13 +200,17 @@ func (w *weight) Shape() (int, int) { return w.rows, w.cols }
 // shape gives the layout of a weight: what a product's order of summation depends on.
 func (o *Ops) shape(rows, cols int) *weight {
 	w := &weight{rows: rows, cols: cols, chunks: (cols + 63) / 64 * 2}
-	// Segments let a block's 16 warps share a few rows; where there are rows enough,
-	// few segments are less to add.
+	// Segments let the 16 warps of a block share few rows: a column count past 1024
+	// is cut, and more where there are too few blocks of rows to occupy the warps of
+	// 132 multiprocessors. Where there are rows enough, few segments are less to add.
 	split, most := 1, 16
 	if rows >= 4096 {
 		most = 4
 	}
 	for w.chunks/split > 32 && split < most {
+		split *= 2
+	}
+	for perBlock := ceil(ceil(rows, 8), 132); 2*split*perBlock <= 16 && split < 4 && w.chunks/split >= 8; {
 		split *= 2
 	}
 	w.segment = ((w.chunks+split-1)/split + 1) / 2 * 2

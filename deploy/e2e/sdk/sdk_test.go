@@ -1,6 +1,7 @@
-// Package sdk shows that OpenAI's own clients work with Manta: openai-go here,
-// the Python package in test_openai.py. With MANTA_URL set it asks that server
-// (run.sh does so with a real model); else a driver of made-up tokens.
+// Package sdk shows that OpenAI's own clients work with Manta, openai-go here and
+// the Python package by run.sh, and what many clients at once see. The tests ask
+// the server at MANTA_URL; with the tag e2e the real program, which they start;
+// else a driver of made-up tokens.
 package sdk
 
 import (

@@ -55,7 +55,6 @@ type run struct {
 
 	mu    sync.Mutex
 	ended map[int]bool // guarded by mu: choices withdrawn
-	all   bool         // guarded by mu
 }
 
 var (

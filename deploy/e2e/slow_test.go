@@ -1,0 +1,112 @@
+//go:build e2e && unix
+
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A client that reads nothing of an answer of some 9 MB, more than the kernel's
+// buffers and the server's own backlog take, holds neither the engine nor
+// other clients: its sequences run to their end or are given up, and what they
+// held is free again while its connection still stands.
+func TestSlowReader(t *testing.T) {
+	s := start(t, "", tiny(t), "--max-num-seqs", "36")
+	body := object{"prompt": "hello", "max_tokens": 480, "n": 16, "logprobs": 20, "ignore_eos": true, "temperature": 1, "stream": true}
+	goroutines := s.metric(t, "go_goroutines")
+	var clients []net.Conn
+	for range 2 {
+		clients = append(clients, unread(t, s, body))
+	}
+	began := time.Now()
+	if _, err := s.whole(t.Context(), "/v1/completions", object{"prompt": "hello", "max_tokens": 8}); err != nil {
+		t.Error(err)
+	}
+	other := time.Since(began)
+	eventually(t, patience, func() error {
+		if running := s.metric(t, "manta_engine_sequences_running"); running < 32 {
+			return fmt.Errorf("%v sequences run", running)
+		}
+		return nil
+	})
+	eventually(t, patience, func() error {
+		for _, name := range []string{"manta_engine_sequences_running", "manta_engine_sequences_waiting", "vllm:kv_cache_usage_perc"} {
+			if value := s.metric(t, name); value != 0 {
+				return fmt.Errorf("%s is %v", name, value)
+			}
+		}
+		return nil
+	})
+	t.Logf("another client had its answer after %s, the engine was done after %s", other, time.Since(began))
+	if heap := s.metric(t, "go_memstats_heap_inuse_bytes"); heap > 256<<20 {
+		t.Errorf("%v bytes of heap for two slow clients", heap)
+	}
+	for _, client := range clients {
+		client.Close()
+	}
+	s.idle(t, goroutines)
+}
+
+// unread posts a body and reads nothing but the beginning of the header.
+func unread(t *testing.T, s *server, body object) net.Conn {
+	t.Helper()
+	data, err := json.Marshal(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := strings.TrimPrefix(s.url, "http://")
+	connection, err := net.Dial("tcp", host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { connection.Close() })
+	if err := connection.(*net.TCPConn).SetReadBuffer(4096); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Fprintf(connection, "POST /v1/completions HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n%s", host, len(data), data); err != nil {
+		t.Fatal(err)
+	}
+	status := make([]byte, len("HTTP/1.1 200"))
+	if _, err := io.ReadFull(connection, status); err != nil || string(status) != "HTTP/1.1 200" {
+		t.Fatalf("%q, %v", status, err)
+	}
+	return connection
+}
+
+// A body beyond the limit is refused before it is held, and one that is not JSON
+// is refused by name.
+func TestBodies(t *testing.T) {
+	for name, c := range map[string]struct {
+		body   string
+		status int
+	}{
+		"20 MiB":      {`{"prompt": "` + strings.Repeat("a", 20<<20) + `"}`, http.StatusRequestEntityTooLarge},
+		"nothing":     {"", http.StatusBadRequest},
+		"no JSON":     {"prompt=hello", http.StatusBadRequest},
+		"half":        {`{"prompt": "hel`, http.StatusBadRequest},
+		"two":         {`{"prompt": "a"}{"prompt": "b"}`, http.StatusBadRequest},
+		"a list":      {`["a"]`, http.StatusBadRequest},
+		"nested deep": {strings.Repeat(`{"a":`, 20000), http.StatusBadRequest},
+		"not UTF-8":   {"{\"prompt\": \"\xff\xfe\"}", http.StatusBadRequest},
+	} {
+		t.Run(name, func(t *testing.T) {
+			answer, err := browser.Post(shared.url+"/v1/completions", "application/json", bytes.NewReader([]byte(c.body)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer answer.Body.Close()
+			data, err := io.ReadAll(answer.Body)
+			if err != nil || answer.StatusCode != c.status || !json.Valid(data) {
+				t.Errorf("status %d, want %d: %.300s, %v", answer.StatusCode, c.status, data, err)
+			}
+		})
+	}
+}

@@ -164,6 +164,7 @@ func (a *assembly) add(h header, payload []byte, maxMessage int) (*header, []byt
 			return &a.head, payload, nil
 		}
 		a.open = true
+		a.partial = make([]byte, 0, h.total)
 	}
 	if uint64(len(a.partial)+len(payload)) > a.head.total {
 		return fail("%w: message exceeds the %d bytes announced", ErrProtocol, a.head.total)

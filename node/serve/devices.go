@@ -41,11 +41,13 @@ func (c CPU) Devices() []wire.Device {
 
 // Open implements Kind.
 func (c CPU) Open(_, dtype string) (kernels.Ops, error) {
-	switch dtype {
-	case "", "auto", "float32":
-		return cpu.New(cpu.Options{Threads: c.Threads})
+	precision, ok := map[string]cpu.Precision{
+		"": cpu.Float32, "auto": cpu.Float32, "float32": cpu.Float32, "int16": cpu.Int16, "int8": cpu.Int8,
+	}[dtype]
+	if !ok {
+		return nil, fmt.Errorf("serve: --dtype %s on a CPU: give auto, float32, int16 or int8", dtype)
 	}
-	return nil, fmt.Errorf("serve: --dtype %s on a CPU: give auto or float32", dtype)
+	return cpu.New(cpu.Options{Threads: c.Threads, Precision: precision})
 }
 
 // open finds the device among the node's kinds.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -160,6 +161,22 @@ func (d *Dispatcher) Frame(frame wire.Frame) {
 	}
 	if s.mailbox.deliver(frame, d.maxBacklog) {
 		d.meter.Fault(s.request.Deployment, "stale")
+		return
+	}
+	if frame.Finish != wire.Unfinished {
+		d.finished(s, &frame)
+	}
+}
+
+// finished gives a choice's credit back as soon as its driver is done with it:
+// the reader may be held up by a slow client.
+func (d *Dispatcher) finished(s *Stream, frame *wire.Frame) {
+	view := d.views.View()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if s.mailbox.takes(frame) {
+		d.uncharge(s, frame.Choice)
+		d.pump(view, s.request.Deployment)
 	}
 }
 
@@ -276,7 +293,7 @@ func (d *Dispatcher) pump(view *state.View, deployment string) {
 		load := d.loads[replica.ID]
 		load.Outstanding += choices
 		d.loads[replica.ID] = load
-		s.charged = choices
+		s.charged, s.repaid = choices, nil
 		s.mailbox.grant(target{replica: replica.ID, node: node, epoch: replica.Epoch})
 	}
 	if waiting.Len() == 0 {
@@ -337,15 +354,25 @@ func (d *Dispatcher) requeue(s *Stream) {
 	}
 }
 
-// uncharge gives back the credit of choices that ended, and tells where they ran.
-func (d *Dispatcher) uncharge(s *Stream, choices int) (*target, uint32) {
+// ended gives back the credit of a choice, and tells where it ran.
+func (d *Dispatcher) ended(s *Stream, choice int) (*target, uint32) {
 	view := d.views.View()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.credit(s, min(choices, s.charged))
-	d.rate(s.request.Deployment).count(time.Now())
+	d.uncharge(s, choice)
 	d.pump(view, s.request.Deployment)
 	return s.mailbox.where()
+}
+
+// uncharge gives back the credit of a choice, once since it was granted. It
+// holds mu.
+func (d *Dispatcher) uncharge(s *Stream, choice int) {
+	if slices.Contains(s.repaid, choice) {
+		return
+	}
+	s.repaid = append(s.repaid, choice)
+	d.credit(s, min(1, s.charged))
+	d.rate(s.request.Deployment).count(time.Now())
 }
 
 // credit takes choices off the load of the stream's replica. It holds mu.
@@ -437,6 +464,18 @@ func (b *mailbox) supersede() uint32 {
 	b.superseded = true
 	b.signal()
 	return b.attempt
+}
+
+// takes reports whether a frame is of the newest sending.
+func (b *mailbox) takes(frame *wire.Frame) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.takesLocked(frame)
+}
+
+// takesLocked is takes for who holds mu.
+func (b *mailbox) takesLocked(frame *wire.Frame) bool {
+	return b.target != nil && !b.granted && frame.Attempt == b.attempt && frame.Epoch == b.target.epoch
 }
 
 // where gives the target without changing it.

@@ -389,6 +389,42 @@ func TestSlowReaderIsCutOff(t *testing.T) {
 	})
 }
 
+// A choice that its driver has finished gives its credit back though its reader
+// has not come to it yet: a slow client must not keep others from the engine.
+func TestSlowReaderHoldsNoCredit(t *testing.T) {
+	within(t, dispatch.Config{}, func(t *testing.T, b *bench) {
+		b.cluster.Step = time.Millisecond
+		b.cluster.AddReplica("m", "r1", "n1", 1, 2)
+		r := b.request(12)
+		r.Choices = 2
+		slow := submit(t, b, r)
+		if _, err := slow.Next(t.Context()); err != nil { // it is sent
+			t.Fatal(err)
+		}
+		for range 2 { // and the second finds the credit of the first
+			if texts, _, err := read(t, submit(t, b, b.request(3))); err != nil || texts[0] != "hel" {
+				t.Errorf("another client: %q, %v", texts, err)
+			}
+		}
+		if texts, _, err := read(t, slow); err != nil || len(texts) != 2 {
+			t.Errorf("the slow client: %q, %v", texts, err)
+		}
+		if texts, _, err := read(t, submit(t, b, r)); err != nil || len(texts) != 2 {
+			t.Errorf("afterwards, credit was lost: %q, %v", texts, err)
+		}
+		var long []*dispatch.Stream
+		for range 3 {
+			long = append(long, submit(t, b, b.request(100)))
+		}
+		if n := b.Waiting("m"); n != 1 {
+			t.Errorf("%d wait of 3 with credit for 2: credit was given back twice", n)
+		}
+		for _, s := range long {
+			s.Close()
+		}
+	})
+}
+
 // A client that comes back before its first connection is found dead takes the
 // request over: the old stream ends, and the new one gives what follows.
 func TestResumeSupersedes(t *testing.T) {

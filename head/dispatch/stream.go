@@ -31,6 +31,7 @@ type Stream struct {
 	arrival    uint64 // order among the requests of this head
 	place      int    // index in the queue; guarded by Dispatcher.mu
 	charged    int    // choices counted against target's credit; guarded by Dispatcher.mu
+	repaid     []int  // choices that no longer are; guarded by Dispatcher.mu
 
 	// The reader's own.
 	choices  []*choice
@@ -276,7 +277,7 @@ func (s *Stream) measure(c *choice, tokens int, frame *wire.Frame) {
 // head that ended it.
 func (s *Stream) end(c *choice, tell bool) {
 	s.running--
-	to, attempt := s.dispatcher.uncharge(s, 1)
+	to, attempt := s.dispatcher.ended(s, c.index)
 	if !tell || to == nil {
 		return
 	}
@@ -382,7 +383,7 @@ func (s *Stream) summary(err error) Summary {
 func (b *mailbox) deliver(frame wire.Frame, limit int) (stale bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.target == nil || b.granted || frame.Attempt != b.attempt || frame.Epoch != b.target.epoch {
+	if !b.takesLocked(&frame) {
 		return true
 	}
 	b.weight += frameWeight(&frame)

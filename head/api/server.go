@@ -9,11 +9,14 @@ import (
 	"net/http"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 )
 
 // Limits bound what one client can make the head hold. Zero means the default.
 type Limits struct {
 	BodyBytes   int64
+	HeldBytes   int64         // of the bodies of all requests in progress
 	BodyTime    time.Duration // to send the body
 	WriteTime   time.Duration // to take a piece of the answer
 	RequestTime time.Duration // of a whole request
@@ -35,6 +38,9 @@ func (l Limits) withDefaults() Limits {
 	byDefault(&l.Heartbeat, 15*time.Second)
 	if l.BodyBytes == 0 {
 		l.BodyBytes = 16 << 20
+	}
+	if l.HeldBytes == 0 {
+		l.HeldBytes = max(512<<20, l.BodyBytes)
 	}
 	if l.Requests == 0 {
 		l.Requests = 4096
@@ -67,7 +73,8 @@ type Server struct {
 	limits   Limits
 	log      *slog.Logger
 	canQueue func() error
-	progress atomic.Int64 // generation requests in hand
+	progress atomic.Int64        // generation requests in hand
+	held     *semaphore.Weighted // bytes of their bodies
 }
 
 // New makes a server.
@@ -77,6 +84,7 @@ func New(config Config) *Server {
 		keys: config.Keys, metrics: config.Metrics, limits: config.Limits.withDefaults(), log: config.Log,
 		canQueue: config.CanQueue,
 	}
+	s.held = semaphore.NewWeighted(s.limits.HeldBytes)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -137,17 +145,23 @@ func (s *Server) routed(mux *http.ServeMux) http.Handler {
 	})
 }
 
-// limited bounds the requests whose bodies and answers this head holds.
+// limited bounds the requests, and the bytes of their bodies, that this head holds.
 func (s *Server) limited(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		// A body of unknown length may be as long as any.
+		size := s.limits.BodyBytes
+		if r.ContentLength >= 0 {
+			size = min(size, r.ContentLength)
+		}
 		defer s.progress.Add(-1)
-		if s.progress.Add(1) > int64(s.limits.Requests) {
+		if s.progress.Add(1) > int64(s.limits.Requests) || !s.held.TryAcquire(size) {
 			s.fail(w, r, &Error{
 				Status: http.StatusTooManyRequests, Type: "RateLimitError", RetryAfter: 1,
 				Message: "this head has as many requests in progress as it can hold",
 			})
 			return
 		}
+		defer s.held.Release(size)
 		next(w, r)
 	}
 }

@@ -210,6 +210,29 @@ func TestBodyLimit(t *testing.T) {
 	}
 }
 
+// The bodies of all requests in progress are bounded together: what is beyond is
+// refused before it is read, and room comes back with each end.
+func TestHeldBytesLimit(t *testing.T) {
+	b := newBench(t, func(c *Config, _ *dispatch.Config) { c.Limits.BodyBytes, c.Limits.HeldBytes = 1000, 1500 })
+	b.cluster.Script = dispatchtest.Say("ok")
+	b.cluster.Step = time.Millisecond
+	large := func(tokens int) string {
+		return fmt.Sprintf(`{"prompt":"%s","max_tokens":%d,"ignore_eos":true,"stream":true}`, strings.Repeat("x", 850), tokens)
+	}
+	first := b.open("POST", "/v1/completions", large(3000))
+	if status, header, text := b.do("POST", "/v1/completions", large(1)); status != 429 || header.Get("Retry-After") != "1" {
+		t.Errorf("%d %s", status, text)
+	}
+	if status, _, text := b.do("POST", "/v1/completions", `{"prompt":"x"}`); status != 200 {
+		t.Errorf("a small one: %d %s", status, text)
+	}
+	first.Body.Close()
+	until(t, "room for another", func() bool {
+		status, _, _ := b.do("POST", "/v1/completions", large(1))
+		return status == 200
+	})
+}
+
 // Too much work gives 429 with Retry-After once the queue is full; what was
 // admitted is answered, and whoever goes away leaves the queue.
 func TestOverload(t *testing.T) {

@@ -153,7 +153,7 @@ func nodeCommand() *cobra.Command {
 	}
 	p.nodeFlags(command.Flags())
 	m.flags(command.Flags())
-	command.Flags().StringVar(&devices, "devices", "auto", "devices to offer: auto, cpu or cpu:N")
+	command.Flags().StringVar(&devices, "devices", "auto", "devices to offer: auto (GPUs if there are any), cuda, cpu or cpu:N")
 	command.Flags().StringVar(&downloadDir, "download-dir", "", "where models are kept; the hub's cache and the user's cache by default")
 	return command
 }

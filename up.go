@@ -84,7 +84,7 @@ func (u *up) flags(f *pflag.FlagSet) {
 	f.IntVar(&u.pipeline, "pipeline-parallel-size", 1, "pipeline stages")
 	f.StringVar(&u.settings.DownloadDir, "download-dir", "", "where models are kept; the hub's cache and the user's cache by default")
 	f.BoolVar(&u.noPrefixes, "no-enable-prefix-caching", false, "compute every prompt from its first token")
-	f.StringVar(&u.devices, "devices", "auto", "devices to offer: auto, cpu or cpu:N")
+	f.StringVar(&u.devices, "devices", "auto", "devices to offer: auto (GPUs if there are any), cuda, cpu or cpu:N")
 }
 
 // complete takes what flags leave open from the environment and checks the rest.

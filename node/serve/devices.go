@@ -13,8 +13,14 @@ import (
 type Kind interface {
 	Name() string
 	Devices() []wire.Device
-	// Open gives a rank the device; the rank closes it. dtype is the deployment's.
-	Open(device, dtype string) (kernels.Ops, error)
+	// Open gives a rank the device; the rank closes it.
+	Open(device string, want Want) (kernels.Ops, error)
+}
+
+// Want is what a deployment asks of a device.
+type Want struct {
+	DType string // of activations; "auto": the device's own choice
+	Seats int    // sequences at once
 }
 
 // CPU is the processor as one device, or as several that share its cores.
@@ -40,32 +46,30 @@ func (c CPU) Devices() []wire.Device {
 }
 
 // Open implements Kind.
-func (c CPU) Open(_, dtype string) (kernels.Ops, error) {
+func (c CPU) Open(_ string, want Want) (kernels.Ops, error) {
 	precision, ok := map[string]cpu.Precision{
 		"": cpu.Float32, "auto": cpu.Float32, "float32": cpu.Float32, "int16": cpu.Int16, "int8": cpu.Int8,
-	}[dtype]
+	}[want.DType]
 	if !ok {
-		return nil, fmt.Errorf("serve: --dtype %s on a CPU: give auto, float32, int16 or int8", dtype)
+		return nil, fmt.Errorf("serve: --dtype %s on a CPU: give auto, float32, int16 or int8", want.DType)
 	}
 	return cpu.New(cpu.Options{Threads: c.Threads, Precision: precision})
 }
 
 // open finds the device among the node's kinds.
-func (s *Server) open(device, dtype string) (kernels.Ops, error) {
+func (s *Server) open(device string, want Want) (kernels.Ops, error) {
 	for _, kind := range s.cfg.Devices {
 		for _, d := range kind.Devices() {
 			if d.ID == device {
-				return kind.Open(device, dtype)
+				return kind.Open(device, want)
 			}
 		}
 	}
 	return nil, fmt.Errorf("serve: this node has no device %q", device)
 }
 
-// kindOf is the kind in a device's id; a GPU's is its UUID.
+// kindOf is the kind in a device's id.
 func kindOf(device string) string {
-	if kind, _, ok := strings.Cut(device, ":"); ok {
-		return kind
-	}
-	return "cuda"
+	kind, _, _ := strings.Cut(device, ":")
+	return kind
 }

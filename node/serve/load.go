@@ -73,7 +73,7 @@ func (r *replica) load(ctx context.Context, a wire.Assignment) (*loadedReplica, 
 			PrefixCaching: a.Settings.PrefixCaching, Seed: kv.Seed(w.Digest()),
 		},
 		Open: func(stage, rank int) (kernels.Ops, error) {
-			return r.server.open(devices[stage][rank], a.Settings.DType)
+			return r.server.open(devices[stage][rank], Want{DType: a.Settings.DType, Seats: a.Settings.MaxNumSeqs})
 		},
 	})
 	if err != nil {

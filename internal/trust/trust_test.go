@@ -108,7 +108,7 @@ func TestGossipKeysAreDerived(t *testing.T) {
 }
 
 // shake runs a handshake and gives both sides' errors.
-func shake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error, state tls.ConnectionState) {
+func shake(t *testing.T, server, client *tls.Config) (state tls.ConnectionState, serverErr, clientErr error) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -139,7 +139,7 @@ func shake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error
 		raw.Close()
 	}
 	wg.Wait()
-	return serverErr, clientErr, state
+	return state, serverErr, clientErr
 }
 
 // The law of trust: a connection stands exactly if both hold a common secret
@@ -162,7 +162,7 @@ func TestHandshake(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			server := authority(t, c.server, Node, "n1")
 			client := authority(t, c.client, Head, "h1")
-			serverErr, clientErr, state := shake(t, server.Server(), client.Client(c.expect))
+			state, serverErr, clientErr := shake(t, server.Server(), client.Client(c.expect))
 			if c.wantClient != nil {
 				if !errors.Is(clientErr, c.wantClient) {
 					t.Fatalf("client: %v, want %v", clientErr, c.wantClient)

@@ -72,13 +72,6 @@ func specOfConfig(config []byte, hasTensor func(string) bool) (*Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.has("quantization_config") {
-		method := "by an unnamed method"
-		if q := c.object("quantization_config"); q != nil {
-			method = q.text("quant_method", method)
-		}
-		return nil, fmt.Errorf("%w: config.json: quantization_config: weights quantized with %s; use the unquantized model or a GGUF", ErrUnsupported, method)
-	}
 	kind := c.text("model_type", "")
 	describe, ok := huggingFace[kind]
 	if !ok {

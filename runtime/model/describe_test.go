@@ -42,7 +42,7 @@ func TestDescribeRefuses(t *testing.T) {
 		kind   error
 		says   string
 	}{
-		{"quantized weights", func(a *altered) { a.add(`"quantization_config": {"quant_method": "gptq", "bits": 4}`) }, ErrUnsupported, "gptq"},
+		{"quantized weights", func(a *altered) { a.add(`"quantization_config": {"quant_method": "gptq", "bits": 4}`) }, ErrUnsupported, "quantization_config"},
 		{"an architecture", func(a *altered) {
 			a.config = []byte(strings.Replace(string(a.config), `"model_type": "llama"`, `"model_type": "mamba"`, 1))
 		}, ErrUnsupported, "mamba"},

@@ -39,10 +39,11 @@ func gemmaBase(c *config) *Spec {
 // gemma2: Gemma Team 2024, §2: soft caps, and a window in every other layer.
 func gemma2(c *config) (*Spec, error) {
 	s := gemmaBase(c)
-	if !c.has("attn_logit_softcapping") && c.values["attn_logit_softcapping"] == nil {
+	// Missing is the usual cap, null is none.
+	if c.values["attn_logit_softcapping"] == nil {
 		s.AttentionCap = 50
 	}
-	if !c.has("final_logit_softcapping") && c.values["final_logit_softcapping"] == nil {
+	if c.values["final_logit_softcapping"] == nil {
 		s.LogitCap = 30
 	}
 	s.setRope(c.rope(s.HeadDim, 10000, 1))

@@ -119,12 +119,17 @@ func (n *loader) caches(limits Limits) []held {
 func (n *loader) attention(out *layer, l int, limits Limits, caches []held) {
 	s, name := n.spec, func(template string) string { return at(template, l, 0) }
 	group := s.Shapes().Group(l)
-	out.qkv = kernels.Linear{
-		Weight: n.weight(n.qkv(l)...),
-		Norm:   n.norm(name(s.Names.AttentionNorm), s.Hidden),
+	var parts []kernels.Matrix
+	var bias []float32
+	for _, p := range n.qkv(l) {
+		parts = append(parts, n.rows(p.name, p.rows))
+		if s.QKVBias {
+			bias = append(bias, n.floats(p.name+".bias", p.rows)...)
+		}
 	}
+	out.qkv = kernels.Linear{Weight: n.weight(parts...), Norm: n.norm(name(s.Names.AttentionNorm), s.Hidden)}
 	if s.QKVBias {
-		out.qkv.Bias = n.vector(n.qkvBias(l))
+		out.qkv.Bias = n.vector(bias)
 	}
 	out.attention = kernels.Attention{
 		Cache: caches[group].cache, Layer: caches[group].next, Group: group,

@@ -62,66 +62,32 @@ func (n *loader) projection(name string, columns shard.Range, bias, whole bool) 
 	return out
 }
 
-// segments gives the rows of the slice's queries, keys and values within one
-// fused tensor, in the order that kernels.Attention wants.
-func (n *loader) segments() []shard.Range {
-	s, d := n.spec, n.spec.HeadDim
-	q, kv := n.slice.Heads, n.slice.KVHeads
-	scaled := func(r shard.Range, first int) shard.Range {
-		return shard.Range{Lo: first + r.Lo*d, Hi: first + r.Hi*d}
-	}
-	if s.Fused != FusedHead {
-		return []shard.Range{scaled(q, 0), scaled(kv, s.Heads*d), scaled(kv, (s.Heads+s.KVHeads)*d)}
-	}
-	var list []shard.Range
-	for part, heads := range []shard.Range{q, kv, kv} {
-		for h := heads.Lo; h < heads.Hi; h++ {
-			list = append(list, scaled(shard.Range{Lo: 0, Hi: 1}, (3*h+part)*d))
-		}
-	}
-	return list
-}
-
-// qkv gives the parts that stack to this rank's [q heads | k heads | v heads].
-func (n *loader) qkv(l int) []kernels.Matrix {
-	var parts []kernels.Matrix
-	if n.spec.Fused == Separate {
-		for _, p := range n.separate() {
-			parts = append(parts, n.rows(at(p.name, l, 0), p.rows))
-		}
-		return parts
-	}
-	for _, r := range n.segments() {
-		parts = append(parts, n.rows(at(n.spec.Names.QKV, l, 0), r))
-	}
-	return parts
-}
-
-func (n *loader) qkvBias(l int) []float32 {
-	var values []float32
-	if n.spec.Fused == Separate {
-		for _, p := range n.separate() {
-			values = append(values, n.floats(at(p.name, l, 0)+".bias", p.rows)...)
-		}
-		return values
-	}
-	for _, r := range n.segments() {
-		values = append(values, n.floats(at(n.spec.Names.QKV, l, 0)+".bias", r)...)
-	}
-	return values
-}
-
 // A named is rows of one tensor.
 type named struct {
 	name string
 	rows shard.Range
 }
 
-func (n *loader) separate() []named {
-	d := n.spec.HeadDim
-	q := shard.Range{Lo: n.slice.Heads.Lo * d, Hi: n.slice.Heads.Hi * d}
-	kv := shard.Range{Lo: n.slice.KVHeads.Lo * d, Hi: n.slice.KVHeads.Hi * d}
-	return []named{{n.spec.Names.Q, q}, {n.spec.Names.K, kv}, {n.spec.Names.V, kv}}
+// qkv gives the rows that stack to this rank's [q heads | k heads | v heads].
+func (n *loader) qkv(l int) []named {
+	s, q, kv := n.spec, n.slice.Heads, n.slice.KVHeads
+	// rows gives those of heads, which in their tensor lie behind first others.
+	rows := func(template string, heads shard.Range, first int) named {
+		return named{at(template, l, 0), shard.Range{Lo: (first + heads.Lo) * s.HeadDim, Hi: (first + heads.Hi) * s.HeadDim}}
+	}
+	switch s.Fused {
+	case FusedQKV:
+		return []named{rows(s.Names.QKV, q, 0), rows(s.Names.QKV, kv, s.Heads), rows(s.Names.QKV, kv, s.Heads+s.KVHeads)}
+	case FusedHead:
+		var list []named
+		for part, heads := range []shard.Range{q, kv, kv} {
+			for h := heads.Lo; h < heads.Hi; h++ {
+				list = append(list, rows(s.Names.QKV, shard.Range{Hi: 1}, 3*h+part))
+			}
+		}
+		return list
+	}
+	return []named{rows(s.Names.Q, q, 0), rows(s.Names.K, kv, 0), rows(s.Names.V, kv, 0)}
 }
 
 func (n *loader) weight(parts ...kernels.Matrix) (w kernels.Weight) {

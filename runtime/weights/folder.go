@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"manta/runtime/weights/hub"
 )
 
 // Limits on files that are read whole, well above what is published.
@@ -48,7 +50,7 @@ func (m *Model) openFolder(folder string) error {
 			m.config, m.generation, m.ends = nil, Generation{}, nil
 			return m.openBare(folder)
 		}
-		return fmt.Errorf("model.safetensors and model.safetensors.index.json: %w%s", ErrNotFound, otherWeights(folder))
+		return fmt.Errorf("model.safetensors and model.safetensors.index.json: %w%s", ErrNotFound, hub.OtherWeights(fileNames(folder)))
 	}
 	return err
 }
@@ -76,25 +78,20 @@ func (m *Model) openBare(folder string) error {
 	}
 }
 
+// fileNames lists a folder; one that can't be read has none.
+func fileNames(folder string) []string {
+	entries, _ := os.ReadDir(folder) // the caller has already failed to read it
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
 // ggufFiles lists a folder's GGUF models, each by its first part.
 func ggufFiles(folder string) ([]string, error) {
 	files, err := filepath.Glob(filepath.Join(escapeGlob(folder), "*.gguf"))
 	return slices.DeleteFunc(files, laterSplit), err
-}
-
-// otherWeights names weights of a form that is not read.
-func otherWeights(folder string) string {
-	for _, known := range []struct{ file, what string }{
-		{"adapter_config.json", "a LoRA adapter: merge it into its base model"},
-		{"consolidated.safetensors", "Mistral's own format: use the Hugging Face form"},
-		{"pytorch_model.bin", "PyTorch pickles, which can run code: convert to safetensors"},
-		{"pytorch_model.bin.index.json", "PyTorch pickles, which can run code: convert to safetensors"},
-	} {
-		if _, err := os.Stat(filepath.Join(folder, known.file)); err == nil {
-			return fmt.Sprintf(" (the folder has %s, %s)", known.file, known.what)
-		}
-	}
-	return ""
 }
 
 // checkConfig refuses what would be read wrong: quantized weights above all.
@@ -123,32 +120,10 @@ func checkConfig(config []byte) error {
 	return nil
 }
 
-type safetensorsIndex struct {
-	Weights map[string]string `json:"weight_map"`
-}
-
-// parseIndex gives the shards in alphabetical order. Names that leave the folder are refused.
-func parseIndex(data []byte) (index safetensorsIndex, shards []string, err error) {
-	if err := json.Unmarshal(data, &index); err != nil {
-		return index, nil, fmt.Errorf("%v: %w", err, ErrCorrupt)
-	}
-	if len(index.Weights) == 0 {
-		return index, nil, fmt.Errorf("weight_map is empty: %w", ErrCorrupt)
-	}
-	for name, shard := range index.Weights {
-		if shard == "" || shard != filepath.Base(shard) || shard == "." || shard == ".." || strings.ContainsAny(shard, "\\\x00") {
-			return index, nil, fmt.Errorf("weight_map: tensor %q: %q is not a file name: %w", name, shard, ErrCorrupt)
-		}
-		shards = append(shards, shard)
-	}
-	slices.Sort(shards)
-	return index, slices.Compact(shards), nil
-}
-
 func (m *Model) openIndex(folder string, data []byte) error {
-	index, shards, err := parseIndex(data)
+	files, shards, err := hub.ParseIndex(data)
 	if err != nil {
-		return fmt.Errorf("model.safetensors.index.json: %w", err)
+		return err
 	}
 	skipped := map[string]bool{}
 	for _, shard := range shards {
@@ -163,7 +138,7 @@ func (m *Model) openIndex(folder string, data []byte) error {
 			skipped[name] = true
 		}
 	}
-	for name, shard := range index.Weights {
+	for name, shard := range files {
 		t, ok := m.tensors[name]
 		switch {
 		case skipped[name]:

@@ -1,9 +1,6 @@
 package weights
 
-import (
-	"math"
-	"slices"
-)
+import "slices"
 
 // Metadata is the key-value part of a GGUF file. A getter's false means: no such
 // key, or one whose value does not fit the type asked for.
@@ -38,17 +35,6 @@ func (m Metadata) Uint(key string) (uint64, bool) {
 		return v, true
 	case int64:
 		return uint64(v), v >= 0
-	}
-	return 0, false
-}
-
-// Int gives any stored integer that fits.
-func (m Metadata) Int(key string) (int64, bool) {
-	switch v := m.values[key].(type) {
-	case int64:
-		return v, true
-	case uint64:
-		return int64(v), v <= math.MaxInt64
 	}
 	return 0, false
 }

@@ -134,7 +134,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"pickles", func(dir string) error {
 			return errors.Join(weightstest.WriteJSON(filepath.Join(dir, "config.json"), llamaConfig),
 				os.WriteFile(filepath.Join(dir, "pytorch_model.bin"), nil, 0o644))
-		}, weights.ErrNotFound, "convert to safetensors"},
+		}, weights.ErrNotFound, "convert them to safetensors"},
 		{"lora", func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, "adapter_config.json"), []byte("{}"), 0o644)
 		}, weights.ErrUnsupported, "merge the adapter"},

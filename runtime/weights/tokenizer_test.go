@@ -159,19 +159,3 @@ func FuzzConfig(f *testing.F) {
 		}
 	})
 }
-
-// Any index gives file names inside the folder, or an error.
-func FuzzIndex(f *testing.F) {
-	f.Add([]byte(`{"metadata":{},"weight_map":{"a":"model-00001-of-00001.safetensors"}}`))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		_, shards, err := parseIndex(data)
-		if err == nil && len(shards) == 0 {
-			t.Error("no shard and no error")
-		}
-		for _, s := range shards {
-			if err == nil && (strings.ContainsAny(s, "/\\\x00") || s == "..") {
-				t.Errorf("shard %q", s)
-			}
-		}
-	})
-}

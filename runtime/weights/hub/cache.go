@@ -137,7 +137,7 @@ func (r repository) describe(commit string, c choice, names []string) (Snapshot,
 		if err != nil {
 			return Snapshot{}, err
 		}
-		if heavy, err = shards(index); err != nil {
+		if _, heavy, err = ParseIndex(index); err != nil {
 			return Snapshot{}, err
 		}
 	}

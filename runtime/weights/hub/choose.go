@@ -54,7 +54,7 @@ func choose(names []string, variant string) (choice, error) {
 	}
 	models := ggufModels(names)
 	if len(models) == 0 {
-		return c, fmt.Errorf("no weights that are read here%s: %w: safetensors (with config.json) and GGUF are", otherWeights(names), ErrUnsupported)
+		return c, fmt.Errorf("no weights that are read here%s: %w: safetensors (with config.json) and GGUF are", OtherWeights(names), ErrUnsupported)
 	}
 	fit := models
 	if variant != "" {
@@ -119,7 +119,9 @@ func matches(name, variant string) bool {
 	return err == nil && ok
 }
 
-func otherWeights(names []string) string {
+// OtherWeights says which weights of a form that is not read are among names of
+// files, and what to do; "" for none.
+func OtherWeights(names []string) string {
 	for _, known := range []struct{ name, what string }{
 		{"adapter_config.json", "a LoRA adapter: merge it into its base model"},
 		{"consolidated.safetensors", "Mistral's own format: use the Hugging Face form"},
@@ -127,32 +129,32 @@ func otherWeights(names []string) string {
 		{"pytorch_model.bin.index.json", "PyTorch pickles, which can run code: convert them to safetensors"},
 	} {
 		if slices.Contains(names, known.name) {
-			return " (it has " + known.name + ", " + known.what + ")"
+			return " (there is " + known.name + ", " + known.what + ")"
 		}
 	}
 	return ""
 }
 
-// shards lists the files that an index names.
-func shards(index []byte) ([]string, error) {
+// ParseIndex reads a model.safetensors.index.json: which file has each tensor, and
+// the files in alphabetical order. Names that leave the folder are refused.
+func ParseIndex(index []byte) (files map[string]string, shards []string, err error) {
 	var content struct {
 		Weights map[string]string `json:"weight_map"`
 	}
 	if err := json.Unmarshal(index, &content); err != nil {
-		return nil, fmt.Errorf("%s: %v: %w", indexFile, err, ErrCorrupt)
+		return nil, nil, fmt.Errorf("%s: %v: %w", indexFile, err, ErrCorrupt)
 	}
-	var list []string
 	for tensor, file := range content.Weights {
 		if path.Base(file) != file || !safeName(file) {
-			return nil, fmt.Errorf("%s: tensor %q: %q is not a file name: %w", indexFile, tensor, file, ErrCorrupt)
+			return nil, nil, fmt.Errorf("%s: tensor %q: %q is not a file name: %w", indexFile, tensor, file, ErrCorrupt)
 		}
-		list = append(list, file)
+		shards = append(shards, file)
 	}
-	if len(list) == 0 {
-		return nil, fmt.Errorf("%s: weight_map is empty: %w", indexFile, ErrCorrupt)
+	if len(shards) == 0 {
+		return nil, nil, fmt.Errorf("%s: weight_map is empty: %w", indexFile, ErrCorrupt)
 	}
-	slices.Sort(list)
-	return slices.Compact(list), nil
+	slices.Sort(shards)
+	return content.Weights, slices.Compact(shards), nil
 }
 
 // safeName tells whether a name from the network may become a file below a folder.

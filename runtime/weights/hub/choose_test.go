@@ -115,7 +115,7 @@ func TestSafeName(t *testing.T) {
 func FuzzShards(f *testing.F) {
 	f.Add([]byte(`{"weight_map":{"a":"model-00001-of-00001.safetensors"}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		list, err := shards(data)
+		_, list, err := ParseIndex(data)
 		for _, name := range list {
 			if strings.ContainsAny(name, "/\\") || name == ".." {
 				t.Errorf("shard %q", name)

@@ -121,7 +121,7 @@ func (p *pull) run(ctx context.Context) (Snapshot, error) {
 		if err != nil {
 			return Snapshot{}, err
 		}
-		if heavy, err = shards(index); err != nil {
+		if _, heavy, err = ParseIndex(index); err != nil {
 			return Snapshot{}, fmt.Errorf("%s: %w", p.request, err)
 		}
 	}

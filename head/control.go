@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"time"
@@ -379,3 +380,8 @@ func (c *control) node(ctx context.Context) (string, error) {
 type Unresolved struct{ Model, Reason string }
 
 func (u *Unresolved) Error() string { return u.Reason }
+
+// Unwrap gives what an API client sees: the reference is its to mend.
+func (u *Unresolved) Unwrap() error {
+	return &api.Error{Status: http.StatusBadRequest, Type: "BadRequestError", Param: "model", Message: u.Reason}
+}

@@ -127,7 +127,7 @@ func (f *sampling) params(generation state.Generation, text *Text) (sample.Param
 	p.Temperature = pick(f.Temperature, generation.Temperature, p.Temperature)
 	p.TopP = pick(f.TopP, generation.TopP, p.TopP)
 	p.RepetitionPenalty = pick(f.RepetitionPenalty, generation.RepetitionPenalty, p.RepetitionPenalty)
-	p.MinP = pick(f.MinP, nil, 0)
+	p.MinP = pick(f.MinP, generation.MinP, 0)
 	p.PresencePenalty = pick(f.PresencePenalty, nil, 0)
 	p.FrequencyPenalty = pick(f.FrequencyPenalty, nil, 0)
 	switch {

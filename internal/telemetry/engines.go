@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -24,7 +25,7 @@ type Engine struct {
 }
 
 // engines shows what drivers report, summed over a model's replicas. Counters
-// never fall when an epoch ends or a replica goes: what it had counted stays.
+// never fall when an epoch ends or a replica falls silent: what it had counted stays.
 type engines struct {
 	mu       sync.Mutex
 	replicas map[string]reported       // guarded by mu, by replica
@@ -36,7 +37,12 @@ type reported struct {
 	model  string
 	epoch  uint64
 	engine Engine
+	at     time.Time
 }
+
+// silent is how long after its last report a replica still shows: nodes report
+// every second, and those that are gone never again.
+const silent = 15 * time.Second
 
 type engineCounters struct {
 	queries, hits, preemptions, steps, rows float64
@@ -86,18 +92,7 @@ func (m *Metrics) SetEngine(model, replica string, epoch uint64, engine Engine) 
 			e.retire(old)
 		}
 	}
-	e.replicas[replica] = reported{model: model, epoch: epoch, engine: engine}
-}
-
-// DropEngine forgets a replica that is gone.
-func (m *Metrics) DropEngine(replica string) {
-	e := m.engines
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if old, ok := e.replicas[replica]; ok {
-		e.retire(old)
-		delete(e.replicas, replica)
-	}
+	e.replicas[replica] = reported{model: model, epoch: epoch, engine: engine, at: time.Now()}
 }
 
 // retire keeps the counts of an epoch that ended. It holds mu.
@@ -122,6 +117,13 @@ func (e *engines) Collect(out chan<- prometheus.Metric) {
 		counters[model] = past
 	}
 	gauges := map[string]Engine{}
+	for id, r := range e.replicas {
+		if time.Since(r.at) > silent {
+			e.retire(r)
+			delete(e.replicas, id)
+			counters[r.model] = e.past[r.model]
+		}
+	}
 	for _, r := range e.replicas {
 		sum := counters[r.model]
 		sum.add(r.engine)

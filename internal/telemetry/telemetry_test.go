@@ -4,6 +4,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -57,15 +58,24 @@ func TestExposition(t *testing.T) {
 	}
 }
 
-// A counter never falls: what an epoch or a lost replica had counted stays.
+// A counter never falls: what an epoch or a replica that fell silent had counted
+// stays. The gauges of one that is silent go.
 func TestEngineCountersOutliveEpochs(t *testing.T) {
-	m := New()
-	m.SetEngine("m", "r1", 1, Engine{Preemptions: 5})
-	m.SetEngine("m", "r1", 2, Engine{Preemptions: 1})
-	m.SetEngine("m", "r1", 1, Engine{Preemptions: 9}) // late
-	m.SetEngine("m", "r2", 1, Engine{Preemptions: 2})
-	m.DropEngine("r2")
-	if text := scrape(m); !strings.Contains(text, "vllm:num_preemptions_total{model_name=\"m\"} 8\n") {
-		t.Errorf("want 8 preemptions:\n%s", text)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		m := New()
+		m.SetEngine("m", "r1", 1, Engine{Preemptions: 5})
+		m.SetEngine("m", "r1", 2, Engine{Preemptions: 1})
+		m.SetEngine("m", "r1", 1, Engine{Preemptions: 9}) // late
+		m.SetEngine("m", "r2", 1, Engine{Preemptions: 2, Blocks: 7})
+		for range 3 {
+			<-time.After(silent / 2)
+			m.SetEngine("m", "r1", 2, Engine{Preemptions: 1, Blocks: 4})
+		}
+		text := scrape(m)
+		for _, line := range []string{`vllm:num_preemptions_total{model_name="m"} 8`, `manta_engine_blocks{model_name="m"} 4`} {
+			if !strings.Contains(text, line+"\n") {
+				t.Errorf("the exposition lacks %s", line)
+			}
+		}
+	})
 }

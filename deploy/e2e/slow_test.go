@@ -14,18 +14,17 @@ import (
 	"time"
 )
 
-// A client that reads nothing of an answer of some 9 MB, more than the kernel's
-// buffers take, and that asked for all the sequences there are, holds neither the
-// engine nor other clients: what its sequences held is free again, and others
-// have their answers, while its connection still stands.
+// Clients that read nothing of answers of some 9 MB, more than the kernel's
+// buffers take, and that asked for all the sequences there are, hold neither the
+// engine nor other clients: what their sequences held is free again, and others
+// have their answers, while their connections still stand.
 func TestSlowReader(t *testing.T) {
 	s := start(t, "", tiny(t), "--max-num-seqs", "16")
 	goroutines := s.metric(t, "go_goroutines")
 	began := time.Now()
-	slow := unread(t, s, object{
-		"prompt": "hello", "max_tokens": 480, "n": 16, "logprobs": 20, "ignore_eos": true, "temperature": 1, "stream": true,
-	})
-	eventually(t, patience, func() error {
+	body := object{"prompt": "hello", "max_tokens": 480, "n": 16, "logprobs": 20, "ignore_eos": true, "temperature": 1, "stream": true}
+	slow := []net.Conn{unread(t, s, body), unread(t, s, body)} // the second waits for the first
+	eventually(t, patience, func() error {                     // the first has what it asked for
 		if running := s.metric(t, "manta_engine_sequences_running"); running < 16 {
 			return fmt.Errorf("%v sequences run", running)
 		}
@@ -44,17 +43,19 @@ func TestSlowReader(t *testing.T) {
 		return nil
 	})
 	t.Logf("another client had its answer after %s, the engine was done after %s", other, time.Since(began))
-	if s.metric(t, "vllm:num_requests_running") != 1 {
-		t.Error("the slow client is gone: others may have waited for that")
+	if s.metric(t, "vllm:num_requests_running") != 2 {
+		t.Error("a slow client is gone: others may have waited for that")
 	}
 	if heap := s.metric(t, "go_memstats_heap_inuse_bytes"); heap > 128<<20 {
-		t.Errorf("%v bytes of heap for a slow client", heap)
+		t.Errorf("%v bytes of heap for two slow clients", heap)
 	}
-	slow.Close()
+	for _, client := range slow {
+		client.Close()
+	}
 	s.idle(t, goroutines)
 }
 
-// unread posts a body and reads nothing but the beginning of the header.
+// unread posts a body and reads nothing.
 func unread(t *testing.T, s *server, body object) net.Conn {
 	t.Helper()
 	data, err := json.Marshal(body)
@@ -72,10 +73,6 @@ func unread(t *testing.T, s *server, body object) net.Conn {
 	}
 	if _, err := fmt.Fprintf(connection, "POST /v1/completions HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n%s", host, len(data), data); err != nil {
 		t.Fatal(err)
-	}
-	status := make([]byte, len("HTTP/1.1 200"))
-	if _, err := io.ReadFull(connection, status); err != nil || string(status) != "HTTP/1.1 200" {
-		t.Fatalf("%q, %v", status, err)
 	}
 	return connection
 }

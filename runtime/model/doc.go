@@ -44,11 +44,12 @@
 // gguf_families.go: tensor names are ggufNames, and its converter may permute
 // queries and keys (Interleaved), transpose weights, or add one to norms.
 //
-// Last, put a published config.json into published_test.go, and references of a
-// small random model (golden.json, made with transformers) into a folder that
-// GOLDEN_DIR names; add its GGUF name to families in gguf_test.go. Then
-// GOLDEN_DIR=… go test ./runtime/model holds it to them on one rank and on many,
-// in chunks, in mixed batches, bit for bit, and as GGUF.
+// Last, put a published config.json into published_test.go, sizes that nobody
+// publishes into randomConfig (random_test.go), and references of a small random
+// model (golden.json, made with transformers) into a folder that GOLDEN_DIR names;
+// add its GGUF name to families in gguf_test.go and a repository to
+// deploy/e2e/hub. Then GOLDEN_DIR=… go test ./runtime/model holds it to them on
+// one rank and on many, in chunks, in mixed batches, bit for bit, and as GGUF.
 //
 // Where a model needs what no field says, add the field, and its meaning to
 // layer in forward.go; where it needs a computation that kernels.Ops lacks, that

@@ -103,7 +103,7 @@ func describe(err error) *Error {
 		return unavailable(5)
 	case errors.Is(err, dispatch.ErrDeadline), errors.Is(err, context.DeadlineExceeded):
 		return &Error{Status: http.StatusGatewayTimeout, Type: "TimeoutError", Message: "the request took longer than it may"}
-	case errors.Is(err, context.Canceled), errors.Is(err, dispatch.ErrSuperseded), errors.Is(err, dispatch.ErrSlowReader):
+	case errors.Is(err, context.Canceled), errors.Is(err, errNotTaken), errors.Is(err, dispatch.ErrSuperseded), errors.Is(err, dispatch.ErrSlowReader):
 		return &Error{Status: clientGone, Type: "ClientClosedRequest", Message: err.Error()}
 	}
 	return &Error{Status: http.StatusInternalServerError, Type: "InternalServerError", Message: "internal error"}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"time"
@@ -76,11 +77,17 @@ func (e *sse) flush() error {
 	e.server.extend(e.w)
 	_, err := e.w.Write(e.buffer.Bytes())
 	e.buffer.Reset()
-	if err != nil {
-		return err
+	if err == nil {
+		err = e.control.Flush()
 	}
-	return e.control.Flush()
+	if err != nil {
+		return fmt.Errorf("%w: %w", errNotTaken, err)
+	}
+	return nil
 }
+
+// errNotTaken says that a client is gone, or too slow for WriteTime.
+var errNotTaken = errors.New("the client does not take the answer")
 
 // comment keeps proxies and clients from giving up on a silent stream.
 func (e *sse) comment() error {

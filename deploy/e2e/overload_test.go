@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -108,6 +109,9 @@ func TestOverload(t *testing.T) {
 		t.Errorf("it grew from %d to %d MiB", base>>20, peak>>20)
 	}
 	s.idle(t, goroutines)
+	if log := s.log.String(); strings.Contains(log, " failed\"") {
+		t.Errorf("what clients do is logged as a fault:\n%.2000s", log)
+	}
 	after, err := s.whole(t.Context(), "/v1/completions", overloadBody(0))
 	if err != nil {
 		t.Fatal(err)

@@ -53,6 +53,9 @@ func TestSlowReader(t *testing.T) {
 		client.Close()
 	}
 	s.idle(t, goroutines)
+	if log := s.log.String(); strings.Contains(log, " failed\"") {
+		t.Errorf("what clients do is logged as a fault:\n%s", log)
+	}
 }
 
 // unread posts a body and reads nothing.

@@ -62,6 +62,9 @@ type Ops struct {
 	// gemvShared is the least that the products of few rows take: beyond half of a
 	// multiprocessor's, the next kernel's blocks cannot stand beside them.
 	gemvShared int
+	// overlap: kernels may start before the one before has ended. Code for older
+	// devices does not wait for it by itself, so it must not.
+	overlap bool
 
 	work   chan func()    // closed by Close; run by the worker's thread
 	ended  chan *slot     // steps that were launched, in order
@@ -190,6 +193,7 @@ func (o *Ops) open(device int) (err error) {
 	if err != nil {
 		return fmt.Errorf("%w: open %s: %v", ErrDevice, o.info.Name, err)
 	}
+	o.overlap = o.info.Major >= 9
 	o.gemvShared = min(120<<10, o.shared-staticShared)
 	for image, names := range kernelNames() {
 		if err := o.loadImage(image+".fatbin", names); err != nil {
@@ -221,6 +225,11 @@ func (o *Ops) loadImage(image string, names []string) error {
 		if err != nil {
 			return fmt.Errorf("%w: kernel %s: %v", ErrDevice, name, err)
 		}
+		version, err := codeVersion(f)
+		if err != nil {
+			return fmt.Errorf("kernel %s: %w", name, err)
+		}
+		o.overlap = o.overlap && version >= 90
 		usable, err := allowShared(f, o.shared)
 		if err != nil {
 			return fmt.Errorf("kernel %s: %w", name, err)

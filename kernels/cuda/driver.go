@@ -124,6 +124,14 @@ func allowShared(f cu.Function, limit int) (usable int, err error) {
 	return usable, result(C.cuFuncSetAttribute(function, C.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100), "carve-out")
 }
 
+// codeVersion is the compute capability (×10) that a kernel's code was written for,
+// whatever machine runs it.
+func codeVersion(f cu.Function) (version int, err error) {
+	var v C.int
+	err = result(C.cuFuncGetAttribute(&v, C.CU_FUNC_ATTRIBUTE_PTX_VERSION, *(*C.CUfunction)(unsafe.Pointer(&f))), "code version")
+	return int(v), err
+}
+
 // pinned gives host memory that the device copies from and to at full speed.
 func pinned(bytes int) ([]byte, error) {
 	var p unsafe.Pointer

@@ -12,16 +12,15 @@ import (
 )
 
 type linearCase struct {
-	name            string
-	width, columns  int
-	norm            string // "", "rms", "layer"
-	bias, gated     bool
-	accumulate      bool
-	activation      kernels.Activation
-	softcap         float32
-	narrow          bool // x is what an activation left behind
-	rows            []int
-	toleranceFactor float64
+	name           string
+	width, columns int
+	norm           string // "", "rms", "layer"
+	bias, gated    bool
+	accumulate     bool
+	activation     kernels.Activation
+	softcap        float32
+	narrow         bool // x is what an activation left behind
+	rows           []int
 }
 
 var linearCases = []linearCase{

@@ -243,10 +243,9 @@ func (o *Ops) launchStep(s *slot) error {
 	if len(s.list) == 0 {
 		return nil
 	}
-	overlap := o.info.Major >= 9
 	name := func(i int) string { return s.names[i] }
 	if o.options.NoGraphs || len(s.list) < 8 {
-		return launchAll(o.stream, s.list, s.arguments, overlap, name)
+		return launchAll(o.stream, s.list, s.arguments, o.overlap, name)
 	}
 	o.tick++
 	key := string(listBytes(s.list)) + string(s.arguments)
@@ -258,14 +257,14 @@ func (o *Ops) launchStep(s *slot) error {
 	}
 	c.seen, c.tick = c.seen+1, o.tick
 	if c.graph == nil && c.seen >= captureAt {
-		g, err := capture(o.stream, s.list, s.arguments, overlap, name)
+		g, err := capture(o.stream, s.list, s.arguments, o.overlap, name)
 		if err != nil {
 			return err
 		}
 		c.graph = g
 	}
 	if c.graph == nil {
-		return launchAll(o.stream, s.list, s.arguments, overlap, name)
+		return launchAll(o.stream, s.list, s.arguments, o.overlap, name)
 	}
 	o.hits++
 	return c.graph.launch(o.stream)

@@ -74,7 +74,7 @@ func newBench(t testing.TB, change func(*Config, *dispatch.Config)) *bench {
 	go func() { done <- dispatcher.Run(ctx) }()
 	b := &bench{
 		Server: httptest.NewServer(New(config).Handler()), t: t, cluster: cluster,
-		client: &http.Client{Transport: &http.Transport{}, Timeout: 30 * time.Second},
+		client: &http.Client{Transport: &http.Transport{}, Timeout: 2 * time.Minute},
 	}
 	t.Cleanup(func() {
 		b.client.CloseIdleConnections()

@@ -15,6 +15,14 @@ func check(d state.Deployment) error {
 		return &api.Error{Status: http.StatusBadRequest, Type: "BadRequestError", Param: field, Message: fmt.Sprintf(format, args...)}
 	}
 	s := d.Settings
+	for _, count := range []struct {
+		field string
+		value int
+	}{{"max_model_len", s.MaxModelLen}, {"max_num_seqs", s.MaxNumSeqs}, {"max_num_batched_tokens", s.MaxNumBatchedTokens}} {
+		if count.value < 0 {
+			return bad(count.field, "%s must not be negative, got %d", count.field, count.value)
+		}
+	}
 	if err := d.Layout.Check(d.Shapes.Shape()); err != nil {
 		return bad("tensor_parallel_size", "%v", err)
 	}
@@ -24,7 +32,7 @@ func check(d state.Deployment) error {
 	if s.MaxNumBatchedTokens > 0 && s.MaxNumBatchedTokens < s.MaxNumSeqs {
 		return bad("max_num_batched_tokens", "max_num_batched_tokens=%d is less than max_num_seqs=%d", s.MaxNumBatchedTokens, s.MaxNumSeqs)
 	}
-	if s.GPUMemoryUtilization < 0 || s.GPUMemoryUtilization > 1 {
+	if u := s.GPUMemoryUtilization; !(u >= 0 && u <= 1) { // so that NaN is refused too
 		return bad("gpu_memory_utilization", "gpu_memory_utilization must be in (0, 1], got %v", s.GPUMemoryUtilization)
 	}
 	if _, err := plan.CacheType("cpu", s.KVCacheDType); err != nil {

@@ -20,7 +20,10 @@ type repository struct {
 	cache, name string // name: models--ORG--NAME
 }
 
-const prefix = "models--"
+const (
+	prefix     = "models--"
+	unfinished = ".incomplete" // ends the name of a blob that is being fetched
+)
 
 var (
 	commitName = regexp.MustCompile(`^[0-9a-f]{40}$`)
@@ -253,7 +256,8 @@ func (o Options) Remove(req Request) error {
 	return r.sweep()
 }
 
-// sweep removes blobs that no snapshot shows.
+// sweep removes blobs that no snapshot shows. Downloads that are not whole stay:
+// another process may be at them.
 func (r repository) sweep() error {
 	shown := map[string]bool{}
 	commits, err := os.ReadDir(filepath.Join(r.folder(), "snapshots"))
@@ -272,7 +276,7 @@ func (r repository) sweep() error {
 		return err
 	}
 	for _, b := range blobs {
-		if !shown[b.Name()] {
+		if !shown[b.Name()] && !strings.HasSuffix(b.Name(), unfinished) {
 			if err := os.Remove(r.blob(b.Name())); err != nil {
 				return err
 			}

@@ -38,7 +38,7 @@ type download struct {
 // fetch brings a file's content to blob, going on where an .incomplete ends. The
 // caller holds the blob's lock.
 func (h *Hub) fetch(ctx context.Context, req Request, r remote, blob string, report func(int64)) (err error) {
-	partial := blob + ".incomplete"
+	partial := blob + unfinished
 	if err := os.MkdirAll(filepath.Dir(blob), 0o755); err != nil {
 		return err
 	}

@@ -363,7 +363,12 @@ func TestListAndRemove(t *testing.T) {
 	if len(list) != 3 {
 		t.Fatalf("list %+v", list)
 	}
+	under := h.options.repository(repositoryName).blob("another" + unfinished)
+	must(t, os.WriteFile(under, nil, 0o644))
 	must(t, h.options.Remove(Request{Repository: repositoryName, Revision: first}))
+	if _, err := os.Stat(under); err != nil {
+		t.Errorf("a download under way went: %v", err)
+	}
 	if _, err := os.Stat(old.Path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the old snapshot is still there: %v", err)
 	}

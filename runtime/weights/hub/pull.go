@@ -210,7 +210,7 @@ func (p *pull) head(ctx context.Context, name string) (remote, error) {
 // fetched is what the cache has of a file that is not shown yet.
 func (p *pull) fetched(r remote) int64 {
 	blob := p.repository.blob(r.etag)
-	for _, path := range []string{blob, blob + ".incomplete"} {
+	for _, path := range []string{blob, blob + unfinished} {
 		if info, err := os.Stat(path); err == nil {
 			return min(info.Size(), r.size)
 		}

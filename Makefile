@@ -52,7 +52,7 @@ bench: build ## measure this machine: kernels, then serving through HTTP
 	@$(BIN) bench --self
 
 e2e: build ## clients, faults and processes against the real program
-	$(GO) test -count=1 -timeout 30m -tags e2e ./deploy/e2e/...
+	MANTA_BINARY=$(abspath $(BIN)) $(GO) test -count=1 -p 1 -timeout 30m -tags e2e ./deploy/e2e/...
 
 toolchain:
 	@command -v $(GO) >/dev/null || { echo "Go 1.26 or later is needed: https://go.dev/dl"; exit 1; }

@@ -60,6 +60,11 @@ func (r *replica) load(ctx context.Context, a wire.Assignment) (*loadedReplica, 
 	if err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
+	if len(r.server.others(a)) == 0 { // else ranks here need a part of the files alone
+		if err := w.Prefetch(ctx, r.progress); err != nil {
+			return nil, errors.Join(err, w.Close())
+		}
+	}
 	cache, err := plan.CacheType(kindOf(a.Shards[0].Device), a.Settings.KVCacheDType)
 	if err != nil {
 		return nil, errors.Join(err, w.Close())

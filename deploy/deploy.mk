@@ -1,0 +1,29 @@
+# What runs it elsewhere: the image, the chart, the plain manifests, the rules.
+
+HELM      ?= helm
+PROMTOOL  ?= promtool
+IMAGE     ?= manta:$(VERSION)
+ARCH      := $(shell $(GO) env GOARCH)
+PACK       = $(GO) run ./deploy/image/pack -name $(IMAGE)
+
+image: toolchain ## the CPU image without Docker: dist/manta-image.tar
+	@GOOS=linux $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o dist/linux/manta .
+	@GOOS=linux $(GO) build -trimpath -ldflags '-s -w' -o dist/linux/manta-declare ./deploy/image/declare
+	@$(PACK) -arch $(ARCH) -max-mb 40 -out dist/manta-image.tar dist/linux/manta dist/linux/manta-declare
+
+image-cuda: cuda ## the CUDA image without Docker, on Linux: dist/manta-cuda-image.tar
+	@mkdir -p dist/cuda && cp bin/manta-cuda dist/cuda/manta
+	@GOOS=linux $(GO) build -trimpath -ldflags '-s -w' -o dist/linux/manta-declare ./deploy/image/declare
+	@$(PACK)-cuda -arch $(ARCH) -max-mb 200 -out dist/manta-cuda-image.tar dist/cuda/manta dist/linux/manta-declare
+
+manifests: ## render deploy/examples from the chart (needs helm)
+	@HELM=$(HELM) deploy/examples/manifests.sh deploy/examples
+
+chart-check: toolchain ## lint and render the chart, compare the manifests (needs helm)
+	@HELM=$(HELM) $(GO) test -count=1 -tags helm ./deploy/chart
+
+rules-check: ## test recording and alert rules (needs promtool)
+	@$(PROMTOOL) check rules deploy/monitoring/rules.yaml
+	@cd deploy/monitoring && $(PROMTOOL) test rules rules_test.yaml
+
+.PHONY: image image-cuda manifests chart-check rules-check

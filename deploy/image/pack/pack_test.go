@@ -185,11 +185,13 @@ func TestRootfs(t *testing.T) {
 	if err := run([]string{"-ca", roots(t), "-rootfs", root, program(t, "manta")}, io.Discard); err != nil {
 		t.Fatal(err)
 	}
-	info, err := os.Stat(filepath.Join(root, "tmp"))
-	if err != nil || info.Mode()&os.ModeSticky == 0 || info.Mode().Perm() != 0o777 {
-		t.Errorf("tmp: %v, %v", info, err)
+	for _, dir := range []string{"tmp", "data", "models"} {
+		info, err := os.Stat(filepath.Join(root, dir))
+		if err != nil || info.Mode()&os.ModeSticky == 0 || info.Mode().Perm() != 0o777 {
+			t.Errorf("%s: %v, %v", dir, info, err)
+		}
 	}
-	if info, err = os.Stat(filepath.Join(root, "manta")); err != nil || info.Mode().Perm() != 0o755 {
+	if info, err := os.Stat(filepath.Join(root, "manta")); err != nil || info.Mode().Perm() != 0o755 {
 		t.Errorf("manta: %v, %v", info, err)
 	}
 }

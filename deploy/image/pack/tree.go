@@ -24,13 +24,12 @@ var (
 	errTaken = errors.New("two files of one name")
 )
 
-// file is a file or, without data, a folder of the layer.
+// file is a file or a folder of the layer, owned by root.
 type file struct {
-	path  string // without a leading slash
-	mode  int64
-	owner int
-	data  []byte
-	dir   bool
+	path string // without a leading slash
+	mode int64
+	data []byte
+	dir  bool
 }
 
 // tree is all that an image holds, in the order of its paths.
@@ -53,9 +52,10 @@ func contents(roots string, binaries []string) (*tree, error) {
 		{path: "etc/passwd", mode: 0o644, data: fmt.Appendf(nil, "root:x:0:0:root:/:/none\nmanta:x:%d:%d:manta:/tmp:/none\n", user, user)},
 		{path: "etc/group", mode: 0o644, data: fmt.Appendf(nil, "root:x:0:\nmanta:x:%d:\n", user)},
 		{path: "etc/nsswitch.conf", mode: 0o644, data: []byte("hosts: files dns\n")},
+		// Open to any user: some clusters choose the number themselves.
 		{path: "tmp", mode: 0o1777, dir: true},
-		{path: "data", mode: 0o750, owner: user, dir: true},
-		{path: "models", mode: 0o755, owner: user, dir: true},
+		{path: "data", mode: 0o1777, dir: true},
+		{path: "models", mode: 0o1777, dir: true},
 	}}
 	needed := map[string][]byte{} // by path in the image
 	for _, binary := range binaries {
@@ -109,7 +109,7 @@ func (t *tree) layer() ([]byte, error) {
 	w := tar.NewWriter(&buffer)
 	for _, f := range t.files {
 		header := &tar.Header{
-			Name: f.path, Mode: f.mode, Uid: f.owner, Gid: f.owner, Size: int64(len(f.data)),
+			Name: f.path, Mode: f.mode, Size: int64(len(f.data)),
 			Typeflag: tar.TypeReg, ModTime: time.Unix(0, 0), Format: tar.FormatUSTAR,
 		}
 		if f.dir {
@@ -126,7 +126,7 @@ func (t *tree) layer() ([]byte, error) {
 	return buffer.Bytes(), err
 }
 
-// write puts the tree into a folder, with modes and, where that is allowed, owners.
+// write puts the tree into a folder.
 func (t *tree) write(root string) error {
 	if left, err := os.ReadDir(root); err == nil && len(left) > 0 {
 		return fmt.Errorf("-rootfs: %s is not empty", root)
@@ -146,11 +146,6 @@ func (t *tree) write(root string) error {
 		}
 		if err := os.Chmod(at, mode); err != nil {
 			return err
-		}
-		if f.owner != 0 && os.Geteuid() == 0 {
-			if err := os.Chown(at, f.owner, f.owner); err != nil {
-				return err
-			}
 		}
 	}
 	return nil

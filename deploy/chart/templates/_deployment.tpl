@@ -13,8 +13,8 @@
 {{- define "manta.deployPod" -}}
 {{- $model := .Values.model -}}
 metadata:
-  labels:
-    {{- include "manta.podLabels" (list . "deploy" dict) | nindent 4 }}
+  labels: # not the common ones: who waits for all pods of a label would wait for this one
+    {{- include "manta.selector" (list . "deploy") | nindent 4 }}
 spec:
   serviceAccountName: {{ include "manta.fullname" . }}-deploy
   automountServiceAccountToken: false

@@ -166,6 +166,10 @@ func lockDir(dir string) (*os.File, error) {
 	return file, nil
 }
 
+// sameSignal is the time within which a second signal is taken for the first:
+// timeout(1) and terminals send it to the process and to its group.
+const sameSignal = 200 * time.Millisecond
+
 // untilSignal ends the context at the first SIGINT or SIGTERM, and the process
 // at the second.
 func untilSignal(ctx context.Context, errs io.Writer) (context.Context, func()) {
@@ -180,11 +184,17 @@ func untilSignal(ctx context.Context, errs io.Writer) (context.Context, func()) 
 		case <-done:
 			return
 		}
-		select {
-		case s := <-signals:
-			fmt.Fprintln(errs, "manta: ended by a second", s)
-			os.Exit(130)
-		case <-done:
+		first := time.Now()
+		for {
+			select {
+			case s := <-signals:
+				if time.Since(first) > sameSignal {
+					fmt.Fprintln(errs, "manta: ended by a second", s)
+					os.Exit(130)
+				}
+			case <-done:
+				return
+			}
 		}
 	}()
 	return ctx, func() {

@@ -264,9 +264,7 @@ func TestDrain(t *testing.T) {
 					status, _ := p.get("/readyz")
 					return status == http.StatusServiceUnavailable
 				})
-				if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-					t.Fatal(err)
-				}
+				waitFor(t, "a second signal to end it", func() bool { return p.cmd.Process.Signal(syscall.SIGTERM) != nil })
 				if code := p.wait(); code != 130 {
 					t.Fatalf("exit code %d", code)
 				}

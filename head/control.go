@@ -287,6 +287,9 @@ func (c *control) explain(deployment string) []string {
 	return lines
 }
 
+// Fresh implements api.Cluster.
+func (c *control) Fresh(ctx context.Context) error { return c.head.Fresh(ctx) }
+
 // Delete takes a deployment away; its replicas follow.
 func (c *control) Delete(ctx context.Context, name string) error {
 	err := c.head.apply(ctx, state.Change{DeleteDeployment: name})

@@ -102,6 +102,7 @@ type Replica struct {
 // ClusterState is what GET /api/cluster gives.
 type ClusterState struct {
 	Index       uint64       `json:"index"`
+	Stale       bool         `json:"stale,omitempty"` // no leader: there may be newer writes
 	Version     string       `json:"version"`
 	Heads       []Head       `json:"heads"`
 	Nodes       []Node       `json:"nodes"`

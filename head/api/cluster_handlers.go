@@ -2,18 +2,35 @@ package api
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net/http"
 	"slices"
+	"time"
 
 	"manta/head/state"
 	"manta/internal/version"
 )
 
+// freshTimeout bounds how long a read waits for the leader.
+const freshTimeout = 2 * time.Second
+
+// fresh gives a View that holds every write acknowledged so far, on any head. In a
+// cluster without a leader it is what this head knows, and the answer says so.
+func (s *Server) fresh(w http.ResponseWriter, r *http.Request) (view *state.View, stale bool) {
+	ctx, stop := context.WithTimeout(r.Context(), freshTimeout)
+	defer stop()
+	if err := s.cluster.Fresh(ctx); err != nil {
+		w.Header().Set("X-Manta-Stale", "true")
+		stale = true
+	}
+	return s.views.View(), stale
+}
+
 func (s *Server) clusterState(w http.ResponseWriter, r *http.Request) {
-	view := s.views.View()
+	view, stale := s.fresh(w, r)
 	answer := ClusterState{
-		Index: view.Index, Version: version.String(),
+		Index: view.Index, Stale: stale, Version: version.String(),
 		Heads: []Head{}, Nodes: []Node{}, Deployments: s.describeAll(view),
 	}
 	for _, head := range view.Heads {
@@ -66,13 +83,14 @@ func (s *Server) describeDeployment(view *state.View, d state.Deployment) Deploy
 }
 
 func (s *Server) listDeployments(w http.ResponseWriter, r *http.Request) {
+	view, _ := s.fresh(w, r)
 	s.reply(w, http.StatusOK, struct {
 		Deployments []Deployment `json:"deployments"`
-	}{s.describeAll(s.views.View())})
+	}{s.describeAll(view)})
 }
 
 func (s *Server) getDeployment(w http.ResponseWriter, r *http.Request) {
-	view := s.views.View()
+	view, _ := s.fresh(w, r)
 	deployment, ok := view.Deployments[r.PathValue("name")]
 	if !ok {
 		s.fail(w, r, noDeployment(r.PathValue("name")))
@@ -107,7 +125,8 @@ func (s *Server) createDeployment(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) deleteDeployment(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
-	if _, ok := s.views.View().Deployments[name]; !ok {
+	view, _ := s.fresh(w, r)
+	if _, ok := view.Deployments[name]; !ok {
 		s.fail(w, r, noDeployment(name))
 		return
 	}

@@ -57,6 +57,9 @@ type Submitter interface {
 type Cluster interface {
 	Deploy(ctx context.Context, deployment state.Deployment) (state.Deployment, error)
 	Delete(ctx context.Context, name string) error
+	// Fresh returns when this head has applied every write that was acknowledged
+	// before the call, on any head; without a leader it fails.
+	Fresh(ctx context.Context) error
 }
 
 // ErrNoLeader is wrapped by writes that found no leader in time; the client may

@@ -411,9 +411,19 @@ func TestServeDrains(t *testing.T) {
 	}
 }
 
-type fakeControl struct{ view func(func(*state.View)) }
+type fakeControl struct {
+	view       func(func(*state.View))
+	leaderless bool
+}
 
-func (f fakeControl) Deploy(_ context.Context, d state.Deployment) (state.Deployment, error) {
+func (f *fakeControl) Fresh(context.Context) error {
+	if f.leaderless {
+		return ErrNoLeader
+	}
+	return nil
+}
+
+func (f *fakeControl) Deploy(_ context.Context, d state.Deployment) (state.Deployment, error) {
 	if d.Model == "bad" {
 		return d, badField("model", "no such model")
 	}
@@ -421,7 +431,7 @@ func (f fakeControl) Deploy(_ context.Context, d state.Deployment) (state.Deploy
 	return d, nil
 }
 
-func (f fakeControl) Delete(_ context.Context, name string) error {
+func (f *fakeControl) Delete(_ context.Context, name string) error {
 	f.view(func(v *state.View) { delete(v.Deployments, name) })
 	return nil
 }
@@ -438,6 +448,11 @@ func TestClusterAPI(t *testing.T) {
 	if status, _, text := b.do("GET", "/api/cluster/deployments/org/x", ""); status != 200 {
 		t.Errorf("%d %s", status, text)
 	}
+	control.leaderless = true
+	if status, header, text := b.do("GET", "/api/cluster/deployments/org/x", ""); status != 200 || header.Get("X-Manta-Stale") != "true" {
+		t.Errorf("without a leader: %d %v %s; want what this head knows, marked stale", status, header, text)
+	}
+	control.leaderless = false
 	if status, _, text := b.do("DELETE", "/api/cluster/deployments/org/x", ""); status != 200 {
 		t.Errorf("%d %s", status, text)
 	}

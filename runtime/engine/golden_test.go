@@ -2,7 +2,6 @@ package engine_test
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -264,7 +263,7 @@ func TestSeededSamplingDoesNotDependOnCompany(t *testing.T) {
 	for i := range requests {
 		want := alone.generate(t, requests[i:i+1])[requests[i].ID]
 		if !slices.Equal(got[requests[i].ID], want) {
-			t.Error(fmt.Sprintf("request %d: together %v, alone %v", i, got[requests[i].ID], want))
+			t.Errorf("request %d: together %v, alone %v", i, got[requests[i].ID], want)
 		}
 	}
 }

@@ -21,9 +21,6 @@ func smolTokenizer(t testing.TB) *Tokenizer {
 	return tok
 }
 
-// pieceTokenizer is a small SentencePiece tokenizer with byte fallback.
-func pieceTokenizer(t testing.TB) *Tokenizer { return featureTokenizer(t, "llama2") }
-
 // featureTokenizer is one of testdata/features.json.gz.
 func featureTokenizer(t testing.TB, name string) *Tokenizer {
 	t.Helper()

@@ -27,7 +27,7 @@ func filterFormat(m *machine, self Value, a arguments) (Value, error) {
 }
 
 func filterFileSize(m *machine, self Value, a arguments) (Value, error) {
-	f := math.NaN()
+	var f float64
 	if s, ok := text(self); ok {
 		parsed, ok := parseFloat(s)
 		if !ok {

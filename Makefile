@@ -57,6 +57,6 @@ e2e: build ## clients, faults and processes against the real program
 toolchain:
 	@command -v $(GO) >/dev/null || { echo "Go 1.26 or later is needed: https://go.dev/dl"; exit 1; }
 
--include cuda.mk
+-include cuda.mk deploy/deploy.mk
 
 .PHONY: help run build test race check golden fuzz bench e2e toolchain

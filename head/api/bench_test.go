@@ -61,7 +61,7 @@ func newBench(t testing.TB, change func(*Config, *dispatch.Config)) *bench {
 	t.Helper()
 	cluster := dispatchtest.New()
 	d := dispatch.Config{Head: "head-0", Views: cluster, Link: cluster, Meter: dispatchtest.Meter{}}
-	config := Config{Views: cluster, Texts: fakeTexts{fakeText(t)}}
+	config := Config{Views: cluster, Texts: fakeTexts{fakeText(t)}, Cluster: &fakeControl{}}
 	if change != nil {
 		change(&config, &d)
 	}

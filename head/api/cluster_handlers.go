@@ -15,9 +15,9 @@ import (
 // freshTimeout bounds how long a read waits for the leader.
 const freshTimeout = 2 * time.Second
 
-// fresh gives a View that holds every write acknowledged so far, on any head. In a
+// newest gives a View that holds every write acknowledged so far, on any head. In a
 // cluster without a leader it is what this head knows, and the answer says so.
-func (s *Server) fresh(w http.ResponseWriter, r *http.Request) (view *state.View, stale bool) {
+func (s *Server) newest(w http.ResponseWriter, r *http.Request) (view *state.View, stale bool) {
 	ctx, stop := context.WithTimeout(r.Context(), freshTimeout)
 	defer stop()
 	if err := s.cluster.Fresh(ctx); err != nil {
@@ -28,7 +28,7 @@ func (s *Server) fresh(w http.ResponseWriter, r *http.Request) (view *state.View
 }
 
 func (s *Server) clusterState(w http.ResponseWriter, r *http.Request) {
-	view, stale := s.fresh(w, r)
+	view, stale := s.newest(w, r)
 	answer := ClusterState{
 		Index: view.Index, Stale: stale, Version: version.String(),
 		Heads: []Head{}, Nodes: []Node{}, Deployments: s.describeAll(view),
@@ -83,14 +83,14 @@ func (s *Server) describeDeployment(view *state.View, d state.Deployment) Deploy
 }
 
 func (s *Server) listDeployments(w http.ResponseWriter, r *http.Request) {
-	view, _ := s.fresh(w, r)
+	view, _ := s.newest(w, r)
 	s.reply(w, http.StatusOK, struct {
 		Deployments []Deployment `json:"deployments"`
 	}{s.describeAll(view)})
 }
 
 func (s *Server) getDeployment(w http.ResponseWriter, r *http.Request) {
-	view, _ := s.fresh(w, r)
+	view, _ := s.newest(w, r)
 	deployment, ok := view.Deployments[r.PathValue("name")]
 	if !ok {
 		s.fail(w, r, noDeployment(r.PathValue("name")))
@@ -125,7 +125,7 @@ func (s *Server) createDeployment(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) deleteDeployment(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
-	view, _ := s.fresh(w, r)
+	view, _ := s.newest(w, r)
 	if _, ok := view.Deployments[name]; !ok {
 		s.fail(w, r, noDeployment(name))
 		return

@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/http"
 	"slices"
+	"time"
 
 	"manta/head/state"
 )
@@ -43,11 +44,43 @@ func (s *Server) find(name *string) (state.Deployment, error) {
 	return state.Deployment{}, noModel(*name)
 }
 
+// catchUpTimeout bounds how long a request waits for its head to have caught up: a
+// head that starts again reads its log and finds the leader in a second or two.
+const catchUpTimeout = 10 * time.Second
+
+// catchUp makes sure that this head knows what others have accepted: one that has
+// just started may still be reading its log. Requests that come together ask the
+// leader once.
+func (s *Server) catchUp(ctx context.Context) error {
+	arrived := time.Now()
+	s.fresh.Lock()
+	defer s.fresh.Unlock()
+	if s.fresh.asked.After(arrived) {
+		return nil
+	}
+	asked := time.Now()
+	ctx, stop := context.WithTimeout(ctx, catchUpTimeout)
+	defer stop()
+	if err := s.cluster.Fresh(ctx); err != nil {
+		return &Error{
+			Status: http.StatusServiceUnavailable, Type: "ServiceUnavailableError", RetryAfter: 1,
+			Message: "this head has not caught up with the cluster yet: " + err.Error(),
+		}
+	}
+	s.fresh.asked = asked
+	return nil
+}
+
 // serve finds the deployment and loads its text.
 func (s *Server) serve(ctx context.Context, name *string) (*served, error) {
 	deployment, err := s.find(name)
 	if err != nil {
-		return nil, err
+		if err := s.catchUp(ctx); err != nil {
+			return nil, err
+		}
+		if deployment, err = s.find(name); err != nil {
+			return nil, err
+		}
 	}
 	text, err := s.texts.Text(ctx, deployment)
 	if err != nil {

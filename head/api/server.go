@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -75,6 +76,11 @@ type Server struct {
 	canQueue func() error
 	progress atomic.Int64        // generation requests in hand
 	held     *semaphore.Weighted // bytes of their bodies
+
+	fresh struct {
+		sync.Mutex
+		asked time.Time // when the last question to the leader that was answered began
+	}
 }
 
 // New makes a server.

@@ -414,13 +414,41 @@ func TestServeDrains(t *testing.T) {
 type fakeControl struct {
 	view       func(func(*state.View))
 	leaderless bool
+	behind     func() // what the leader has that this head lacks
 }
 
 func (f *fakeControl) Fresh(context.Context) error {
 	if f.leaderless {
 		return ErrNoLeader
 	}
+	if f.behind != nil {
+		f.behind()
+	}
 	return nil
+}
+
+// A head that has just started does not say «no such model» before it has caught
+// up: it asks the leader first, and without one says so.
+func TestHeadBehindCatchesUp(t *testing.T) {
+	control := &fakeControl{leaderless: true}
+	b := newBench(t, func(c *Config, _ *dispatch.Config) { c.Cluster = control })
+	var known state.Deployment
+	b.cluster.Update(func(v *state.View) {
+		known = v.Deployments["m"]
+		delete(v.Deployments, "m")
+	})
+	body := `{"model":"m","prompt":"hi","max_tokens":1}`
+	if status, header, text := b.do("POST", "/v1/completions", body); status != 503 || header.Get("Retry-After") == "" {
+		t.Errorf("behind, without a leader: %d %v %s", status, header, text)
+	}
+	control.leaderless = false
+	control.behind = func() { b.cluster.Update(func(v *state.View) { v.Deployments["m"] = known }) }
+	if status, _, text := b.do("POST", "/v1/completions", body); status != 200 {
+		t.Errorf("behind, with a leader: %d %s", status, text)
+	}
+	if status, _, text := b.do("POST", "/v1/completions", `{"model":"other","prompt":"hi"}`); status != 404 {
+		t.Errorf("a model that nobody has: %d %s", status, text)
+	}
 }
 
 func (f *fakeControl) Deploy(_ context.Context, d state.Deployment) (state.Deployment, error) {

@@ -35,6 +35,11 @@ func (f fakeTexts) Render(c api.Conversation) (string, error) {
 	return f.template.Render(chat.Request{Messages: c.Messages, AddGenerationPrompt: c.AddGenerationPrompt, Now: c.Now})
 }
 
+// alone is a cluster of one head: what it knows is all there is.
+type alone struct{ api.Cluster }
+
+func (alone) Fresh(context.Context) error { return nil }
+
 // connect gives a client of the server under test, and its model.
 func connect(t *testing.T) (openai.Client, string) {
 	t.Helper()
@@ -68,7 +73,9 @@ func fake(t *testing.T) string {
 	dispatcher := dispatch.New(dispatch.Config{Head: "h", Views: cluster, Link: cluster, Meter: dispatchtest.Meter{}})
 	cluster.Attach(dispatcher)
 	cluster.AddReplica("fake", "r1", "n1", 1, 64)
-	server := httptest.NewServer(api.New(api.Config{Views: cluster, Texts: fakeTexts{template}, Dispatch: dispatcher}).Handler())
+	server := httptest.NewServer(api.New(api.Config{
+		Views: cluster, Texts: fakeTexts{template}, Dispatch: dispatcher, Cluster: alone{},
+	}).Handler())
 	t.Cleanup(func() {
 		server.Close()
 		cluster.Close()

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"manta/runtime/plan"
 	"manta/runtime/weights"
 )
 
@@ -50,7 +51,7 @@ func pullCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(command.OutOrStdout(), "%s\t%s\t%s\n", pulled.Name, size(pulled.Bytes), pulled.Path)
+			_, err = fmt.Fprintf(command.OutOrStdout(), "%s\t%s\t%s\n", pulled.Name, plan.Bytes(pulled.Bytes), pulled.Path)
 			return err
 		},
 	}
@@ -71,7 +72,7 @@ func listCommand() *cobra.Command {
 			table := tabwriter.NewWriter(command.OutOrStdout(), 0, 4, 2, ' ', 0)
 			fmt.Fprintln(table, "MODEL\tREVISION\tSIZE\tPATH")
 			for _, p := range all {
-				fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", p.Name, p.Revision, size(p.Bytes), p.Path)
+				fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", p.Name, p.Revision, plan.Bytes(p.Bytes), p.Path)
 			}
 			return table.Flush()
 		},
@@ -147,14 +148,14 @@ func (b *bar) show(p weights.Progress) {
 func (b *bar) line(p weights.Progress, now time.Time) string {
 	rate := float64(p.Done-b.from) / max(now.Sub(b.start).Seconds(), 1e-3)
 	if p.Total <= 0 {
-		return fmt.Sprintf("%s  %s  %s/s", p.File, size(p.Done), size(int64(rate)))
+		return fmt.Sprintf("%s  %s  %s/s", p.File, plan.Bytes(p.Done), plan.Bytes(int64(rate)))
 	}
 	left := ""
 	if rate > 0 && p.Done < p.Total {
 		seconds := float64(p.Total-p.Done) / rate
 		left = fmt.Sprintf("  %s left", (time.Duration(seconds) * time.Second).String())
 	}
-	return fmt.Sprintf("%s  %3d%%  %s of %s  %s/s%s", p.File, p.Done*100/p.Total, size(p.Done), size(p.Total), size(int64(rate)), left)
+	return fmt.Sprintf("%s  %3d%%  %s of %s  %s/s%s", p.File, p.Done*100/p.Total, plan.Bytes(p.Done), plan.Bytes(p.Total), plan.Bytes(int64(rate)), left)
 }
 
 // end leaves the line for what comes next.
@@ -163,17 +164,4 @@ func (b *bar) end() {
 		fmt.Fprintln(b.out)
 		b.width = 0
 	}
-}
-
-// size writes bytes for people.
-func size(bytes int64) string {
-	switch {
-	case bytes >= 1<<30:
-		return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30))
-	case bytes >= 1<<20:
-		return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20))
-	case bytes >= 1<<10:
-		return fmt.Sprintf("%.1f KiB", float64(bytes)/(1<<10))
-	}
-	return fmt.Sprintf("%d B", bytes)
 }

@@ -54,7 +54,7 @@ func Compute(s Shapes, layout shard.Layout, b Budget) (Fit, error) {
 	for _, r := range ranks {
 		need := r.sequence(b, maxLen)
 		if room := r.room(b); maxLen < 2*kernels.BlockTokens || need > room {
-			return Fit{}, fmt.Errorf("%w: weights %s + scratch %s + one sequence of %d tokens %s are more than %s; give more memory, or a smaller max_model_len",
+			return Fit{}, fmt.Errorf("%w: weights %s + scratch %s + one sequence of %d tokens %s are more than %s; give more memory, or a smaller max_model_len, max_num_batched_tokens or max_num_seqs",
 				ErrNoRoom, Bytes(r.weights), Bytes(r.scratch), max(maxLen, 2*kernels.BlockTokens),
 				Bytes(r.sequence(b, max(maxLen, 2*kernels.BlockTokens))), Bytes(b.Memory))
 		} else if need > 0 {

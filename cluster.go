@@ -19,7 +19,6 @@ import (
 	"manta/head"
 	"manta/internal/trust"
 	"manta/node"
-	"manta/runtime/weights"
 )
 
 // member are the flags of a process that is one of many.
@@ -116,7 +115,8 @@ func headCommand() *cobra.Command {
 
 func nodeCommand() *cobra.Command {
 	p, m := &process{}, &member{}
-	var devices, downloadDir string
+	var downloadDir string
+	offer := &offer{}
 	command := &cobra.Command{
 		Use: "node", Short: "Run a node: the devices that shards run on", Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
@@ -128,20 +128,14 @@ func nodeCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				kinds, err := node.Devices(devices)
+				kinds, processes, err := offer.open(downloadDir)
 				if err != nil {
 					return err
 				}
 				n, err := node.New(node.Config{
 					Name: m.name, Dir: filepath.Join(p.dataDir, "node"), Secrets: secrets, Advertise: m.advertise,
 					Gossip: m.address(m.gossipPort), Link: m.address(m.linkPort), Join: m.join, Devices: kinds,
-					Library: func(dir string) *weights.Library {
-						if dir == "" {
-							dir = downloadDir
-						}
-						return weights.NewLibrary(dir)
-					},
-					Grace: p.grace, Logger: p.logger,
+					Processes: processes, Library: models(downloadDir), Grace: p.grace, Logger: p.logger,
 				})
 				if err != nil {
 					return err
@@ -153,7 +147,7 @@ func nodeCommand() *cobra.Command {
 	}
 	p.nodeFlags(command.Flags())
 	m.flags(command.Flags())
-	command.Flags().StringVar(&devices, "devices", "auto", "devices to offer: auto (GPUs if there are any), cuda, cpu or cpu:N")
+	offer.flags(command.Flags())
 	command.Flags().StringVar(&downloadDir, "download-dir", "", "where models are kept; the hub's cache and the user's cache by default")
 	return command
 }

@@ -54,7 +54,7 @@ func (p *process) nodeFlags(f *pflag.FlagSet) {
 }
 
 // ofProcess are the flags of process: they say nothing of a deployment.
-var ofProcess = []string{"host", "port", "metrics-port", "data-dir", "log-level", "shutdown-timeout", "api-key", "devices"}
+var ofProcess = []string{"host", "port", "metrics-port", "data-dir", "log-level", "shutdown-timeout", "api-key", "devices", "device-processes"}
 
 // twins are environment variables that set a flag, beside MANTA_<FLAG>.
 var twins = map[string][]string{

@@ -42,7 +42,7 @@ type up struct {
 	tensor     int
 	pipeline   int
 	settings   state.Settings
-	devices    string
+	offer      offer
 	noPrefixes bool
 	asked      bool // the user said something about the deployment
 }
@@ -84,7 +84,7 @@ func (u *up) flags(f *pflag.FlagSet) {
 	f.IntVar(&u.pipeline, "pipeline-parallel-size", 1, "pipeline stages")
 	f.StringVar(&u.settings.DownloadDir, "download-dir", "", "where models are kept; the hub's cache and the user's cache by default")
 	f.BoolVar(&u.noPrefixes, "no-enable-prefix-caching", false, "compute every prompt from its first token")
-	f.StringVar(&u.devices, "devices", "auto", "devices to offer: auto (GPUs if there are any), cuda, cpu or cpu:N")
+	u.offer.flags(f)
 }
 
 // complete takes what flags leave open from the environment and checks the rest.
@@ -124,7 +124,7 @@ func (u *up) run(ctx context.Context, out, errs io.Writer) error {
 
 // both builds head and node and runs them.
 func (u *up) both(ctx context.Context, out, errs io.Writer) (err error) {
-	kinds, err := node.Devices(u.devices)
+	kinds, processes, err := u.offer.open("")
 	if err != nil {
 		return err
 	}
@@ -147,8 +147,8 @@ func (u *up) both(ctx context.Context, out, errs io.Writer) (err error) {
 	defer func() { err = errors.Join(err, h.Close()) }()
 	n, err := node.New(node.Config{
 		Name: "node", Dir: filepath.Join(u.dataDir, "node"), Secrets: secrets, Gossip: "127.0.0.1:0", Link: "127.0.0.1:0",
-		Join: []string{h.Gossip()}, Devices: kinds, Grace: u.grace, Logger: u.logger,
-		Library: func(dir string) *weights.Library { return weights.NewLibrary(dir) },
+		Join: []string{h.Gossip()}, Devices: kinds, Processes: processes, Grace: u.grace, Logger: u.logger,
+		Library: models(""),
 	})
 	if err != nil {
 		return err

@@ -313,7 +313,7 @@ func (h *Head) linkAddress(peer trust.Identity) (string, error) {
 
 // lost is told by the link that messages to or from a peer may be lost.
 func (h *Head) lost(peer trust.Identity, _ error) {
-	if peer.Role == trust.Node {
+	if peer = peer.Home(); peer.Role == trust.Node {
 		h.silence(peer.ID)
 		h.dispatch.Disconnected(peer.ID)
 	}

@@ -22,21 +22,21 @@ type sender struct{ head *Head }
 var _ dispatch.Link = sender{}
 
 func (s sender) Send(ctx context.Context, node string, request *wire.Request) error {
-	return s.send(ctx, node, wire.KindRequest, request)
+	return s.send(ctx, node, request.Replica, wire.KindRequest, request)
 }
 
 func (s sender) Cancel(ctx context.Context, node string, cancel *wire.Cancel) error {
-	return s.send(ctx, node, wire.KindCancel, cancel)
+	return s.send(ctx, node, cancel.Replica, wire.KindCancel, cancel)
 }
 
-func (s sender) send(ctx context.Context, node, kind string, message any) error {
+func (s sender) send(ctx context.Context, node, replica, kind string, message any) error {
 	data, err := wire.Marshal(message)
 	if err != nil {
 		return err
 	}
 	ctx, stop := context.WithTimeout(ctx, sendTimeout)
 	defer stop()
-	err = s.head.link.Send(ctx, trust.Identity{Role: trust.Node, ID: node}, link.Control, kind, data)
+	err = s.head.link.Send(ctx, s.head.members.Load().Ranks(node, replica), link.Control, kind, data)
 	if err != nil && ctx.Err() == nil {
 		s.head.silence(node)
 	}
@@ -71,7 +71,8 @@ func (h *Head) listen() {
 func handle[M any](h *Head, kind string, take func(node string, message *M) int) {
 	h.link.Handle(kind, func(m link.Message) {
 		message := new(M)
-		if m.From.Role != trust.Node {
+		// A device process sends frames; all else its node tells.
+		if m.From.Role != trust.Node && (m.From.Role != trust.Device || kind != wire.KindFrames) {
 			h.log.Warn("message refused", "kind", kind, "from", m.From.String())
 			return
 		}

@@ -40,6 +40,26 @@ func Devices(text string) ([]serve.Kind, error) {
 	return nil, fmt.Errorf("%w: no GPU: is there a driver, and was this program built with make cuda?", ErrDevices)
 }
 
+// NewProcesses gives what --device-processes asks for; nil: ranks run in the node's
+// own process.
+func NewProcesses(when string, kinds []serve.Kind) (*Processes, error) {
+	switch when {
+	case "never":
+		return nil, nil
+	case "always":
+		return &Processes{}, nil
+	case "auto":
+	default:
+		return nil, fmt.Errorf("device-processes: %q: give auto, always or never", when)
+	}
+	for _, kind := range kinds {
+		if kind.Name() == (serve.CUDA{}).Name() {
+			return &Processes{}, nil
+		}
+	}
+	return nil, nil
+}
+
 // processor is the CPU as devices. Shards may use three quarters of the memory that
 // is free now; the rest is for the page cache and whatever else runs here.
 func processor(count string, several bool) ([]serve.Kind, error) {

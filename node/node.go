@@ -17,6 +17,7 @@ import (
 
 	"manta/internal/trust"
 	"manta/internal/version"
+	"manta/node/device"
 	"manta/node/member"
 	"manta/node/serve"
 	"manta/node/wire"
@@ -28,9 +29,7 @@ const (
 	// reportEvery is the heartbeat that heads see.
 	reportEvery = 500 * time.Millisecond
 	rejoinEvery = 2 * time.Second
-	sendTimeout = 5 * time.Second
 	maxResolves = 4
-	maxJoins    = 64
 )
 
 // Config says how a node is made. Addresses are host:port; port 0 takes a free one.
@@ -44,9 +43,18 @@ type Config struct {
 	// Advertise is the address that others reach this node at; empty: that of Gossip.
 	Advertise string
 	Devices   []serve.Kind
+	// Processes says how to run a replica's ranks in a process of their own; nil: in this one.
+	Processes *Processes
 	Library   func(downloadDir string) *weights.Library
 	Grace     time.Duration // for requests in progress when the node stops
 	Logger    *slog.Logger
+}
+
+// Processes says what device processes are made with.
+type Processes struct {
+	Argv      []string // empty: this program
+	Devices   string   // as --devices has it
+	Downloads string   // where models are kept by default
 }
 
 // Node is a running node.
@@ -58,7 +66,8 @@ type Node struct {
 	courier *link.Courier
 	members atomic.Pointer[member.List] // nil until New has joined
 	server  *serve.Server
-	changed chan struct{} // holds one: there is something to report
+	device  *device.Launcher // nil: ranks run in this process
+	changed chan struct{}    // holds one: there is something to report
 }
 
 // New builds a node: its ports are open and it is a member when New returns. Run
@@ -84,9 +93,23 @@ func New(cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.courier = link.NewCourier(n.link)
-	n.server = serve.New(serve.Config{
-		Node: id, Devices: cfg.Devices, Library: cfg.Library, Send: heads{n.link}, Peers: peers{n.link}, Logger: cfg.Logger, Changed: n.wake,
-	})
+	serving := serve.Config{
+		Node: id, Devices: cfg.Devices, Library: cfg.Library, Logger: cfg.Logger, Changed: n.wake,
+		Send: device.Heads{Link: n.link}, Peers: device.Peers{Link: n.link, Ranks: func(node, replica string) trust.Identity {
+			return n.members.Load().Ranks(node, replica)
+		}},
+	}
+	if p := cfg.Processes; p != nil {
+		n.device, err = device.NewLauncher(device.LauncherConfig{
+			Argv: p.Argv, Node: id, Secrets: cfg.Secrets, Devices: p.Devices, Downloads: p.Downloads,
+			Link: n.link, Members: n.others, Logger: cfg.Logger, Changed: n.wake,
+		})
+		if err != nil {
+			return nil, err
+		}
+		serving.Hosts = n.device
+	}
+	n.server = serve.New(serving)
 	n.listen()
 	keys, err := cfg.Secrets.GossipKeys()
 	if err != nil {
@@ -94,7 +117,7 @@ func New(cfg Config) (_ *Node, err error) {
 	}
 	members, err := member.Start(member.Config{
 		Self: n.id, Keys: keys, Listen: cfg.Gossip, Advertise: cfg.Advertise, Logger: cfg.Logger,
-		Info: member.Info{Link: uint16(n.link.Port()), Version: version.String()},
+		Info: member.Info{Link: uint16(n.link.Port()), Version: version.String(), Processes: n.device != nil},
 	})
 	if err != nil {
 		return nil, err
@@ -152,6 +175,9 @@ func (n *Node) Close() error {
 	if n.courier != nil {
 		n.courier.Close()
 	}
+	if n.device != nil {
+		n.device.Close()
+	}
 	if n.link != nil {
 		n.link.Close()
 	}
@@ -164,6 +190,15 @@ func (n *Node) address(peer trust.Identity) (string, error) {
 		return "", fmt.Errorf("node: %s is not known yet", peer)
 	}
 	return members.Resolve(peer)
+}
+
+// others lists who is there, for device processes.
+func (n *Node) others() []wire.Member {
+	var list []wire.Member
+	for _, m := range n.members.Load().Members() {
+		list = append(list, wire.Member{Role: string(m.Role), ID: m.ID, Address: m.Link(), Processes: m.Info.Processes})
+	}
+	return list
 }
 
 func (n *Node) wake() {
@@ -221,6 +256,9 @@ func (n *Node) tell() error {
 		}
 	}
 	n.courier.Keep(heads)
+	if n.device != nil {
+		n.device.Tell()
+	}
 	report, err := wire.Marshal(n.server.Report())
 	if err != nil {
 		return err
@@ -242,72 +280,13 @@ func (n *Node) tell() error {
 // listen says what becomes of the messages that heads and other nodes send. Each
 // handler only copies and enqueues.
 func (n *Node) listen() {
-	handle(n, trust.Head, wire.KindRequest, n.server.Request)
-	handle(n, trust.Head, wire.KindCancel, n.server.Cancel)
-	handle(n, trust.Head, wire.KindAssign, n.server.Assign)
-	for _, kind := range []string{wire.KindStep, wire.KindAnswer, wire.KindMesh} {
-		handle(n, trust.Node, kind, func(m wire.Ranks) { n.server.Peer(kind, m) })
-	}
-	n.link.HandleCall(wire.KindJoin, maxJoins, func(ctx context.Context, m link.Message) ([]byte, error) {
-		var ranks wire.Ranks
-		if err := decode(m, trust.Node, &ranks); err != nil {
-			return nil, err
-		}
-		return nil, n.server.Join(ctx, ranks)
-	})
+	device.Receive(n.link, n.server, n.log)
+	device.Handle(n.link, n.log, n.server.Assign, wire.KindAssign, trust.Head)
 	n.link.HandleCall(wire.KindResolve, maxResolves, func(ctx context.Context, m link.Message) ([]byte, error) {
 		var question wire.Resolve
-		if err := decode(m, trust.Head, &question); err != nil {
+		if err := device.Decode(m, &question, trust.Head); err != nil {
 			return nil, err
 		}
 		return wire.Marshal(n.server.Resolve(ctx, question))
 	})
-}
-
-func handle[M any](n *Node, from trust.Role, kind string, take func(M)) {
-	n.link.Handle(kind, func(m link.Message) {
-		var message M
-		if err := decode(m, from, &message); err != nil {
-			n.log.Warn("message refused", "kind", kind, "from", m.From.String(), "error", err)
-			return
-		}
-		take(message)
-	})
-}
-
-var errRole = errors.New("node: this role may not send such messages")
-
-func decode(m link.Message, from trust.Role, message any) error {
-	if m.From.Role != from {
-		return errRole
-	}
-	return wire.Unmarshal(m.Data, message)
-}
-
-// heads sends what the server has for them.
-type heads struct{ link *link.Link }
-
-var _ serve.Sender = heads{}
-
-func (h heads) Send(ctx context.Context, head, kind string, data []byte) error {
-	ctx, stop := context.WithTimeout(ctx, sendTimeout)
-	defer stop()
-	return h.link.Send(ctx, trust.Identity{Role: trust.Head, ID: head}, link.Control, kind, data)
-}
-
-// peers reaches other nodes.
-type peers struct{ link *link.Link }
-
-var _ serve.Peers = peers{}
-
-func (p peers) Send(ctx context.Context, node string, bulk bool, kind string, data []byte) error {
-	lane := link.Control
-	if bulk {
-		lane = link.Bulk
-	}
-	return p.link.Send(ctx, trust.Identity{Role: trust.Node, ID: node}, lane, kind, data)
-}
-
-func (p peers) Call(ctx context.Context, node, kind string, data []byte) ([]byte, error) {
-	return p.link.Call(ctx, trust.Identity{Role: trust.Node, ID: node}, kind, data)
 }

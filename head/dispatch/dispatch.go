@@ -420,7 +420,7 @@ func (d *Dispatcher) checkIdle() {
 // cancel tells a driver. What can't be told is found by the driver itself: its
 // frames have no reader, or its head is gone.
 func (d *Dispatcher) cancel(id wire.RequestID, attempt uint32, to target, choices []int) {
-	message := &wire.Cancel{Version: wire.Version, ID: id, Attempt: attempt, Choices: choices}
+	message := &wire.Cancel{Version: wire.Version, ID: id, Attempt: attempt, Choices: choices, Replica: to.replica}
 	ctx, stop := context.WithTimeout(context.Background(), cancelTimeout)
 	defer stop()
 	if err := d.link.Cancel(ctx, to.node, message); err != nil {

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/big"
@@ -21,10 +22,14 @@ type Role string
 const (
 	Head Role = "head"
 	Node Role = "node"
+	// Device is a process that runs a replica's ranks for its node.
+	Device Role = "device"
 )
 
 const (
 	maxIDBytes = 63
+	// deviceDigits follow the node's id and '-' in the id of a device process.
+	deviceDigits = 8
 	// A leaf is made anew after renewAfter; those that live connections showed
 	// stay valid far longer. Clocks may differ by clockSkew.
 	leafLifetime = 365 * 24 * time.Hour
@@ -47,13 +52,35 @@ type Identity struct {
 
 func (i Identity) String() string { return "manta-" + string(i.Role) + "/" + i.ID }
 
-// Check reports an identity that cannot stand in a certificate or a subject:
-// ids are 1 to 63 of a-z, 0-9 and '-'.
-func (i Identity) Check() error {
-	if i.Role != Head && i.Role != Node {
-		return fmt.Errorf("%w: role %q is neither head nor node", ErrIdentity, i.Role)
+// DeviceOf is the identity of the process that runs a node's ranks of a replica.
+func DeviceOf(node, replica string) Identity {
+	digest := sha256.Sum256([]byte(replica))
+	return Identity{Device, node + "-" + hex.EncodeToString(digest[:deviceDigits/2])}
+}
+
+// Home is whose server a process subscribes at: its own, or for a device process
+// its node's.
+func (i Identity) Home() Identity {
+	if i.Role != Device || len(i.ID) <= deviceDigits+1 {
+		return i
 	}
-	if len(i.ID) == 0 || len(i.ID) > maxIDBytes {
+	return Identity{Node, i.ID[:len(i.ID)-deviceDigits-1]}
+}
+
+// Check reports an identity that cannot stand in a certificate or a subject:
+// ids are 1 to 63 of a-z, 0-9 and '-'; a device process has its node's and a suffix.
+func (i Identity) Check() error {
+	if i.Role == Device {
+		home := i.Home()
+		if home == i || i.ID[len(home.ID)] != '-' {
+			return fmt.Errorf("%w: id %q has no node", ErrIdentity, i.ID)
+		}
+		if err := home.Check(); err != nil {
+			return err
+		}
+	} else if i.Role != Head && i.Role != Node {
+		return fmt.Errorf("%w: role %q is none of head, node and device", ErrIdentity, i.Role)
+	} else if len(i.ID) == 0 || len(i.ID) > maxIDBytes {
 		return fmt.Errorf("%w: id %q must have 1 to %d characters", ErrIdentity, i.ID, maxIDBytes)
 	}
 	for _, r := range i.ID {

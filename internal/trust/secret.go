@@ -2,7 +2,8 @@
 // other by. A cluster secret is a line of text; from each line HKDF (RFC 5869)
 // derives a gossip key and a certificate authority, so that whoever holds the
 // secret can join, and nobody else. Certificates are bound to one identity
-// (manta-head/<id> or manta-node/<id>), and a caller says whom it expects.
+// (manta-head/<id>, manta-node/<id>, manta-device/<node's id>-<digits>), and a caller
+// says whom it expects.
 //
 // A secret file may have several lines: the first signs, all verify. To change
 // the secret without a pause, add the new line below on every machine and

@@ -219,3 +219,26 @@ func TestStableID(t *testing.T) {
 		t.Fatalf("error %v", err)
 	}
 }
+
+// A device process is bound to its node: its id names the node, whose server it uses.
+func TestDeviceProcessBelongsToItsNode(t *testing.T) {
+	node := Identity{Node, "n-0-0a1b2c3d"}
+	a, b := DeviceOf(node.ID, "m/0"), DeviceOf(node.ID, "m/1")
+	if a == b || a != DeviceOf(node.ID, "m/0") {
+		t.Fatalf("ids %v and %v", a, b)
+	}
+	if a.Home() != node || node.Home() != node {
+		t.Fatalf("home of %v is %v", a, a.Home())
+	}
+	long := DeviceOf(strings.Repeat("n", maxIDBytes), "m/0")
+	for _, id := range []Identity{a, b, long} {
+		if read, err := ParseIdentity(id.String()); err != nil || read != id {
+			t.Fatalf("%v is read as %v, %v", id, read, err)
+		}
+	}
+	for _, bad := range []string{"", "-0a1b2c3d", "0a1b2c3d", "n_0a1b2c3d", "N-0a1b2c3d", long.ID + "n"} {
+		if err := (Identity{Device, bad}).Check(); err == nil {
+			t.Errorf("id %q was accepted", bad)
+		}
+	}
+}

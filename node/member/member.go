@@ -41,6 +41,9 @@ type Info struct {
 	API     string `cbor:"3,keyasint,omitempty"` // heads: address of the HTTP API
 	Version string `cbor:"4,keyasint,omitempty"`
 	Fresh   bool   `cbor:"5,keyasint,omitempty"` // heads: belongs to no cluster yet
+	// Processes: this node runs each replica's ranks in a process of its own, with
+	// an inbox of its own.
+	Processes bool `cbor:"6,keyasint,omitempty"`
 }
 
 // A Member is one living process.
@@ -217,6 +220,16 @@ func (l *List) Resolve(id trust.Identity) (string, error) {
 		return "", fmt.Errorf("%s is not a living member", id)
 	}
 	return m.Link(), nil
+}
+
+// Ranks is who runs a node's ranks of a replica: the node itself, or a device
+// process of it.
+func (l *List) Ranks(node, replica string) trust.Identity {
+	id := trust.Identity{Role: trust.Node, ID: node}
+	if m, ok := l.Find(id); ok && m.Info.Processes {
+		return trust.DeviceOf(node, replica)
+	}
+	return id
 }
 
 // Changed gives a channel that is closed at the next change of the members.

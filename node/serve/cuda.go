@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -50,3 +51,7 @@ func (c CUDA) Open(device string, want Want) (kernels.Ops, error) {
 	}
 	return cuda.New(index, cuda.Options{Compute: compute, Seats: want.Seats})
 }
+
+// deviceLost tells whether an error comes from a device's driver: its context is
+// gone, and with it whatever the process had there.
+func deviceLost(err error) bool { return errors.Is(err, cuda.ErrDevice) }

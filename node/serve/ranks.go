@@ -11,11 +11,12 @@ import (
 	"manta/parallel/group"
 )
 
-// Peers reaches other nodes. Send keeps the order of messages to a node within a
-// lane, of which bulk has its own; it may block while the peer reads.
+// Peers reaches the ranks of a replica on other nodes. Send keeps the order of
+// messages to a node within a lane, of which bulk has its own; it may block while
+// the peer reads.
 type Peers interface {
-	Send(ctx context.Context, node string, bulk bool, kind string, data []byte) error
-	Call(ctx context.Context, node, kind string, data []byte) ([]byte, error)
+	Send(ctx context.Context, node, replica string, bulk bool, kind string, data []byte) error
+	Call(ctx context.Context, node, replica, kind string, data []byte) ([]byte, error)
 }
 
 const (
@@ -72,7 +73,7 @@ func (s *Server) tell(ctx context.Context, a wire.Assignment, node string, bulk 
 	}
 	ctx, stop := context.WithTimeout(ctx, peerTimeout)
 	defer stop()
-	return s.cfg.Peers.Send(ctx, node, bulk, kind, data)
+	return s.cfg.Peers.Send(ctx, node, a.Replica, bulk, kind, data)
 }
 
 // carrier takes the mesh's messages to other nodes.
@@ -111,7 +112,7 @@ func (s *Server) join(ctx context.Context, a wire.Assignment) error {
 	for node := range s.others(a) {
 		for {
 			asked, stop := context.WithTimeout(ctx, peerTimeout)
-			_, err := s.cfg.Peers.Call(asked, node, wire.KindJoin, data)
+			_, err := s.cfg.Peers.Call(asked, node, a.Replica, wire.KindJoin, data)
 			stop()
 			if err == nil {
 				break
@@ -190,5 +191,6 @@ func (s *Server) replicaOf(m wire.Ranks) *replica {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.replicas[m.Replica]
+	r, _ := s.replicas[m.Replica].(*replica) // else it has a process of its own
+	return r
 }

@@ -28,7 +28,7 @@ func (w *wires) to(node string) (*Server, error) {
 	return w.servers[node], nil
 }
 
-func (w *wires) Send(_ context.Context, node string, _ bool, kind string, data []byte) error {
+func (w *wires) Send(_ context.Context, node, _ string, _ bool, kind string, data []byte) error {
 	s, err := w.to(node)
 	if err != nil {
 		return err
@@ -41,7 +41,7 @@ func (w *wires) Send(_ context.Context, node string, _ bool, kind string, data [
 	return nil
 }
 
-func (w *wires) Call(ctx context.Context, node, _ string, data []byte) ([]byte, error) {
+func (w *wires) Call(ctx context.Context, node, _, _ string, data []byte) ([]byte, error) {
 	s, err := w.to(node)
 	if err != nil {
 		return nil, err

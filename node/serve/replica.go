@@ -40,8 +40,8 @@ func newReplica(s *Server, a wire.Assignment) *replica {
 	}
 }
 
-// want takes a newer assignment; a running epoch that is not the wanted one ends.
-func (r *replica) want(a wire.Assignment) {
+// Want takes a newer assignment; a running epoch that is not the wanted one ends.
+func (r *replica) Want(a wire.Assignment) {
 	r.mu.Lock()
 	newer := a.Epoch > r.assignment.Epoch
 	if newer {
@@ -62,8 +62,11 @@ func (r *replica) current() wire.Assignment {
 	return r.assignment
 }
 
-// run lives until the server or the replica is stopped.
-func (r *replica) run(ctx context.Context) {
+// Stop implements Hosted.
+func (r *replica) Stop() { r.stop() }
+
+// Run lives until the server or the replica is stopped.
+func (r *replica) Run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(r.ctx, cancel)()
@@ -76,6 +79,10 @@ func (r *replica) run(ctx context.Context) {
 		}
 		err := r.epoch(ctx, a, &loaded)
 		if ctx.Err() != nil {
+			break
+		}
+		if r.server.cfg.Broken != nil && deviceLost(err) {
+			r.server.cfg.Broken(err)
 			break
 		}
 		if r.current().Epoch != a.Epoch {
@@ -195,6 +202,9 @@ func (r *replica) follow(ctx context.Context, a wire.Assignment, live *liveEpoch
 func (r *replica) alive(ctx context.Context, a wire.Assignment, live *liveEpoch, run, prepare func(context.Context) error) error {
 	outer := ctx
 	group, ctx := errgroup.WithContext(ctx)
+	released := make(chan struct{})
+	defer close(released)
+	defer context.AfterFunc(ctx, func() { r.release(released) })()
 	group.Go(func() error { return run(ctx) })
 	group.Go(func() error {
 		if err := prepare(ctx); err != nil {
@@ -221,6 +231,23 @@ func (r *replica) alive(ctx context.Context, a wire.Assignment, live *liveEpoch,
 	}
 	return err
 }
+
+// release gives the ranks of an epoch that ended their time to let go of the device.
+func (r *replica) release(released <-chan struct{}) {
+	if r.server.cfg.Broken == nil {
+		return
+	}
+	select {
+	case <-released:
+	case <-time.After(releaseTime):
+		r.server.cfg.Broken(errHangs)
+	}
+}
+
+// releaseTime is how long a step may go on after its epoch has ended.
+const releaseTime = 5 * time.Second
+
+var errHangs = errors.New("serve: the device does not come back from its step")
 
 // errSuperseded ends an epoch in favour of a newer one.
 var errSuperseded = errors.New("serve: a newer epoch is wanted")
@@ -271,7 +298,8 @@ func (r *replica) progress(p weights.Progress) {
 	r.state.Done, r.state.Total = p.Done, p.Total
 }
 
-func (r *replica) report() wire.ReplicaReport {
+// Report implements Hosted.
+func (r *replica) Report() wire.ReplicaReport {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	report := r.state
@@ -287,9 +315,9 @@ func (r *replica) report() wire.ReplicaReport {
 	return report
 }
 
-// credit lets each head have its part of what runs at once, and a little more, so
+// Credit lets each head have its part of what runs at once, and a little more, so
 // that a sequence that ends is followed by the next without a round trip.
-func (r *replica) credit(heads int, draining bool) (wire.Credit, bool) {
+func (r *replica) Credit(heads int, draining bool) (wire.Credit, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.engine == nil {

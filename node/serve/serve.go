@@ -29,6 +29,11 @@ type Config struct {
 	Send    Sender
 	Peers   Peers
 	Logger  *slog.Logger
+	// Hosts runs replicas outside of this process; nil: all run in it.
+	Hosts Hosts
+	// Broken is called when a device failed in a way that only a new process can
+	// mend; it must not block. nil: the replica is reported as failed.
+	Broken func(error)
 	// Changed is called when Report would tell something new. It must not block.
 	Changed func()
 }
@@ -47,7 +52,7 @@ type Server struct {
 
 	mu       sync.Mutex // guards what follows
 	index    uint64     // of the newest Assignments
-	replicas map[string]*replica
+	replicas map[string]Hosted
 	draining bool
 	sequence uint64 // of the newest Report
 	running  context.Context
@@ -59,7 +64,7 @@ var ErrDraining = errors.New("serve: this node is draining")
 
 // New makes a server; Run starts it.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, replicas: make(map[string]*replica)}
+	s := &Server{cfg: cfg, replicas: make(map[string]Hosted)}
 	s.outboxes = newOutboxes(cfg.Send, cfg.Logger)
 	s.sessions = newSessions(s.outboxes)
 	return s
@@ -112,15 +117,15 @@ func (s *Server) Assign(a wire.Assignments) {
 	for id, r := range s.replicas {
 		if !slices.ContainsFunc(a.Replicas, func(w wire.Assignment) bool { return w.Replica == id }) {
 			delete(s.replicas, id)
-			r.stop()
+			r.Stop()
 		}
 	}
 	for _, want := range a.Replicas {
 		if r, ok := s.replicas[want.Replica]; ok {
-			r.want(want)
+			r.Want(want)
 			continue
 		}
-		r := newReplica(s, want)
+		r := s.host(want)
 		s.replicas[want.Replica] = r
 		if s.group != nil {
 			s.start(r)
@@ -129,9 +134,9 @@ func (s *Server) Assign(a wire.Assignments) {
 }
 
 // start runs a replica; s.mu is held.
-func (s *Server) start(r *replica) {
+func (s *Server) start(r Hosted) {
 	s.group.Go(func() error {
-		r.run(s.running)
+		r.Run(s.running)
 		return nil // a replica that fails is reported, and fails alone
 	})
 }
@@ -149,7 +154,7 @@ func (s *Server) request(r wire.Request) error {
 		return &wire.Error{Code: wire.ErrInvalid, Message: fmt.Sprintf("request of version %d, this node speaks %d", r.Version, wire.Version)}
 	}
 	s.mu.Lock()
-	replica, ok := s.replicas[r.Replica]
+	replica, ok := s.replicas[r.Replica].(*replica)
 	draining := s.draining
 	s.mu.Unlock()
 	if draining {
@@ -178,7 +183,7 @@ func (s *Server) Report() wire.Report {
 		report.Devices = append(report.Devices, kind.Devices()...)
 	}
 	for _, r := range s.replicas {
-		report.Replicas = append(report.Replicas, r.report())
+		report.Replicas = append(report.Replicas, r.Report())
 	}
 	slices.SortFunc(report.Replicas, func(a, b wire.ReplicaReport) int {
 		if a.Replica < b.Replica {
@@ -196,7 +201,7 @@ func (s *Server) Credits(heads int) []wire.Credit {
 	defer s.mu.Unlock()
 	var credits []wire.Credit
 	for _, r := range s.replicas {
-		if c, ok := r.credit(max(1, heads), s.draining); ok {
+		if c, ok := r.Credit(max(1, heads), s.draining); ok {
 			credits = append(credits, c)
 		}
 	}
@@ -206,11 +211,26 @@ func (s *Server) Credits(heads int) []wire.Credit {
 // Drain takes no new requests and returns when those in progress have ended, or
 // with ctx.
 func (s *Server) Drain(ctx context.Context) error {
+	s.Refuse()
+	if err := s.sessions.drained(ctx); err != nil || s.cfg.Hosts == nil {
+		return err
+	}
+	return s.cfg.Hosts.Drain(ctx)
+}
+
+// Refuse takes no new requests from now on.
+func (s *Server) Refuse() {
 	s.mu.Lock()
 	s.draining = true
 	s.mu.Unlock()
 	s.changed()
-	return s.sessions.drained(ctx)
+}
+
+// Requests is the number of requests in progress.
+func (s *Server) Requests() int {
+	s.sessions.mu.Lock()
+	defer s.sessions.mu.Unlock()
+	return s.sessions.open
 }
 
 func (s *Server) changed() {

@@ -13,4 +13,6 @@ const (
 	KindStep    = "step"    // driver's node → node: Ranks with a group's payload
 	KindAnswer  = "answer"  // node → driver's node: Ranks with a rank's answer
 	KindMesh    = "mesh"    // node → node: Ranks with a message of the ranks' mesh
+	KindOrders  = "orders"  // node → its device process: Orders
+	KindTold    = "told"    // device process → its node: Told
 )

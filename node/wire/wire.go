@@ -61,6 +61,7 @@ type Cancel struct {
 	ID      RequestID `cbor:"2,keyasint"`
 	Attempt uint32    `cbor:"3,keyasint"`
 	Choices []int     `cbor:"4,keyasint,omitempty"` // empty: all
+	Replica string    `cbor:"5,keyasint,omitempty"`
 }
 
 // FinishReason says why a choice ended, in OpenAI's words.

@@ -122,6 +122,10 @@ func (a *assembly) replaces(h header) bool {
 	return a.session != 0 && h.session != a.session && !a.bye
 }
 
+// A session's upper half is drawn once by its process: another one there means that
+// the process is a new one.
+func sameProcess(a, b uint64) bool { return a>>32 == b>>32 }
+
 // add takes a chunk. It gives the message that the chunk completes, or nil. An
 // error breaks the session: its later chunks are ignored.
 func (a *assembly) add(h header, payload []byte, maxMessage int) (*header, []byte, error) {

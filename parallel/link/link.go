@@ -13,11 +13,16 @@
 // sender has at most Window bytes on the way to one peer's lane and waits for
 // credit beyond that; a missing chunk breaks the session aloud.
 //
+// A device process has no server: it subscribes at its node's, under an inbox of
+// its own, and publishes to everyone else's as any process does.
+//
 // Link owns its server, connections and goroutines; Close waits for all.
 package link
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -70,7 +75,8 @@ const (
 // A Resolver finds the address of a peer's server.
 type Resolver func(peer trust.Identity) (address string, err error)
 
-// Config says how a Link is made. Authority, Listen and Resolve are required.
+// Config says how a Link is made. Authority, Resolve and, but for
+// a device process, Listen are required.
 type Config struct {
 	Authority  *trust.Authority
 	Listen     string // host:port; port 0 takes a free one
@@ -80,7 +86,8 @@ type Config struct {
 	Idle       time.Duration // a lane unused for so long is closed
 	Stall      time.Duration // a peer that grants nothing for so long is given up
 	// Lost is called when a connection to or from a peer broke and messages may be
-	// lost. The receiver learns it from the peer's next message. It must not block.
+	// lost. The receiver learns it from the peer's next message. A device process that
+	// its node's server has lost is told of itself. It must not block.
 	Lost   func(peer trust.Identity, err error)
 	Logger *slog.Logger
 }
@@ -96,12 +103,14 @@ type Message struct {
 type Link struct {
 	cfg    Config
 	self   trust.Identity
-	server *server.Server
-	local  [lanes]*nats.Conn // at our own server
+	server *server.Server    // nil: a device process, whose home has it
+	local  [lanes]*nats.Conn // at our own server, or our home's
 	log    *slog.Logger
-	ctx    context.Context // ends at Close
-	stop   context.CancelFunc
-	wg     sync.WaitGroup // calls being answered, the sweeper
+	// process is drawn at each start: the upper half of this process's sessions.
+	process uint64
+	ctx     context.Context // ends at Close
+	stop    context.CancelFunc
+	wg      sync.WaitGroup // calls being answered, the sweeper
 
 	in [lanes]receiver
 
@@ -140,13 +149,20 @@ func Start(cfg Config) (*Link, error) {
 		cfg.Lost = func(trust.Identity, error) {}
 	}
 	l := &Link{cfg: cfg, self: cfg.Authority.Self(), log: cfg.Logger}
+	var random [4]byte
+	rand.Read(random[:])
+	l.process = uint64(binary.LittleEndian.Uint32(random[:])) | 1 // no session is 0
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	l.handlers.messages = map[string]func(Message){}
 	l.handlers.calls = map[string]callHandler{}
 	l.out.lanes = map[laneKey]*lane{}
 	l.calls.waiting = map[uint64]*pendingCall{}
 
-	if err := l.serve(); err != nil {
+	open := l.serve
+	if l.self.Home() != l.self {
+		open = l.attach
+	}
+	if err := open(); err != nil {
 		l.stop()
 		return nil, err
 	}
@@ -160,7 +176,7 @@ func Start(cfg Config) (*Link, error) {
 	return l, nil
 }
 
-// Address is where peers reach this process.
+// Address is where peers reach this process, if it has a server.
 func (l *Link) Address() string { return l.server.Addr().String() }
 
 // Port is the port of Address.
@@ -185,8 +201,10 @@ func (l *Link) Close() {
 	for which := range lanes {
 		l.in[which].done.Wait()
 	}
-	l.server.Shutdown()
-	l.server.WaitForShutdown()
+	if l.server != nil {
+		l.server.Shutdown()
+		l.server.WaitForShutdown()
+	}
 	l.wg.Wait()
 	for _, lane := range open {
 		<-lane.gone

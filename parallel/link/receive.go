@@ -93,7 +93,8 @@ func (l *Link) receive(which Lane, m *nats.Msg) {
 	s.last = time.Now()
 	in.mu.Unlock()
 
-	if s.replaces(h) {
+	// That a device process is gone its node told by Disconnect, when that was so.
+	if s.replaces(h) && (sender.Role != trust.Device || sameProcess(s.session, h.session)) {
 		l.log.Info("link lost", "peer", sender.String(), "lane", which.String(), "error", "the peer began another session")
 		l.cfg.Lost(sender, ErrGap)
 	}

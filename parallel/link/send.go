@@ -157,7 +157,8 @@ func (n *lane) connect(ctx context.Context) error {
 	if ended != nil || connected {
 		return ended
 	}
-	address, err := n.link.cfg.Resolve(n.key.peer)
+	home := n.key.peer.Home()
+	address, err := n.link.cfg.Resolve(home)
 	if err != nil {
 		err = fmt.Errorf("%w: %w", ErrUnknown, err)
 		n.close(err)
@@ -168,7 +169,7 @@ func (n *lane) connect(ctx context.Context) error {
 		timeout = min(timeout, time.Until(deadline))
 	}
 	conn, err := nats.Connect("tls://"+address,
-		nats.Name(n.link.self.String()), nats.Secure(n.link.cfg.Authority.Client(n.key.peer)),
+		nats.Name(laneName(n.link.self, n.key.peer)), nats.Secure(n.link.cfg.Authority.Client(home)),
 		nats.TLSHandshakeFirst(), nats.NoReconnect(), nats.Timeout(timeout), nats.FlusherTimeout(writeDeadline),
 		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(maxPings), nats.NoCallbacksAfterClientClose(),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { n.close(fmt.Errorf("%w: %w", ErrBroken, err)) }),
@@ -178,10 +179,10 @@ func (n *lane) connect(ctx context.Context) error {
 		n.close(err)
 		return err
 	}
-	var random [8]byte
+	var random [4]byte
 	rand.Read(random[:])
 	n.mu.Lock()
-	n.conn, n.session = conn, binary.LittleEndian.Uint64(random[:])
+	n.conn, n.session = conn, n.link.process<<32|uint64(binary.LittleEndian.Uint32(random[:]))
 	ended = n.err
 	n.mu.Unlock()
 	if ended == nil {

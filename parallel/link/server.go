@@ -124,11 +124,16 @@ func (g *gatekeeper) Check(c server.ClientAuthentication) bool {
 		g.log.Warn("link refused", "remote", c.RemoteAddress(), "error", err)
 		return false
 	}
-	publish := make([]string, lanes)
-	subscribe := make([]string, lanes)
+	// Every device process of this node subscribes here, nobody else's does.
+	devices := trust.Identity{Role: trust.Device, ID: "*"}
+	var publish, subscribe []string
 	for lane := range lanes {
-		publish[lane] = subject(g.self, lane, peer, "*")
-		subscribe[lane] = creditSubject(peer, lane)
+		publish = append(publish, subject(g.self, lane, peer, "*"), subject(devices, lane, peer, "*"))
+		subscribe = append(subscribe, creditSubject(peer, lane))
+	}
+	if peer.Role == trust.Device && peer.Home() == g.self {
+		publish = append(publish, "credit.>")
+		subscribe = append(subscribe, inbox(peer)+".>")
 	}
 	c.RegisterUser(&server.User{Username: peer.String(), Permissions: &server.Permissions{
 		Publish:   &server.SubjectPermission{Allow: publish},

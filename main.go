@@ -38,5 +38,8 @@ func root() *cobra.Command {
 	}
 	command.AddCommand(upCommand(), headCommand(), nodeCommand(), deviceCommand(), pullCommand(), listCommand(), removeCommand())
 	command.AddCommand(cli.Commands()...)
+	if bench, _, err := command.Find([]string{"bench"}); err == nil {
+		bench.AddCommand(benchmarks()...)
+	}
 	return command
 }

@@ -76,7 +76,7 @@ func (u *up) flags(f *pflag.FlagSet) {
 	f.IntVar(&u.settings.MaxModelLen, "max-model-len", 0, "most tokens of one sequence; what fits by default")
 	f.IntVar(&u.settings.MaxNumSeqs, "max-num-seqs", 0, "most sequences that run at once")
 	f.IntVar(&u.settings.MaxNumBatchedTokens, "max-num-batched-tokens", 0, "most tokens of one step")
-	f.StringVar(&u.settings.DType, "dtype", "auto", "type of activations on a CPU: auto, float32, int16 or int8 (float32 is exact, the others faster)")
+	f.StringVar(&u.settings.DType, "dtype", "auto", "type of activations on a CPU: auto (int8), float32, int16 or int8 (float32 is exact, the others faster)")
 	f.StringVar(&u.settings.KVCacheDType, "kv-cache-dtype", "auto", "type of stored keys and values: auto, float32, float16 or bfloat16")
 	f.Uint64Var(&u.settings.Seed, "seed", 0, "seed of requests that give none; drawn for each by default")
 	f.Float64Var(&u.settings.GPUMemoryUtilization, "gpu-memory-utilization", 0, "part of a device's memory to use, of a CPU's free memory too; 0.9 by default")

@@ -6,7 +6,6 @@ import (
 
 	"manta/head/api"
 	"manta/head/state"
-	"manta/runtime/plan"
 )
 
 // check refuses a deployment that could never run, by the name of the flag.
@@ -35,7 +34,7 @@ func check(d state.Deployment) error {
 	if u := s.GPUMemoryUtilization; !(u >= 0 && u <= 1) { // so that NaN is refused too
 		return bad("gpu_memory_utilization", "gpu_memory_utilization must be in (0, 1], got %v", s.GPUMemoryUtilization)
 	}
-	if _, err := plan.CacheType("cpu", s.KVCacheDType); err != nil {
+	if _, err := d.Shapes.CacheType("cpu", s.KVCacheDType, s.DType); err != nil {
 		return bad("kv_cache_dtype", "%v", err)
 	}
 	return nil

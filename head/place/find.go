@@ -255,7 +255,7 @@ func (p *planner) spotOf(s state.Placement) spot {
 // the devices has left now.
 func (p *planner) budget(spots []spot, d state.Deployment) (plan.Budget, int64, error) {
 	kind := spots[0].device.Kind
-	cache, err := plan.CacheType(kind, d.Settings.KVCacheDType)
+	cache, err := d.Shapes.CacheType(kind, d.Settings.KVCacheDType, d.Settings.DType)
 	if err != nil {
 		return plan.Budget{}, 0, err
 	}

@@ -130,7 +130,13 @@ func batchOf(sequences, start, count int) (*kernels.Batch, []kernels.SampleRow) 
 
 // BenchmarkModel runs whole steps of SmolLM2's shape.
 func BenchmarkModel(b *testing.B) {
-	o := device(b, 0, fastest())
+	for _, p := range []Precision{Float32, Int16, Int8} {
+		b.Run([]string{"float32", "int16", "int8"}[p], func(b *testing.B) { benchmarkModel(b, p) })
+	}
+}
+
+func benchmarkModel(b *testing.B, p Precision) {
+	o := deviceOf(b, Options{Precision: p}, fastest())
 	m := newStack(b, o, smollm2, 1024, 4096)
 	for _, c := range []struct {
 		name                    string

@@ -15,8 +15,8 @@ func storeBytes(store int) int {
 	return 2
 }
 
-// A cache holds keys and values by layer, block, head. In a block the keys of a
-// head lie by dimension, the 16 tokens side by side, so that a vector holds the
+// A cache holds keys and values by block, layer, head, so that memory is taken as
+// blocks come into use. In a block the keys of a head lie by dimension, the 16 tokens side by side, so that a vector holds the
 // scores of 16 tokens; values lie by token. Dimensions are padded to 16; the pad
 // of the keys stays zero.
 type cache struct {
@@ -31,12 +31,15 @@ func (c *cache) Spec() kernels.CacheSpec { return c.spec }
 // headBytes is the size of one head's keys (or values) of a block.
 func (c *cache) headBytes() int { return c.dim * kernels.BlockTokens * storeBytes(c.store) }
 
-// blockBytes is the distance of two blocks of a layer.
-func (c *cache) blockBytes() int { return c.spec.KVHeads * c.headBytes() }
+// layerBytes is the distance of two layers of a block.
+func (c *cache) layerBytes() int { return c.spec.KVHeads * c.headBytes() }
+
+// blockBytes is the distance of two blocks.
+func (c *cache) blockBytes() int { return c.spec.Layers * c.layerBytes() }
 
 // at gives where a head's part of block 0 of a layer begins.
 func (c *cache) at(layer, head int) int {
-	return layer*c.spec.Blocks*c.blockBytes() + head*c.headBytes()
+	return layer*c.layerBytes() + head*c.headBytes()
 }
 
 // Cache maps the memory of all blocks; the system gives it where it is written.
@@ -55,7 +58,7 @@ func (o *Ops) Cache(spec kernels.CacheSpec) (kernels.Cache, error) {
 	default:
 		return nil, fmt.Errorf("%w: a cache of type %s; use F32, F16 or BF16", ErrShape, spec.Type)
 	}
-	n := spec.Layers * spec.Blocks * c.blockBytes()
+	n := spec.Blocks * c.blockBytes()
 	var err error
 	if c.k, err = o.memory.take(n); err == nil {
 		c.v, err = o.memory.take(n)

@@ -48,7 +48,7 @@ func (c CPU) Devices() []wire.Device {
 // Open implements Kind.
 func (c CPU) Open(_ string, want Want) (kernels.Ops, error) {
 	precision, ok := map[string]cpu.Precision{
-		"": cpu.Float32, "auto": cpu.Float32, "float32": cpu.Float32, "int16": cpu.Int16, "int8": cpu.Int8,
+		"": cpu.Int8, "auto": cpu.Int8, "float32": cpu.Float32, "int16": cpu.Int16, "int8": cpu.Int8,
 	}[want.DType]
 	if !ok {
 		return nil, fmt.Errorf("serve: --dtype %s on a CPU: give auto, float32, int16 or int8", want.DType)

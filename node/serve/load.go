@@ -65,7 +65,7 @@ func (r *replica) load(ctx context.Context, a wire.Assignment) (*loadedReplica, 
 			return nil, errors.Join(err, w.Close())
 		}
 	}
-	cache, err := plan.CacheType(kindOf(a.Shards[0].Device), a.Settings.KVCacheDType)
+	cache, err := spec.Shapes().CacheType(kindOf(a.Shards[0].Device), a.Settings.KVCacheDType, a.Settings.DType)
 	if err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
@@ -83,6 +83,9 @@ func (r *replica) load(ctx context.Context, a wire.Assignment) (*loadedReplica, 
 	})
 	if err != nil {
 		return nil, errors.Join(err, w.Close())
+	}
+	if kindOf(a.Shards[0].Device) == "cpu" {
+		w.Release() // it is packed; rows of embeddings are read where they lie
 	}
 	return &loadedReplica{assignment: a, weights: w, local: local}, nil
 }

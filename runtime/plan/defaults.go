@@ -25,12 +25,17 @@ func (b Budget) Defaults(kind string) Budget {
 // Wanted is the number of rows of a step whose logits may be wanted.
 func Wanted(maxSequences int) int { return max(maxSequences, 32) }
 
-// CacheType is the type of stored keys and values for vLLM's kv_cache_dtype.
-func CacheType(kind, name string) (kernels.DType, error) {
+// CacheType is the type of stored keys and values for vLLM's kv_cache_dtype. auto
+// takes two bytes a number; on a CPU four, where all else is exact too: float32
+// weights, or dtype float32.
+func (s Shapes) CacheType(kind, name, dtype string) (kernels.DType, error) {
 	switch name {
 	case "", "auto":
-		if kind == "cpu" {
+		switch {
+		case kind == "cpu" && (dtype == "float32" || s.WeightType == kernels.F32):
 			return kernels.F32, nil
+		case kind == "cpu":
+			return kernels.F16, nil
 		}
 		return kernels.BF16, nil
 	case "float32":

@@ -8,6 +8,8 @@ func adviseHuge([]byte) {}
 
 func populate(data []byte) { touch(data) }
 
+func drop([]byte) {}
+
 func readAhead(data []byte) {
 	_ = unix.Madvise(data, unix.MADV_WILLNEED)
 }

@@ -32,6 +32,14 @@ func (m *Model) Prefetch(ctx context.Context, progress func(Progress)) error {
 	return ctx.Err()
 }
 
+// Release gives back the memory of pages that were read, once a device has its own
+// copy. The mapping stays: what is read again comes from the system's cache.
+func (m *Model) Release() {
+	for _, f := range m.files {
+		drop(f.data)
+	}
+}
+
 // touch reads one byte of each page.
 func touch(data []byte) {
 	var sum byte

@@ -14,9 +14,9 @@ import (
 	"manta/node/wire"
 )
 
-// maxResends bounds how often one request is sent again after its driver was
-// lost or sent faulty frames.
-const maxResends = 16
+// maxRefusals bounds how often in a row one request is refused by a driver that
+// lives, or gets faulty frames from it.
+const maxRefusals = 40
 
 // Config is what a Dispatcher needs. Zero limits mean the defaults.
 type Config struct {

@@ -76,7 +76,8 @@ var (
 	ErrBusy        = errors.New("busy")
 	ErrSuperseded  = errors.New("the client reads this request on another connection")
 	ErrNotFound    = errors.New("no request of this id with this key and body")
-	ErrReplica     = errors.New("the request was lost with its replicas too often")
+	ErrReplica     = errors.New("the request was refused by its replicas too often")
+	ErrPoison      = errors.New("the request ends whatever replica runs it, alone too: do not send it again")
 	ErrInternal    = errors.New("internal error")
 )
 

@@ -38,6 +38,9 @@ type Stream struct {
 	ready    []Event
 	running  int // choices that have not finished
 	resends  int
+	refusals int // since it last got a token
+	ordeal   ordeal
+	lastSent sending
 	released bool
 	failed   error
 	times    times
@@ -59,6 +62,12 @@ type target struct {
 	replica string
 	node    string
 	epoch   uint64
+}
+
+// sending is the newest sending of a request.
+type sending struct {
+	to    target
+	alone bool
 }
 
 // mailbox is what others leave for the reader. Its lock comes after Dispatcher.mu.
@@ -187,11 +196,17 @@ func (s *Stream) send(ctx context.Context) error {
 	attempt, to := box.attempt, *box.target
 	box.mu.Unlock()
 
+	s.ordeal.settle(s.dispatcher.views.View(), to)
+	if s.ordeal.guilty() {
+		s.fail(fmt.Errorf("request %s: %w", s.request.ID, ErrPoison))
+		return nil
+	}
+	s.lastSent = sending{to: to, alone: s.ordeal.suspect()}
 	message := &wire.Request{
 		Version: wire.Version, ID: s.request.ID, Attempt: attempt,
 		Replica: to.replica, Epoch: to.epoch, Head: s.dispatcher.name,
 		Prompt: s.request.Prompt, Choices: s.request.Choices, Params: s.request.Params,
-		Priority: s.request.Priority, Owner: s.request.Owner, Body: s.request.Body,
+		Priority: s.request.Priority, Owner: s.request.Owner, Body: s.request.Body, Alone: s.lastSent.alone,
 	}
 	if !s.request.Deadline.IsZero() {
 		message.DeadlineMS = s.request.Deadline.UnixMilli()
@@ -261,6 +276,7 @@ func (s *Stream) measure(c *choice, tokens int, frame *wire.Frame) {
 	if tokens == 0 {
 		return
 	}
+	s.refusals = 0
 	now := time.Now()
 	since, first := s.times.last[c.index], false
 	if since.IsZero() {
@@ -306,9 +322,13 @@ func (s *Stream) refused(e *wire.Error) error {
 // recover takes the request off its replica, to go on elsewhere or there again.
 // It queues at its old place: at once when the View says that the replica is
 // gone, after a pause when asking again at once may only give the same answer.
+// Deaths of replicas are not held against it, unless it is what kills them.
 func (s *Stream) recover(cause error) {
 	d := s.dispatcher
 	to, attempt := d.detach(s)
+	if to != nil && isDeath(cause) {
+		s.ordeal.lost(*to, s.lastSent.alone, s.outputs())
+	}
 	if errors.Is(cause, errFault) {
 		d.meter.Fault(s.request.Deployment, "frame")
 		if to != nil {
@@ -317,17 +337,34 @@ func (s *Stream) recover(cause error) {
 	}
 	s.resends++
 	d.log.Warn("request resumes", "request", s.request.ID, "resends", s.resends, "cause", cause)
-	switch {
-	case s.resends > maxResends:
-		s.fail(fmt.Errorf("request %s: %w: %w", s.request.ID, ErrReplica, cause))
-	case errors.Is(cause, errLost):
+	if errors.Is(cause, errLost) {
 		d.requeue(s)
-	default:
-		s.pause = time.After(firstPause << min(s.resends-1, 8))
+		return
 	}
+	s.refusals++
+	if s.refusals > maxRefusals {
+		s.fail(fmt.Errorf("request %s: %w: %w", s.request.ID, ErrReplica, cause))
+		return
+	}
+	s.pause = time.After(firstPause << min(s.refusals-1, 8))
 }
 
-// firstPause doubles with each resend, up to 256 times.
+// isDeath reports whether a request that was lost so may have lost its epoch.
+func isDeath(cause error) bool {
+	var told *wire.Error
+	return errors.Is(cause, errLost) || errors.As(cause, &told) && told.Code == wire.ErrLost
+}
+
+// outputs counts the tokens of all choices.
+func (s *Stream) outputs() int {
+	n := 0
+	for _, c := range s.choices {
+		n += len(c.tokens)
+	}
+	return n
+}
+
+// firstPause doubles with each refusal, up to 256 times.
 const firstPause = 5 * time.Millisecond
 
 // fail ends the request with an error that its client sees.

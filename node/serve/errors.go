@@ -15,5 +15,5 @@ var errorCodes = []struct {
 	{engine.ErrBusy, wire.ErrBusy},
 	{engine.ErrDeadline, wire.ErrDeadline},
 	{engine.ErrLost, wire.ErrLost},
-	{ErrDraining, wire.ErrLost},
+	{ErrDraining, wire.ErrBusy},
 }

@@ -343,7 +343,7 @@ func (r *replica) request(q wire.Request) error {
 	case q.Epoch != epoch:
 		return &wire.Error{Code: wire.ErrStale, Message: fmt.Sprintf("epoch %d, replica %s is in %d", q.Epoch, q.Replica, epoch)}
 	case e == nil:
-		return &wire.Error{Code: wire.ErrLost, Message: "replica " + q.Replica + " is not ready"}
+		return &wire.Error{Code: wire.ErrBusy, Message: "replica " + q.Replica + " is not ready"}
 	}
 	takenOver, err := r.server.sessions.begin(q, e)
 	if err != nil || takenOver {

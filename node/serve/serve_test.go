@@ -229,6 +229,42 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// A request that must run alone sends the others back and keeps new ones out,
+// until it has got past the place where replicas died with it.
+func TestAlone(t *testing.T) {
+	r := newRig(t)
+	defer r.stop()
+	ids, greedy := prompt(t)
+	r.server.Assign(assignment(1, modelPath))
+	r.await(1, wire.PhaseReady)
+	r.server.Request(request(ids, 1, 1, 1, 180))
+	<-r.frames
+	suspect := request(ids, 2, 1, 1, 180)
+	suspect.Alone = true
+	r.server.Request(suspect)
+	if got := r.failure(1); got.Code != wire.ErrBusy {
+		t.Errorf("beside a suspect: %v, want busy", got)
+	}
+	r.server.Request(request(ids, 3, 1, 1, 4))
+	refused := false
+	for n := 0; n < proven; { // the frames of the suspect and the refusal, in any order
+		f := <-r.frames
+		switch {
+		case f.Request == suspect.ID:
+			n += len(f.Tokens)
+		case f.Request == (wire.RequestID{3}) && f.Err != nil && f.Err.Code == wire.ErrBusy:
+			refused = true
+		}
+	}
+	if !refused && r.failure(3).Code != wire.ErrBusy {
+		t.Error("a request ran beside a suspect")
+	}
+	r.server.Request(request(ids, 1, 2, 1, len(greedy)))
+	if got := r.finish(1, 2, nil); !slices.Equal(got, greedy) {
+		t.Errorf("after the suspect was cleared: %v, want %v", got, greedy)
+	}
+}
+
 // When an epoch ends, its requests are told so; a request of the new one runs.
 func TestEpochEndLosesRequests(t *testing.T) {
 	r := newRig(t)

@@ -15,6 +15,9 @@ const (
 	keepEnded = 60 * time.Second
 	// … and keepBytes how much memory all of them may take.
 	keepBytes = 64 << 20
+	// proven is how many tokens clear a request that had to run alone: then it has
+	// got past the place where replicas died with it.
+	proven = 16
 )
 
 // canceller is what sessions need of an engine.
@@ -32,6 +35,7 @@ type session struct {
 	prompt  []wire.Logprob
 	cached  int
 	open    int // choices not ended
+	given   int // tokens of all choices since it began here
 	ended   time.Time
 	bytes   int
 }
@@ -55,10 +59,11 @@ type sessions struct {
 	kept  int        // bytes of ended
 	open  int        // sessions not ended
 	wake  chan struct{}
+	alone map[canceller]*session // what an engine has to run alone
 }
 
 func newSessions(out *outboxes) *sessions {
-	return &sessions{out: out, byID: make(map[wire.RequestID]*session), wake: make(chan struct{})}
+	return &sessions{out: out, byID: make(map[wire.RequestID]*session), alone: make(map[canceller]*session), wake: make(chan struct{})}
 }
 
 // begin makes a session for a request, or lets a newer attempt take over the one
@@ -79,13 +84,36 @@ func (s *sessions) begin(r wire.Request, e canceller) (takenOver bool, err error
 		_ = old.engine.Cancel(engine.RequestID(r.ID), old.attempt, nil) // a lost engine has forgotten it anyway
 		s.forget(old)
 	}
+	if s.alone[e] != nil {
+		return false, &wire.Error{Code: wire.ErrBusy, Message: "a request that replicas died with runs alone"}
+	}
+	if r.Alone {
+		s.clear(e)
+	}
 	n := &session{request: r, attempt: r.Attempt, engine: e, open: r.Choices, choices: make([]choiceLog, r.Choices)}
 	for c := range min(r.Choices, len(r.Outputs)) {
 		n.choices[c].base = len(r.Outputs[c])
 	}
 	s.byID[r.ID] = n
 	s.open++
+	if r.Alone {
+		s.alone[e] = n
+	}
 	return false, nil
+}
+
+// clear sends the requests of an engine back to their heads.
+func (s *sessions) clear(e canceller) {
+	for _, n := range s.byID {
+		if n.engine != e || !n.ended.IsZero() {
+			continue
+		}
+		f := n.frame(0)
+		f.Err = &wire.Error{Code: wire.ErrBusy, Message: "another request runs alone"}
+		s.out.put(n.request.Head, f)
+		_ = e.Cancel(engine.RequestID(n.request.ID), n.attempt, nil) // a lost engine has forgotten it anyway
+		s.forget(n)
+	}
 }
 
 // covers reports whether the session has all tokens that a newer attempt lacks.
@@ -178,6 +206,9 @@ func (s *sessions) record(n *session, o *engine.Output) (wire.Frame, bool) {
 		n.prompt = f.Prompt
 	}
 	n.bytes += size(f)
+	if n.given += len(o.Tokens); n.given >= proven && s.alone[n.engine] == n {
+		delete(s.alone, n.engine)
+	}
 	if f.Finish != wire.Unfinished {
 		s.closeChoice(n, o.Choice)
 	}
@@ -217,14 +248,17 @@ func (s *sessions) closeChoice(n *session, choice int) {
 	n.ended = time.Now()
 	s.ended = append(s.ended, n)
 	s.kept += n.bytes
-	s.closeSession()
+	s.closeSession(n)
 	for s.kept > keepBytes {
 		s.forget(s.ended[0])
 	}
 }
 
 // closeSession counts a session out.
-func (s *sessions) closeSession() {
+func (s *sessions) closeSession(n *session) {
+	if s.alone[n.engine] == n {
+		delete(s.alone, n.engine)
+	}
 	s.open--
 	close(s.wake)
 	s.wake = make(chan struct{})
@@ -236,7 +270,7 @@ func (s *sessions) forget(n *session) {
 		delete(s.byID, n.request.ID)
 	}
 	if n.ended.IsZero() {
-		s.closeSession()
+		s.closeSession(n)
 		return
 	}
 	for i, e := range s.ended {

@@ -53,6 +53,9 @@ type Request struct {
 	Outputs [][]int32 `cbor:"12,keyasint,omitempty"`
 	Owner   [32]byte  `cbor:"13,keyasint"` // SHA-256 of the API key
 	Body    [32]byte  `cbor:"14,keyasint"` // SHA-256 of the request's body
+	// Alone: replicas died with this request; no other may run beside it until it
+	// has got further.
+	Alone bool `cbor:"15,keyasint,omitempty"`
 }
 
 // Cancel withdraws a request, or some of its choices.
@@ -109,7 +112,7 @@ const (
 	ErrLost     ErrorCode = "lost"     // the group ended: send it to another replica
 	ErrDeadline ErrorCode = "deadline" // its deadline passed
 	ErrInternal ErrorCode = "internal" // a fault of ours
-	ErrBusy     ErrorCode = "busy"     // sent beyond credit: queue it again
+	ErrBusy     ErrorCode = "busy"     // beyond credit, or another runs alone: queue it again
 )
 
 // Error ends a request.

@@ -211,12 +211,33 @@ func (c *Cluster) Send(_ context.Context, node string, message *wire.Request) er
 	if err != nil {
 		return err
 	}
+	var busy []wire.Request
+	defer func() { // after the lock is free
+		for _, r := range busy {
+			c.emit(wire.Frame{
+				Version: wire.Version, Request: r.ID, Attempt: r.Attempt, Epoch: r.Epoch,
+				Err: &wire.Error{Code: wire.ErrBusy, Message: "a request runs alone"},
+			})
+		}
+	}()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.dead[node] {
 		return fmt.Errorf("node %s is gone", node)
 	}
 	c.Sent = append(c.Sent, request)
+	for id, other := range c.runs {
+		switch {
+		case other.node != node || id == request.ID:
+		case other.request.Alone:
+			busy = append(busy, request)
+			return nil
+		case request.Alone:
+			other.stop()
+			delete(c.runs, id)
+			busy = append(busy, other.request)
+		}
+	}
 	if old, ok := c.runs[request.ID]; ok {
 		if old.request.Attempt >= request.Attempt {
 			return fmt.Errorf("attempt %d after %d", request.Attempt, old.request.Attempt)

@@ -39,7 +39,7 @@ func (m *member) flags(f *pflag.FlagSet) {
 	f.StringVar(&m.advertise, "advertise", "", "address to tell others, where it differs from --bind")
 	f.IntVar(&m.gossipPort, "gossip-port", 7946, "port of the gossip, TCP and UDP; 0 takes a free one")
 	f.IntVar(&m.linkPort, "link-port", 7948, "port of the NATS server; 0 takes a free one")
-	f.StringSliceVar(&m.join, "join", nil, "gossip addresses or DNS names of other members, HOST:PORT")
+	f.StringSliceVar(&m.join, "join", nil, "gossip addresses of other members: HOST:PORT, where HOST may be a DNS name of many, or @FILE with an address a line")
 }
 
 // complete gives the secrets and fills in the name.
@@ -117,6 +117,7 @@ func nodeCommand() *cobra.Command {
 	p, m := &process{}, &member{}
 	var downloadDir string
 	offer := &offer{}
+	var labels map[string]string
 	command := &cobra.Command{
 		Use: "node", Short: "Run a node: the devices that shards run on", Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
@@ -132,9 +133,12 @@ func nodeCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if err := node.CheckLabels(labels); err != nil {
+					return err
+				}
 				n, err := node.New(node.Config{
 					Name: m.name, Dir: filepath.Join(p.dataDir, "node"), Secrets: secrets, Advertise: m.advertise,
-					Gossip: m.address(m.gossipPort), Link: m.address(m.linkPort), Join: m.join, Devices: kinds,
+					Gossip: m.address(m.gossipPort), Link: m.address(m.linkPort), Join: m.join, Devices: kinds, Labels: labels,
 					Processes: processes, Library: models(downloadDir), Grace: p.grace, Logger: p.logger,
 				})
 				if err != nil {
@@ -148,6 +152,7 @@ func nodeCommand() *cobra.Command {
 	p.nodeFlags(command.Flags())
 	m.flags(command.Flags())
 	offer.flags(command.Flags())
+	command.Flags().StringToStringVar(&labels, "node-labels", nil, "labels that deployments may select by, KEY=VALUE; topology.kubernetes.io/zone names the zone")
 	command.Flags().StringVar(&downloadDir, "download-dir", "", "where models are kept; the hub's cache and the user's cache by default")
 	return command
 }

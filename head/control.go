@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -31,8 +33,12 @@ const (
 	// when gossip has given the node up too.
 	heartbeatLost = 6 * time.Second
 	silentDead    = 1500 * time.Millisecond
-	// retryFailed is how long a replica that failed is left alone.
-	retryFailed = 30 * time.Second
+	// retryFailed is how long a replica that failed is left alone. One whose ranks
+	// are well but lost a message starts again soon, later each time in a row.
+	retryFailed    = 30 * time.Second
+	retryTransient = 250 * time.Millisecond
+	// frozenFor is how long a node that its peers could not reach is avoided.
+	frozenFor = 30 * time.Second
 )
 
 // control keeps what nodes report. On the leader it is the loop (desired, members,
@@ -41,13 +47,22 @@ type control struct {
 	head    *Head
 	log     *slog.Logger
 	courier *link.Courier
+	awake   *awake
 	wake    chan struct{} // holds one: a report came
 
 	mu      sync.Mutex // guards what follows
 	reports map[string]wire.Report
-	heard   map[string]time.Time // when the newest report of each node came
+	heard   map[string]time.Duration // when, on awake, the newest report of each node came
 	waiting []place.Waiting
-	failed  map[string]time.Time // when a replica's epoch was found failed
+	failed  map[string]failure   // of replicas
+	frozen  map[string]time.Time // nodes that peers could not reach, and since when
+}
+
+// failure is what this leader knows of a replica that has failed.
+type failure struct {
+	epoch uint64
+	at    time.Time // when the epoch was found failed
+	row   int       // how many epochs have failed without one that was ready for long
 }
 
 var _ api.Cluster = (*control)(nil)
@@ -55,14 +70,15 @@ var _ api.Cluster = (*control)(nil)
 func newControl(h *Head) *control {
 	return &control{
 		head: h, log: h.log, courier: link.NewCourier(h.link), wake: make(chan struct{}, 1),
-		reports: map[string]wire.Report{}, heard: map[string]time.Time{}, failed: map[string]time.Time{},
+		awake: newAwake(), reports: map[string]wire.Report{}, heard: map[string]time.Duration{},
+		failed: map[string]failure{}, frozen: map[string]time.Time{},
 	}
 }
 
 // report takes what a node tells. It never blocks.
 func (c *control) report(r wire.Report) {
 	c.mu.Lock()
-	c.reports[r.Node], c.heard[r.Node] = r, time.Now()
+	c.reports[r.Node], c.heard[r.Node] = r, c.awake.now()
 	c.mu.Unlock()
 	select {
 	case c.wake <- struct{}{}:
@@ -119,7 +135,7 @@ func (c *control) reconcile(ctx context.Context, living map[string]wire.Report, 
 			unheard[node] = true
 		}
 	}
-	out := place.Reconcile(place.Input{View: view, Reports: living, Unheard: unheard, Paused: c.paused(view)})
+	out := place.Reconcile(place.Input{View: view, Reports: living, Unheard: unheard, Paused: c.paused(view), Frozen: c.avoided(view)})
 	c.mu.Lock()
 	c.waiting = out.Waiting
 	c.mu.Unlock()
@@ -185,7 +201,7 @@ func (c *control) living() (map[string]wire.Report, []state.Change) {
 	defer c.mu.Unlock()
 	living := map[string]wire.Report{}
 	for node, report := range c.reports {
-		silent := time.Since(c.heard[node])
+		silent := c.awake.now() - c.heard[node]
 		if silent < silentDead || member[node] && silent < heartbeatLost {
 			living[node] = report
 			continue
@@ -208,23 +224,30 @@ func reachable(m member.Member) string {
 	return m.Info.API
 }
 
-// paused gives the replicas that failed less than retryFailed ago.
+// paused gives the replicas that failed a short while ago.
 func (c *control) paused(view *state.View) map[string]bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	paused := map[string]bool{}
+	now := time.Now()
 	for id, r := range view.Replicas {
+		f := c.failed[id]
 		if r.Phase != state.Failed {
-			delete(c.failed, id)
+			if r.Phase == state.Ready && now.Sub(f.at) > retryFailed {
+				delete(c.failed, id)
+			}
 			continue
 		}
-		if c.failed[id].IsZero() {
-			c.failed[id] = time.Now()
+		if f.epoch != r.Epoch {
+			f = failure{epoch: r.Epoch, at: now, row: f.row + 1}
+			c.failed[id] = f
 		}
-		if time.Since(c.failed[id]) < retryFailed {
+		wait := retryFailed
+		if c.transient(r) {
+			wait = min(wait, retryTransient<<min(f.row-1, 10))
+		}
+		if now.Sub(f.at) < wait {
 			paused[id] = true
-		} else {
-			delete(c.failed, id) // it starts again, and may fail again
 		}
 	}
 	for id := range c.failed {
@@ -235,12 +258,70 @@ func (c *control) paused(view *state.View) map[string]bool {
 	return paused
 }
 
+// transient reports whether no rank of a failed replica has a failure of its own.
+// It holds mu.
+func (c *control) transient(r state.Replica) bool {
+	found := false
+	for told := range c.ranks(r) {
+		if told.Phase == wire.PhaseFailed {
+			if found = true; !told.Transient {
+				return false
+			}
+		}
+	}
+	return found
+}
+
+// ranks gives what the nodes of a replica told last of its epoch. It holds mu.
+func (c *control) ranks(r state.Replica) iter.Seq[wire.ReplicaReport] {
+	return func(yield func(wire.ReplicaReport) bool) {
+		for _, s := range r.Shards {
+			for _, told := range c.reports[s.Node].Replicas {
+				if told.Replica == r.ID && told.Epoch == r.Epoch && !yield(told) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// avoided gives the nodes that a peer could not reach a short while ago.
+func (c *control) avoided(view *state.View) map[string]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	for _, r := range view.Replicas {
+		// Of two that can't reach each other both say so: the first is believed.
+		var named []string
+		for told := range c.ranks(r) {
+			named = append(named, told.Lost...)
+		}
+		known := slices.DeleteFunc(slices.Clone(named), func(n string) bool { return c.frozen[n].IsZero() })
+		if len(known) == 0 && len(named) > 0 {
+			known = named[:1]
+			c.log.Warn("node frozen", "node", named[0], "replica", r.ID, "epoch", r.Epoch)
+		}
+		for _, node := range known {
+			c.frozen[node] = now
+		}
+	}
+	avoided := map[string]bool{}
+	for node, at := range c.frozen {
+		if now.Sub(at) > frozenFor {
+			delete(c.frozen, node)
+			continue
+		}
+		avoided[node] = true
+	}
+	return avoided
+}
+
 // told gives what a node says of a replica's epoch right now, if it says anything:
 // the View alone may be of the time before a restart.
 func (c *control) told(r state.Replica, node string) (wire.ReplicaReport, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if time.Since(c.heard[node]) > heartbeatLost {
+	if c.awake.now()-c.heard[node] > heartbeatLost {
 		return wire.ReplicaReport{}, false
 	}
 	for _, told := range c.reports[node].Replicas {

@@ -164,6 +164,7 @@ func (h *Head) Run(ctx context.Context) error {
 	group.Go(func() error { return over(rest, h.control.run(rest)) })
 	group.Go(func() error { return over(rest, h.assemble(rest)) })
 	group.Go(func() error { return over(rest, h.control.homes(rest)) })
+	group.Go(func() error { return over(rest, h.control.awake.run(rest)) })
 	return group.Wait()
 }
 

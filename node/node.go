@@ -45,6 +45,7 @@ type Config struct {
 	Devices   []serve.Kind
 	// Processes says how to run a replica's ranks in a process of their own; nil: in this one.
 	Processes *Processes
+	Labels    map[string]string // told to the heads: zone, rack
 	Library   func(downloadDir string) *weights.Library
 	Grace     time.Duration // for requests in progress when the node stops
 	Logger    *slog.Logger
@@ -88,7 +89,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	n.link, err = link.Start(link.Config{Authority: authority, Listen: cfg.Link, Resolve: n.address, Logger: cfg.Logger})
+	n.link, err = link.Start(link.Config{Authority: authority, Listen: cfg.Link, Resolve: n.address, Lost: n.lost, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -259,7 +260,9 @@ func (n *Node) tell() error {
 	if n.device != nil {
 		n.device.Tell()
 	}
-	report, err := wire.Marshal(n.server.Report())
+	inventory := n.server.Report()
+	inventory.Labels = n.cfg.Labels
+	report, err := wire.Marshal(inventory)
 	if err != nil {
 		return err
 	}
@@ -289,4 +292,11 @@ func (n *Node) listen() {
 		}
 		return wire.Marshal(n.server.Resolve(ctx, question))
 	})
+}
+
+// lost is told by the link that messages to or from a peer may be lost.
+func (n *Node) lost(peer trust.Identity, err error) {
+	if peer.Role != trust.Head {
+		n.server.Lost(peer.Home().ID, err)
+	}
 }

@@ -118,9 +118,10 @@ type Head struct {
 
 // Node is a worker.
 type Node struct {
-	ID      string   `json:"id"`
-	Drained bool     `json:"drained"`
-	Devices []Device `json:"devices"`
+	ID      string            `json:"id"`
+	Drained bool              `json:"drained"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	Devices []Device          `json:"devices"`
 }
 
 // Device is one place for a shard.

@@ -38,7 +38,7 @@ func (s *Server) clusterState(w http.ResponseWriter, r *http.Request) {
 	}
 	slices.SortFunc(answer.Heads, func(a, b Head) int { return cmp.Compare(a.ID, b.ID) })
 	for _, node := range view.Nodes {
-		entry := Node{ID: node.ID, Drained: node.Drained, Devices: []Device{}}
+		entry := Node{ID: node.ID, Drained: node.Drained, Labels: node.Labels, Devices: []Device{}}
 		for _, device := range node.Devices {
 			entry.Devices = append(entry.Devices, Device{ID: device.ID, Kind: device.Kind, Name: device.Name, Memory: device.Memory})
 		}

@@ -18,9 +18,24 @@ type spot struct {
 	device wire.Device
 }
 
-// place finds where a replica runs: where it ran, but for what was lost; else the
-// node with most memory left afterwards; else several nodes.
+// place finds where a replica runs; on a frozen node rather than nowhere.
 func (p *planner) place(d state.Deployment, id string) (state.Replica, []Reason) {
+	r, reasons := p.find(d, id)
+	if reasons == nil || len(p.Frozen) == 0 {
+		return r, reasons
+	}
+	frozen := p.Frozen
+	p.Frozen = nil
+	defer func() { p.Frozen = frozen }()
+	if r, again := p.find(d, id); again == nil {
+		return r, nil
+	}
+	return r, reasons
+}
+
+// find finds where a replica runs: where it ran, but for what was lost; else the
+// node with most memory left afterwards; else several nodes.
+func (p *planner) find(d state.Deployment, id string) (state.Replica, []Reason) {
 	if was, ok := p.lost[id]; ok {
 		if r, ok := p.mend(d, was); ok {
 			return r, nil
@@ -90,6 +105,8 @@ func (p *planner) replica(d state.Deployment, id string, spots []spot) (r state.
 func (p *planner) refuses(node string, d state.Deployment) error {
 	report := p.Reports[node]
 	switch {
+	case p.Frozen[node]:
+		return fmt.Errorf("its peers can't reach it")
 	case report.Draining || p.View.Nodes[node].Drained:
 		return fmt.Errorf("it is draining")
 	case !d.At(node):

@@ -2,6 +2,7 @@ package place
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -104,5 +105,42 @@ func TestLostRankMovesAlone(t *testing.T) {
 	delete(w.reports, after.Shards[1].Node)
 	if out := w.settle(); len(out.Waiting) != 1 || len(w.view.Replicas) != 0 {
 		t.Errorf("one node left: waiting %+v, replicas %v", out.Waiting, w.view.Replicas)
+	}
+}
+
+// A rank on a node that its peers can't reach moves, although that node reports;
+// a replica that did not fail stays, and without another place so does this one.
+func TestFrozenNodeIsAvoided(t *testing.T) {
+	const small = 36 << 20
+	w := newWorld(t, staged(1, 2))
+	for _, node := range []string{"a", "b", "c"} {
+		w.reports[node] = report(node, small)
+	}
+	w.settle()
+	w.run(wire.PhaseReady, "")
+	w.settle()
+	before := w.view.Replicas["m/0"]
+	frozen := before.Shards[1].Node
+	w.frozen = map[string]bool{frozen: true}
+	if w.settle(); !reflect.DeepEqual(w.view.Replicas["m/0"], before) {
+		t.Errorf("a replica that runs moved: %+v", w.view.Replicas["m/0"])
+	}
+	w.run(wire.PhaseFailed, "no answer")
+	w.paused = map[string]bool{"m/0": true}
+	w.settle()
+	after := w.view.Replicas["m/0"]
+	if after.Shards[0] != before.Shards[0] || after.Shards[1].Node == frozen || after.Epoch <= before.Epoch || after.Phase != state.Placed {
+		t.Errorf("after a failure: %+v", after)
+	}
+	w.frozen[after.Shards[1].Node] = true
+	w.run(wire.PhaseFailed, "no answer")
+	w.settle()
+	if stays := w.view.Replicas["m/0"]; !slices.Equal(stays.Shards, after.Shards) || stays.Phase != state.Failed {
+		t.Errorf("without another place: %+v", stays)
+	}
+	w.paused = nil
+	w.settle()
+	if again := w.view.Replicas["m/0"]; !slices.Equal(again.Shards, after.Shards) || again.Epoch <= after.Epoch {
+		t.Errorf("after its pause: %+v", again)
 	}
 }

@@ -38,6 +38,9 @@ type Input struct {
 	Unheard map[string]bool
 	// Paused holds replicas that failed a short while ago and are left alone.
 	Paused map[string]bool
+	// Frozen holds nodes that their peers can't reach, although they report: no
+	// place for a shard while there is another.
+	Frozen map[string]bool
 }
 
 // Output is what to do.
@@ -77,7 +80,7 @@ func Reconcile(in Input) Output {
 	for _, r := range keep {
 		p.occupy(r)
 	}
-	p.phases(keep)
+	p.phases(p.thaw(keep))
 	p.missing(keep)
 	return p.out
 }
@@ -98,8 +101,8 @@ func (p *planner) nodes() {
 			devices = append(devices, state.Device(d))
 		}
 		known, ok := p.View.Nodes[id]
-		if !ok || !slices.Equal(known.Devices, devices) {
-			p.change(state.Change{PutNode: &state.Node{ID: id, Devices: devices, Labels: known.Labels}})
+		if !ok || !slices.Equal(known.Devices, devices) || !maps.Equal(known.Labels, p.Reports[id].Labels) {
+			p.change(state.Change{PutNode: &state.Node{ID: id, Devices: devices, Labels: p.Reports[id].Labels}})
 		}
 	}
 }
@@ -122,6 +125,31 @@ func (p *planner) replicas() (keep []state.Replica) {
 		}
 	}
 	return keep
+}
+
+// thaw moves the shards of failed replicas away from frozen nodes, if there is a
+// place for them, and gives the replicas that stay.
+func (p *planner) thaw(keep []state.Replica) (rest []state.Replica) {
+	for _, r := range keep {
+		stuck := func(s state.Placement) bool { return p.Frozen[s.Node] }
+		if phase, _ := p.phase(r); phase == state.Failed && slices.ContainsFunc(r.Shards, stuck) {
+			p.release(r)
+			if moved, ok := p.mend(p.View.Deployments[r.Deployment], r); ok {
+				p.occupy(moved)
+				p.change(state.Change{StartReplica: &state.StartReplica{Replica: moved, After: r.Epoch}})
+				continue
+			}
+			p.occupy(r)
+		}
+		rest = append(rest, r)
+	}
+	return rest
+}
+
+func (p *planner) release(r state.Replica) {
+	for _, s := range r.Shards {
+		p.used[device{s.Node, s.Device}] -= r.Memory
+	}
 }
 
 // gone reports whether a shard's node is dead, or has no such device.

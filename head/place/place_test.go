@@ -40,6 +40,7 @@ type world struct {
 	reports map[string]wire.Report
 	paused  map[string]bool
 	unheard map[string]bool
+	frozen  map[string]bool
 }
 
 func newWorld(t *testing.T, deployments ...state.Deployment) *world {
@@ -63,7 +64,7 @@ func (w *world) apply(changes ...state.Change) {
 func (w *world) settle() Output {
 	w.t.Helper()
 	for range 10 {
-		out := Reconcile(Input{View: w.view, Reports: w.reports, Paused: w.paused, Unheard: w.unheard})
+		out := Reconcile(Input{View: w.view, Reports: w.reports, Paused: w.paused, Unheard: w.unheard, Frozen: w.frozen})
 		if len(out.Changes) == 0 {
 			return out
 		}

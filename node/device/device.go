@@ -17,6 +17,7 @@ package device
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 
 	"manta/internal/trust"
@@ -51,8 +52,16 @@ func Receive(l *link.Link, s *serve.Server, log *slog.Logger) {
 	Handle(l, log, s.Request, wire.KindRequest, trust.Head)
 	Handle(l, log, s.Cancel, wire.KindCancel, trust.Head)
 	for _, kind := range []string{wire.KindStep, wire.KindAnswer, wire.KindMesh} {
-		Handle(l, log, func(m wire.Ranks) { s.Peer(kind, m) }, kind, trust.Node, trust.Device)
+		l.Handle(kind, func(m link.Message) {
+			var ranks wire.Ranks
+			if err := Decode(m, &ranks, trust.Node, trust.Device); err != nil {
+				log.Warn("message refused", "kind", kind, "from", m.From.String(), "error", err)
+				return
+			}
+			s.Peer(m.From.Home().ID, kind, ranks)
+		})
 	}
+	l.HandleCall(wire.KindPing, maxJoins, func(context.Context, link.Message) ([]byte, error) { return nil, nil })
 	l.HandleCall(wire.KindJoin, maxJoins, func(ctx context.Context, m link.Message) ([]byte, error) {
 		var ranks wire.Ranks
 		if err := Decode(m, &ranks, trust.Node, trust.Device); err != nil {
@@ -118,5 +127,13 @@ func (p Peers) Send(ctx context.Context, node, replica string, bulk bool, kind s
 
 // Call implements serve.Peers.
 func (p Peers) Call(ctx context.Context, node, replica, kind string, data []byte) ([]byte, error) {
-	return p.Link.Call(ctx, p.Ranks(node, replica), kind, data)
+	to := trust.Identity{Role: trust.Node, ID: node}
+	if replica != "" {
+		to = p.Ranks(node, replica)
+	}
+	reply, err := p.Link.Call(ctx, to, kind, data)
+	if errors.Is(err, link.ErrRemote) {
+		err = fmt.Errorf("%w: %w", serve.ErrRefused, err)
+	}
+	return reply, err
 }

@@ -128,9 +128,13 @@ func (w *worker) wake() {
 }
 
 // lost ends the process when its node can't be reached: nobody would stop it.
+// When it is ranks elsewhere that can't, their epoch ends.
 func (w *worker) lost(peer trust.Identity, err error) {
-	if peer == w.life.identity() {
+	switch {
+	case peer == w.life.identity():
 		w.end(fmt.Errorf("%w: %w", errParent, err))
+	case peer.Role != trust.Head:
+		w.server.Lost(peer.Home().ID, err)
 	}
 }
 

@@ -13,10 +13,13 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -82,8 +85,19 @@ type List struct {
 
 	mu      sync.Mutex // guards what follows
 	members map[string]Member
+	dead    map[trust.Identity]death
 	changed chan struct{}
 }
+
+// death is a member that gossip gave up, rightly or not.
+type death struct {
+	Member
+	at time.Time
+}
+
+// deadFor is how long the address of a dead member is kept: one that merely got no
+// processor is back soon.
+const deadFor = time.Minute
 
 // Start begins to gossip, alone; Join meets the others.
 func Start(cfg Config) (*List, error) {
@@ -98,7 +112,7 @@ func Start(cfg Config) (*List, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	l := &List{members: map[string]Member{}, changed: make(chan struct{})}
+	l := &List{members: map[string]Member{}, dead: map[trust.Identity]death{}, changed: make(chan struct{})}
 	l.self = Member{Identity: cfg.Self, Boot: uint64(time.Now().UnixNano()), Info: cfg.Info}
 	if err := l.describe(cfg.Info); err != nil {
 		return nil, err
@@ -155,8 +169,13 @@ func (m Member) name() string {
 	return string(m.Role) + "/" + m.ID + "/" + strconv.FormatUint(m.Boot, 10)
 }
 
-// Join meets the cluster at any of the addresses (host:port).
+// Join meets the cluster at any of the addresses: host:port, where a host may be
+// a DNS name that stands for many, or @FILE with an address a line.
 func (l *List) Join(addresses ...string) error {
+	addresses, err := expand(addresses)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrJoin, err)
+	}
 	if len(addresses) == 0 {
 		return nil
 	}
@@ -164,6 +183,41 @@ func (l *List) Join(addresses ...string) error {
 		return fmt.Errorf("%w: %w", ErrJoin, err)
 	}
 	return nil
+}
+
+const (
+	maxJoinFile = 1 << 20
+	maxJoins    = 4096
+)
+
+// expand reads the files among join addresses, anew each time: who keeps one may
+// change it. Empty lines and lines that begin with # are skipped.
+func expand(addresses []string) ([]string, error) {
+	var all []string
+	for _, address := range addresses {
+		name, isFile := strings.CutPrefix(address, "@")
+		if !isFile {
+			all = append(all, address)
+			continue
+		}
+		file, err := os.Open(name)
+		if err != nil {
+			return nil, fmt.Errorf("--join %s: %w", address, err)
+		}
+		text, err := io.ReadAll(io.LimitReader(file, maxJoinFile))
+		if err = errors.Join(err, file.Close()); err != nil {
+			return nil, fmt.Errorf("--join %s: %w", address, err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+				all = append(all, line)
+			}
+		}
+	}
+	if len(all) > maxJoins {
+		return nil, fmt.Errorf("--join: %d addresses, at most %d", len(all), maxJoins)
+	}
+	return all, nil
 }
 
 // Address is where others may join.
@@ -213,13 +267,18 @@ func (l *List) Find(id trust.Identity) (Member, bool) {
 	return found, found.Boot > 0
 }
 
-// Resolve gives the address of a member's NATS server.
+// Resolve gives the address of a member's NATS server; also of one that gossip
+// gave up a short while ago: it may live, and if not the address answers nothing.
 func (l *List) Resolve(id trust.Identity) (string, error) {
-	m, ok := l.Find(id)
-	if !ok {
-		return "", fmt.Errorf("%s is not a living member", id)
+	if m, ok := l.Find(id); ok {
+		return m.Link(), nil
 	}
-	return m.Link(), nil
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if d, ok := l.dead[id]; ok && time.Since(d.at) < deadFor {
+		return d.Link(), nil
+	}
+	return "", fmt.Errorf("%s is not a living member", id)
 }
 
 // Ranks is who runs a node's ranks of a replica: the node itself, or a device
@@ -247,8 +306,13 @@ func (l *List) set(node *memberlist.Node, gone bool) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(l.dead, func(_ trust.Identity, d death) bool { return now.Sub(d.at) >= deadFor })
 	if gone {
 		delete(l.members, node.Name)
+		if node.State == memberlist.StateDead {
+			l.dead[m.Identity] = death{m, now}
+		}
 	} else {
 		l.members[node.Name] = m
 	}

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -26,7 +29,11 @@ var (
 
 func start(t *testing.T, id trust.Identity, secret string, logger *slog.Logger) *List {
 	t.Helper()
-	keys, err := trust.Secrets{[]byte(secret)}.GossipKeys()
+	secrets, err := trust.ParseSecrets([]byte(secret))
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := secrets.GossipKeys()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,6 +94,44 @@ func TestJoinLeaveReturn(t *testing.T) {
 	}
 	until(t, a, "leave", func() bool { m, ok := a.Find(node); return !ok || m.Boot == killed.Boot })
 	until(t, a, "death of the first boot", func() bool { _, ok := a.Find(node); return !ok })
+}
+
+// Addresses may stand in a file, which is read anew at each attempt, and hosts may
+// be DNS names.
+func TestJoinByFileAndName(t *testing.T) {
+	a := start(t, head, "the secret of the gossip", quiet)
+	b := start(t, node, "the secret of the gossip", quiet)
+	path := filepath.Join(t.TempDir(), "members")
+	if err := b.Join("@" + path); !errors.Is(err, ErrJoin) || !strings.Contains(err.Error(), path) {
+		t.Errorf("without the file: %v", err)
+	}
+	_, port, err := net.SplitHostPort(a.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte("# heads\n\nlocalhost:"+port+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Join("@" + path); err != nil {
+		t.Fatal(err)
+	}
+	until(t, a, "join", func() bool { return len(a.Members()) == 2 })
+}
+
+// Secrets rotate without a pause: each step of the rotation, member by member,
+// leaves a cluster whose members hear each other.
+func TestKeysRotate(t *testing.T) {
+	const old, new = "the secret of the gossip", "the next secret of gossip"
+	steps := []string{old, old + "\n" + new, new + "\n" + old, new}
+	for i := range len(steps) - 1 {
+		a := start(t, head, steps[i], quiet)
+		b := start(t, node, steps[i+1], quiet)
+		if err := b.Join(a.Address()); err != nil {
+			t.Errorf("step %d: %v", i+1, err)
+		}
+		until(t, a, "join", func() bool { return len(a.Members()) == 2 })
+		until(t, b, "join", func() bool { return len(b.Members()) == 2 })
+	}
 }
 
 type buffer struct {

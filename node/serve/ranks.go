@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"manta/node/wire"
 	"manta/parallel/comm"
 	"manta/parallel/group"
+	"manta/runtime/engine"
 )
 
 // Peers reaches the ranks of a replica on other nodes. Send keeps the order of
@@ -16,15 +19,95 @@ import (
 // the peer reads.
 type Peers interface {
 	Send(ctx context.Context, node, replica string, bulk bool, kind string, data []byte) error
+	// Without a replica it is the node itself that is called.
 	Call(ctx context.Context, node, replica, kind string, data []byte) ([]byte, error)
 }
 
 const (
 	// peerTimeout bounds one message to another node.
 	peerTimeout = 5 * time.Second
-	// joinPause is between two questions whether a node's ranks stand ready.
+	// joinPause is between two questions whether a node's ranks stand ready, and
+	// joinWait how long a node lets such a question wait for its answer: no answer
+	// for peerTimeout means that the node is out of reach.
 	joinPause = 100 * time.Millisecond
+	joinWait  = 2 * time.Second
+	// pingTimeout is how long a node may take to say that it lives.
+	pingTimeout = 1500 * time.Millisecond
 )
+
+// ErrRefused: a peer was reached, and answers with an error.
+var ErrRefused = errors.New("serve: the peer refuses")
+
+// A lostNode ends an epoch: messages to or from another node may be lost.
+type lostNode struct {
+	node string
+	err  error
+}
+
+func (l *lostNode) Error() string { return fmt.Sprintf("node %s: %v", l.node, l.err) }
+func (l *lostNode) Unwrap() error { return l.err }
+
+// blame finds the node that ended an epoch, if it was one: that messages to it
+// failed, or the first of the stages that owes an answer.
+func (s *Server) blame(err error, nodes [][]string) (node string, ok bool) {
+	var lost *lostNode
+	if errors.As(err, &lost) {
+		return lost.node, true
+	}
+	var stuck *engine.StuckError
+	if !errors.As(err, &stuck) {
+		return "", false
+	}
+	ranks := map[string]uint64{}
+	for _, stage := range nodes {
+		for _, node := range stage {
+			ranks[node]++
+		}
+	}
+	for _, stage := range nodes {
+		for _, node := range stage {
+			answers := stuck.Answers[node]
+			if node == s.cfg.Node {
+				answers = stuck.Answers[""]
+			}
+			if answers < ranks[node]*(stuck.Steps+1) {
+				return node, true
+			}
+		}
+	}
+	return "", false
+}
+
+// reachable asks another node whether it lives.
+func (s *Server) reachable(ctx context.Context, node string) bool {
+	if node == s.cfg.Node {
+		return true
+	}
+	ctx, stop := context.WithTimeout(ctx, pingTimeout)
+	defer stop()
+	_, err := s.cfg.Peers.Call(ctx, node, "", wire.KindPing, nil)
+	return err == nil || errors.Is(err, ErrRefused)
+}
+
+// Lost tells that messages to or from another node may be lost: the epochs that
+// have ranks there end.
+func (s *Server) Lost(node string, err error) {
+	s.mu.Lock()
+	replicas := slices.Collect(maps.Values(s.replicas))
+	s.mu.Unlock()
+	for _, hosted := range replicas {
+		r, here := hosted.(*replica)
+		if !here {
+			continue // its own process hears of it
+		}
+		r.mu.Lock()
+		live, ranks := r.live, s.others(r.assignment)[node]
+		r.mu.Unlock()
+		if live != nil && ranks > 0 {
+			live.end(&lostNode{node, err})
+		}
+	}
+}
 
 // places gives where every rank of an assignment runs, and on which device.
 func (s *Server) places(a wire.Assignment) (nodes, devices [][]string, err error) {
@@ -73,7 +156,10 @@ func (s *Server) tell(ctx context.Context, a wire.Assignment, node string, bulk 
 	}
 	ctx, stop := context.WithTimeout(ctx, peerTimeout)
 	defer stop()
-	return s.cfg.Peers.Send(ctx, node, a.Replica, bulk, kind, data)
+	if err := s.cfg.Peers.Send(ctx, node, a.Replica, bulk, kind, data); err != nil {
+		return &lostNode{node, err}
+	}
+	return nil
 }
 
 // carrier takes the mesh's messages to other nodes.
@@ -110,10 +196,18 @@ func (s *Server) join(ctx context.Context, a wire.Assignment) error {
 		return err
 	}
 	for node := range s.others(a) {
+		heard := time.Now()
 		for {
 			asked, stop := context.WithTimeout(ctx, peerTimeout)
 			_, err := s.cfg.Peers.Call(asked, node, a.Replica, wire.KindJoin, data)
 			stop()
+			switch {
+			case err == nil:
+			case errors.Is(err, ErrRefused):
+				heard = time.Now()
+			case time.Since(heard) > peerTimeout:
+				return fmt.Errorf("serve: did not join: %w", &lostNode{node, err})
+			}
 			if err == nil {
 				break
 			}
@@ -127,8 +221,12 @@ func (s *Server) join(ctx context.Context, a wire.Assignment) error {
 	return nil
 }
 
-// errNotHere answers messages about an epoch that does not run on this node.
-var errNotHere = errors.New("serve: no such epoch on this node")
+var (
+	// errNotHere answers messages about an epoch that does not run on this node.
+	errNotHere = errors.New("serve: no such epoch on this node")
+	// errNotYet answers who waits for ranks that are still being loaded.
+	errNotYet = errors.New("serve: the ranks here are not ready yet")
+)
 
 // Join answers another node's call: it returns once the ranks here stand ready.
 func (s *Server) Join(ctx context.Context, m wire.Ranks) error {
@@ -136,6 +234,7 @@ func (s *Server) Join(ctx context.Context, m wire.Ranks) error {
 	if r == nil {
 		return errNotHere
 	}
+	late := time.After(joinWait)
 	for {
 		r.mu.Lock()
 		live, entered, wanted := r.live, r.entered, r.assignment.Epoch
@@ -148,23 +247,26 @@ func (s *Server) Join(ctx context.Context, m wire.Ranks) error {
 		}
 		select {
 		case <-entered:
+		case <-late:
+			return errNotYet
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 }
 
-// Peer takes a message of KindStep, KindAnswer or KindMesh. It never blocks; a
-// message that the epoch can't take ends it, a stale one is dropped.
-func (s *Server) Peer(kind string, m wire.Ranks) {
+// Peer takes a message of KindStep, KindAnswer or KindMesh from another node. It
+// never blocks; a message that the epoch can't take ends it, a stale one and one
+// of a node without a rank in the group is dropped.
+func (s *Server) Peer(from, kind string, m wire.Ranks) {
 	r := s.replicaOf(m)
 	if r == nil {
 		return
 	}
 	r.mu.Lock()
-	live := r.live
+	live, ranks := r.live, s.others(r.assignment)[from]
 	r.mu.Unlock()
-	if live == nil || live.number != m.Epoch {
+	if live == nil || live.number != m.Epoch || ranks == 0 {
 		return
 	}
 	var err error
@@ -174,7 +276,7 @@ func (s *Server) Peer(kind string, m wire.Ranks) {
 	case kind == wire.KindMesh:
 		err = live.epoch.Mesh.Deliver(m.Payload)
 	case kind == wire.KindAnswer && live.spread != nil:
-		answer := group.Answer{Payload: m.Payload}
+		answer := group.Answer{Node: from, Payload: m.Payload}
 		if m.Err != "" {
 			answer.Err = errors.New(m.Err)
 		}

@@ -28,7 +28,13 @@ func (w *wires) to(node string) (*Server, error) {
 	return w.servers[node], nil
 }
 
-func (w *wires) Send(_ context.Context, node, _ string, _ bool, kind string, data []byte) error {
+// wiresOf are a node's own ends.
+type wiresOf struct {
+	*wires
+	self string
+}
+
+func (w wiresOf) Send(_ context.Context, node, _ string, _ bool, kind string, data []byte) error {
 	s, err := w.to(node)
 	if err != nil {
 		return err
@@ -37,13 +43,13 @@ func (w *wires) Send(_ context.Context, node, _ string, _ bool, kind string, dat
 	if err := wire.Unmarshal(data, &m); err != nil {
 		return err
 	}
-	s.Peer(kind, m)
+	s.Peer(w.self, kind, m)
 	return nil
 }
 
-func (w *wires) Call(ctx context.Context, node, _, _ string, data []byte) ([]byte, error) {
+func (w wiresOf) Call(ctx context.Context, node, _, kind string, data []byte) ([]byte, error) {
 	s, err := w.to(node)
-	if err != nil {
+	if err != nil || kind == wire.KindPing {
 		return nil, err
 	}
 	var m wire.Ranks
@@ -61,7 +67,7 @@ func cluster(t *testing.T, nodes int) (*wires, []*rig) {
 	var rigs []*rig
 	for i := range nodes {
 		name := fmt.Sprint("n", i+1)
-		r := newNode(t, name, h, w)
+		r := newNode(t, name, h, wiresOf{w, name})
 		w.servers[name] = r.server
 		rigs = append(rigs, r)
 	}
@@ -141,6 +147,9 @@ func TestLostNodeEndsTheEpoch(t *testing.T) {
 	if got := rigs[0].failure(1); got.Code != wire.ErrLost {
 		t.Fatalf("got %v, want lost", got)
 	}
+	if report := rigs[0].broken(1); !slices.Equal(report.Lost, []string{"n2"}) {
+		t.Errorf("reported %+v, want n2 lost", report)
+	}
 	for _, r := range []*rig{rigs[0], rigs[2]} {
 		r.server.Assign(spread(2, stages, "n1", "n3"))
 	}
@@ -151,22 +160,56 @@ func TestLostNodeEndsTheEpoch(t *testing.T) {
 	}
 }
 
-// Messages of another epoch, or of nothing that runs here, are dropped; nonsense
-// ends the epoch that it names and nothing else.
+// broken waits until the replica's epoch has failed.
+func (r *rig) broken(epoch uint64) wire.ReplicaReport {
+	for {
+		for _, report := range r.server.Report().Replicas {
+			if report.Epoch == epoch && report.Phase == wire.PhaseFailed {
+				return report
+			}
+		}
+		<-r.changed
+	}
+}
+
+// A node to which a message was lost, but that says it lives, is not reported as
+// lost: the same ranks may start again where they are.
+func TestLostMessageIsTransient(t *testing.T) {
+	_, rigs := cluster(t, 2)
+	for _, r := range rigs {
+		defer r.stop()
+		r.server.Assign(spread(1, shard.Layout{Tensor: 1, Pipeline: 2}, "n1", "n2"))
+	}
+	rigs[0].await(1, wire.PhaseReady)
+	rigs[0].server.Lost("n3", errors.New("not one of the group"))
+	rigs[0].server.Lost("n2", errors.New("the connection broke"))
+	if report := rigs[0].broken(1); !report.Transient || len(report.Lost) > 0 {
+		t.Errorf("reported %+v, want a transient failure", report)
+	}
+}
+
+// Messages of another epoch, of nothing that runs here, or of a node that has no
+// rank in the group are dropped; nonsense ends the epoch that it names and nothing
+// else.
 func TestPeerMessagesAreChecked(t *testing.T) {
 	ids, greedy := prompt(t)
-	_, rigs := cluster(t, 1)
+	_, rigs := cluster(t, 2)
 	r := rigs[0]
-	defer r.stop()
-	r.server.Assign(assignment(1, modelPath))
+	for _, r := range rigs {
+		defer r.stop()
+		r.server.Assign(spread(1, shard.Layout{Tensor: 1, Pipeline: 2}, "n1", "n2"))
+	}
 	r.await(1, wire.PhaseReady)
+	for _, kind := range []string{wire.KindStep, wire.KindAnswer, wire.KindMesh} {
+		r.server.Peer("n3", kind, wire.Ranks{Version: wire.Version, Replica: "r1", Epoch: 1, Payload: []byte("x")})
+	}
 	for _, m := range []wire.Ranks{
 		{Version: wire.Version, Replica: "r1", Epoch: 7, Payload: []byte("x")},
 		{Version: wire.Version, Replica: "r9", Epoch: 1, Payload: []byte("x")},
 		{Version: wire.Version + 1, Replica: "r1", Epoch: 1, Payload: []byte("x")},
 	} {
 		for _, kind := range []string{wire.KindStep, wire.KindAnswer, wire.KindMesh} {
-			r.server.Peer(kind, m)
+			r.server.Peer("n2", kind, m)
 		}
 	}
 	r.server.Request(request(ids, 1, 1, 1, len(greedy)))
@@ -176,12 +219,6 @@ func TestPeerMessagesAreChecked(t *testing.T) {
 	if err := r.server.Join(t.Context(), wire.Ranks{Version: wire.Version, Replica: "r9", Epoch: 1}); err == nil {
 		t.Error("joined a replica that is not here")
 	}
-	r.server.Peer(wire.KindMesh, wire.Ranks{Version: wire.Version, Replica: "r1", Epoch: 1, Payload: []byte("x")})
-	for {
-		reports := r.server.Report().Replicas
-		if reports[0].Phase == wire.PhaseFailed {
-			break
-		}
-		<-r.changed
-	}
+	r.server.Peer("n2", wire.KindMesh, wire.Ranks{Version: wire.Version, Replica: "r1", Epoch: 1, Payload: []byte("x")})
+	r.broken(1)
 }

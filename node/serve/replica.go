@@ -89,7 +89,7 @@ func (r *replica) Run(ctx context.Context) {
 			continue
 		}
 		r.server.cfg.Logger.Error("replica failed", "replica", a.Replica, "epoch", a.Epoch, "err", err)
-		r.set(a.Epoch, wire.PhaseFailed, err.Error())
+		r.failed(ctx, a, err)
 		select {
 		case <-ctx.Done():
 		case <-r.wanted:
@@ -288,6 +288,24 @@ func (r *replica) leave() {
 func (r *replica) set(epoch uint64, phase wire.Phase, reason string) {
 	r.mu.Lock()
 	r.state = wire.ReplicaReport{Replica: r.assignment.Replica, Epoch: epoch, Phase: phase, Reason: reason}
+	r.mu.Unlock()
+	r.server.changed()
+}
+
+// failed reports that an epoch ended, and who is to blame: a node that does not
+// answer a simple question either is lost; if it does, only a message was.
+func (r *replica) failed(ctx context.Context, a wire.Assignment, err error) {
+	report := wire.ReplicaReport{Replica: a.Replica, Epoch: a.Epoch, Phase: wire.PhaseFailed, Reason: err.Error()}
+	if nodes, _, bad := r.server.places(a); bad == nil {
+		if node, ok := r.server.blame(err, nodes); ok {
+			report.Transient = true
+			if !r.server.reachable(ctx, node) {
+				report.Lost = []string{node}
+			}
+		}
+	}
+	r.mu.Lock()
+	r.state = report
 	r.mu.Unlock()
 	r.server.changed()
 }

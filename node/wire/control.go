@@ -64,6 +64,8 @@ type Report struct {
 	Devices  []Device        `cbor:"4,keyasint,omitempty"`
 	Replicas []ReplicaReport `cbor:"5,keyasint,omitempty"`
 	Draining bool            `cbor:"6,keyasint,omitempty"`
+	// Labels are the node's own: its zone, what an operator calls it.
+	Labels map[string]string `cbor:"7,keyasint,omitempty"`
 }
 
 // Device is one place for a shard.
@@ -83,6 +85,10 @@ type ReplicaReport struct {
 	Done    int64       `cbor:"5,keyasint,omitempty"` // bytes pulled so far …
 	Total   int64       `cbor:"6,keyasint,omitempty"` // … of so many
 	Engine  EngineStats `cbor:"7,keyasint"`           // of the driver
+	// Of a failed epoch: the nodes of other ranks that this one can't reach or that
+	// do not answer, and whether nothing is wrong but that a message was lost.
+	Lost      []string `cbor:"8,keyasint,omitempty"`
+	Transient bool     `cbor:"9,keyasint,omitempty"`
 }
 
 // EngineStats is a driver's counts, for metrics and routing.

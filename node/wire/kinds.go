@@ -10,6 +10,7 @@ const (
 	KindCredit  = "credit"  // node → head: Credit
 	KindReport  = "report"  // node → head: Report
 	KindJoin    = "join"    // driver's node → node, a call: Ranks → nothing, once the ranks there stand ready
+	KindPing    = "ping"    // node → node, a call: nothing → nothing, from who lost a message there
 	KindStep    = "step"    // driver's node → node: Ranks with a group's payload
 	KindAnswer  = "answer"  // node → driver's node: Ranks with a rank's answer
 	KindMesh    = "mesh"    // node → node: Ranks with a message of the ranks' mesh

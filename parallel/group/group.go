@@ -25,6 +25,7 @@ type Rank interface {
 // An Answer is what one rank says to one payload.
 type Answer struct {
 	Rank    int
+	Node    string // of ranks on another node
 	Payload []byte
 	Err     error // the rank is lost; no answers follow
 }

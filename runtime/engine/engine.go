@@ -187,18 +187,22 @@ func (e *Engine) Run(ctx context.Context) error {
 // collector puts the ranks' answers to one step together.
 type collector struct {
 	ranks  int
+	steps  uint64            // answered by every rank
+	nodes  map[string]uint64 // answers of each node
 	counts map[sched.StepID]int
 	result map[sched.StepID]*sched.Result
 }
 
 // add takes one rank's answer and gives the step's result once all have answered.
-func (c *collector) add(r *sched.Result) (*sched.Result, error) {
+func (c *collector) add(node string, r *sched.Result) (*sched.Result, error) {
 	if c.ranks == 1 {
 		return r, nil
 	}
 	if c.counts == nil {
 		c.counts, c.result = make(map[sched.StepID]int), make(map[sched.StepID]*sched.Result)
+		c.nodes = make(map[string]uint64)
 	}
+	c.nodes[node]++
 	first, ok := c.result[r.ID]
 	if !ok {
 		first = r
@@ -214,6 +218,7 @@ func (c *collector) add(r *sched.Result) (*sched.Result, error) {
 	if c.counts[r.ID] < c.ranks {
 		return nil, nil
 	}
+	c.steps++
 	delete(c.counts, r.ID)
 	delete(c.result, r.ID)
 	return first, nil

@@ -49,7 +49,7 @@ func (l *loop) run(ctx context.Context) error {
 	for {
 		now := time.Now()
 		if err := l.watchdog.check(now); err != nil {
-			return err
+			return &StuckError{Steps: l.answers.steps, Answers: l.answers.nodes, cause: err}
 		}
 		if !l.deadline.IsZero() && !now.Before(l.deadline) {
 			l.expire(now)
@@ -115,7 +115,7 @@ func (l *loop) answer(a group.Answer) error {
 	if err != nil {
 		return err
 	}
-	if result, err = l.answers.add(result); err != nil || result == nil {
+	if result, err = l.answers.add(a.Node, result); err != nil || result == nil {
 		return err
 	}
 	l.watchdog.answered(time.Now())

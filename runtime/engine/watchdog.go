@@ -9,6 +9,16 @@ import (
 // ErrStuck means that a step took far longer than those before it allow.
 var ErrStuck = errors.New("engine: step is stuck")
 
+// A StuckError tells which ranks may be to blame. It wraps ErrStuck.
+type StuckError struct {
+	Steps   uint64            // that every rank answered
+	Answers map[string]uint64 // of each node's ranks together; "" is the driver's
+	cause   error
+}
+
+func (s *StuckError) Error() string { return s.cause.Error() }
+func (s *StuckError) Unwrap() error { return s.cause }
+
 const (
 	// firstStep bounds the steps before any has been answered: weights may still
 	// come from a disk.

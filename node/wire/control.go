@@ -65,7 +65,7 @@ type Report struct {
 	Replicas []ReplicaReport `cbor:"5,keyasint,omitempty"`
 	Draining bool            `cbor:"6,keyasint,omitempty"`
 	// Labels are the node's own: its zone, what an operator calls it.
-	Labels map[string]string `cbor:"7,keyasint,omitempty"`
+	Labels map[string]string `cbor:"8,keyasint,omitempty"`
 }
 
 // Device is one place for a shard.

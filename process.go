@@ -36,6 +36,7 @@ type process struct {
 	level   *slog.LevelVar
 	logger  *slog.Logger
 	apiKeys *api.Keys
+	keysOff bool
 }
 
 func (p *process) flags(f *pflag.FlagSet, host string) {
@@ -43,7 +44,7 @@ func (p *process) flags(f *pflag.FlagSet, host string) {
 	f.StringVar(&p.host, "host", host, "address of the HTTP API; beyond loopback an API key is demanded")
 	f.IntVar(&p.port, "port", 8000, "port of the HTTP API; 0 takes a free one")
 	f.IntVar(&p.metricsPort, "metrics-port", 9090, "a second port for /metrics alone; 0: none")
-	f.StringArrayVar(&p.keys, "api-key", nil, "key that clients must send, or @FILE with a key a line; none turns keys off")
+	f.StringArrayVar(&p.keys, "api-key", nil, "an administrator's key that clients may send beside those of manta keys, or @FILE with a key a line; none turns keys off")
 }
 
 // nodeFlags are those that do not concern the API.
@@ -122,7 +123,7 @@ func (p *process) prepare(errs io.Writer) (err error) {
 	if keys == nil && !off && p.host != "" && p.host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		return api.ErrNoKey
 	}
-	p.apiKeys = keys
+	p.apiKeys, p.keysOff = keys, off
 	return nil
 }
 

@@ -22,6 +22,7 @@ import (
 
 	"manta/head/api"
 	"manta/head/dispatch"
+	"manta/head/limit"
 	"manta/head/route"
 	"manta/head/state"
 	"manta/head/store"
@@ -53,7 +54,8 @@ type Config struct {
 	Advertise string        // the address that others reach this head at; empty: that of Gossip
 	Heartbeat time.Duration // of raft; 0: its default
 	Grace     time.Duration // for requests in progress when the head stops
-	Keys      *api.Keys     // nil: none is demanded
+	Keys      *api.Keys     // beside those that the cluster knows; nil: none
+	KeysOff   bool          // no key is demanded, whatever keys there are
 	Logger    *slog.Logger
 }
 
@@ -71,12 +73,14 @@ type Head struct {
 	dispatch *dispatch.Dispatcher
 	api      *api.Server
 	control  *control
+	rates    *limit.Limiter
+	lender   lender
 }
 
 // New builds a head: its ports are open and it is a member when New returns. Run
 // makes it work; Close is needed in any case.
 func New(cfg Config) (_ *Head, err error) {
-	h := &Head{cfg: cfg, log: cfg.Logger, metrics: telemetry.New()}
+	h := &Head{cfg: cfg, log: cfg.Logger, metrics: telemetry.New(), rates: limit.New(cfg.Expect)}
 	defer func() {
 		if err != nil {
 			h.Close()
@@ -126,8 +130,9 @@ func New(cfg Config) (_ *Head, err error) {
 	}
 	h.members.Store(members)
 	h.api = api.New(api.Config{
-		Views: &truthful{control: h.control}, Texts: api.NewStoreTexts(h.store), Dispatch: h.dispatch, Cluster: h.control, Keys: cfg.Keys,
-		Metrics: h.metrics.Handler(), Log: cfg.Logger, CanQueue: h.canQueue,
+		Views: &truthful{control: h.control}, Texts: api.NewStoreTexts(h.store), Dispatch: h.dispatch, Cluster: h.control,
+		Keys: cfg.Keys, KeysOff: cfg.KeysOff, Keyring: keyring{h}, Rates: h.rates,
+		Metrics: h.metrics.Handler(), Log: cfg.Logger, CanQueue: h.canQueue, Restored: h.raft.Restored,
 	})
 	return h, nil
 }
@@ -165,6 +170,7 @@ func (h *Head) Run(ctx context.Context) error {
 	group.Go(func() error { return over(rest, h.assemble(rest)) })
 	group.Go(func() error { return over(rest, h.control.homes(rest)) })
 	group.Go(func() error { return over(rest, h.control.awake.run(rest)) })
+	group.Go(func() error { return over(rest, h.lend(rest)) })
 	return group.Wait()
 }
 

@@ -21,6 +21,7 @@ const (
 	kindProgress = "progress" // to a non-voter: nothing → applied
 	kindPut      = "put"      // bytes → nothing, once they are on disk
 	kindGet      = "get"      // a digest → bytes
+	kindLend     = "lend"     // to the leader: a limit.Ask → a limit.Answer
 
 	maxHeadCalls = 256
 	// lookAgain is between two looks for a leader.
@@ -78,6 +79,7 @@ func (h *Head) listenToHeads() {
 	on(kindApply, func(ctx context.Context, data []byte) ([]byte, error) { return answer(h.raft.Apply(ctx, data)) })
 	on(kindBarrier, func(ctx context.Context, _ []byte) ([]byte, error) { return answer(h.raft.Barrier(ctx)) })
 	on(kindProgress, func(context.Context, []byte) ([]byte, error) { return answer(h.raft.View().Index, nil) })
+	on(kindLend, h.answerLend)
 	on(kindPut, func(ctx context.Context, data []byte) ([]byte, error) {
 		_, err := h.disk.PutBlob(ctx, data)
 		return nil, err

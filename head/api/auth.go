@@ -2,17 +2,24 @@ package api
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/http"
 	"os"
 	"strings"
+	"time"
+
+	"manta/head/limit"
+	"manta/head/state"
 )
 
-// Keys are the API keys that the server takes, kept as their SHA-256.
+// Keys are the API keys that a head was started with, kept as their SHA-256. Those
+// that the cluster knows are in the View.
 type Keys struct {
 	digests [][32]byte
 }
@@ -104,18 +111,114 @@ func (k *Keys) match(digest [32]byte) bool {
 // open are the paths that need no key: what probes and scrapers read.
 var open = map[string]bool{"/health": true, "/livez": true, "/readyz": true, "/metrics": true}
 
-// authorized demands a key on every path that is not open.
+// caller is who a request is from: the holder of a key, or anybody where none is
+// demanded.
+type caller struct {
+	name   string // of the key; "": anybody
+	admin  bool
+	limits state.KeyLimits
+	rates  limit.Rates
+}
+
+type callerKey struct{}
+
+// by gives who a request is from.
+func by(ctx context.Context) *caller {
+	if c, ok := ctx.Value(callerKey{}).(*caller); ok {
+		return c
+	}
+	return &caller{admin: true}
+}
+
+// identify finds the key that a request brings: one that this head was started
+// with, whose holders may do everything, or one that the cluster knows.
+func (s *Server) identify(r *http.Request) (*caller, bool) {
+	hash := owner(r)
+	if s.keys != nil && s.keys.match(hash) {
+		return &caller{name: fmt.Sprintf("key-%x", hash[:4]), admin: true}, true
+	}
+	view := s.views.View()
+	if k, ok := view.Keys[hash]; ok {
+		return &caller{name: k.Name, admin: k.Admin, limits: k.Limits, rates: limit.Rates{
+			Requests: k.Limits.RequestsPerSecond, Tokens: float64(k.Limits.TokensPerMinute) / 60,
+		}}, true
+	}
+	if s.keysOff || s.keys == nil && len(view.Keys) == 0 && (s.restored == nil || s.restored()) {
+		return &caller{admin: true}, true
+	}
+	return nil, false
+}
+
+// recognize is identify for a head that may be behind: a key that it does not know
+// may have been made a moment ago, at another head.
+func (s *Server) recognize(r *http.Request) (*caller, bool) {
+	c, ok := s.identify(r)
+	if ok || s.cluster == nil || r.Header.Get("Authorization") == "" && s.keys != nil {
+		return c, ok
+	}
+	if err := s.catchUp(r.Context()); err != nil {
+		return nil, false
+	}
+	return s.identify(r)
+}
+
+// authorized demands a key on every path that is not open, and an administrator's
+// where keys are made.
 func (s *Server) authorized(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if s.keys != nil && !open[r.URL.Path] && !s.keys.match(owner(r)) {
+		if open[r.URL.Path] {
+			next.ServeHTTP(w, r)
+			return
+		}
+		c, ok := s.recognize(r)
+		switch {
+		case !ok:
 			s.fail(w, r, &Error{
 				Status: http.StatusUnauthorized, Type: "AuthenticationError",
 				Message: "a valid API key is needed: send the header Authorization: Bearer KEY",
 			})
-			return
+		case !c.admin && (r.URL.Path == "/api/keys" || strings.HasPrefix(r.URL.Path, "/api/keys/")):
+			s.fail(w, r, &Error{
+				Status: http.StatusForbidden, Type: "PermissionDeniedError",
+				Message: "key " + c.name + " is no administrator's: ask who runs this cluster",
+			})
+		default:
+			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, c)))
 		}
-		next.ServeHTTP(w, r)
 	})
+}
+
+// admit takes a request off its key's rate.
+func (s *Server) admit(c *caller) error {
+	if s.rates == nil {
+		return nil
+	}
+	retry, ok := s.rates.Admit(c.name, c.rates, time.Now())
+	if ok {
+		return nil
+	}
+	return &Error{
+		Status: http.StatusTooManyRequests, Type: "RateLimitError", RetryAfter: max(1, int(math.Ceil(retry.Seconds()))),
+		Message: fmt.Sprintf("key %s has used up its rate: %s", c.name, describeLimits(c.limits)),
+	}
+}
+
+// spend takes tokens off the rate of a request's key.
+func (s *Server) spend(c *caller, tokens int) {
+	if s.rates != nil && c.rates.Tokens > 0 {
+		s.rates.Spend(c.name, c.rates, tokens, time.Now())
+	}
+}
+
+func describeLimits(l state.KeyLimits) string {
+	var all []string
+	if l.RequestsPerSecond > 0 {
+		all = append(all, fmt.Sprintf("%v requests a second", l.RequestsPerSecond))
+	}
+	if l.TokensPerMinute > 0 {
+		all = append(all, fmt.Sprintf("%d tokens a minute", l.TokensPerMinute))
+	}
+	return strings.Join(all, ", ")
 }
 
 // owner is the SHA-256 of the key that a request brings, zero when it brings none.

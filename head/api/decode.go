@@ -33,6 +33,15 @@ func (s *Server) body(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	return data, nil
 }
 
+// read takes the body's JSON object.
+func (s *Server) read(w http.ResponseWriter, r *http.Request, into any) error {
+	data, err := s.body(w, r)
+	if err != nil {
+		return err
+	}
+	return parse(data, into)
+}
+
 // parse decodes a JSON object into a request, and names the field that does not fit.
 func parse(data []byte, into any) error {
 	if !utf8.Valid(data) {

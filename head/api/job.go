@@ -27,6 +27,8 @@ type job struct {
 	n        int
 	priority int
 	owner    [32]byte
+	caller   *caller
+	session  string
 	body     [32]byte
 	resume   *dispatch.EventID // nil: from the start
 
@@ -42,6 +44,9 @@ type prompt struct {
 	tokens []int32
 }
 
+// sessionHeader names a session: its requests go to one replica if they can.
+const sessionHeader = "X-Session-Id"
+
 // newJob takes what the two forms of request share.
 func newJob(r *http.Request, model *served, f *sampling, data []byte, params sample.Params) (*job, error) {
 	n, err := f.choices()
@@ -49,9 +54,12 @@ func newJob(r *http.Request, model *served, f *sampling, data []byte, params sam
 		return nil, err
 	}
 	j := &job{
-		model: model, created: time.Now().Unix(), params: params, n: n, priority: f.Priority,
-		owner: owner(r), body: digest(data),
+		model: model, created: time.Now().Unix(), params: params, n: n,
+		owner: owner(r), caller: by(r.Context()), session: r.Header.Get(sessionHeader), body: digest(data),
 		stream: f.Stream, tokensAsID: f.TokensAsIDs, tokenIDs: f.ReturnTokenIDs,
+	}
+	if j.priority = f.Priority; j.caller.name != "" {
+		j.priority = max(j.priority, j.caller.limits.Priority)
 	}
 	if f.StreamOptions != nil {
 		j.usage = f.StreamOptions.IncludeUsage || f.StreamOptions.ContinuousUsage
@@ -130,12 +138,17 @@ type batch struct {
 func (s *Server) start(ctx context.Context, j *job) (*batch, error) {
 	b := &batch{pieces: make(chan piece, 16)}
 	now := time.Now()
+	if j.resume == nil { // one that goes on was admitted
+		if err := s.admit(j.caller); err != nil {
+			return nil, err
+		}
+	}
 	for i, p := range j.prompts {
 		request := dispatch.Request{
 			ID: dispatch.Part(j.id, i), Deployment: j.model.Name, Tokenizer: j.model.text.Tokenizer,
 			Prompt: p.tokens, Choices: j.n, Params: j.params, Priority: j.priority,
 			Deadline: now.Add(s.limits.RequestTime), WaitUntil: now.Add(s.limits.WaitTime),
-			Owner: j.owner, Body: j.body,
+			Owner: j.owner, Body: j.body, Key: j.caller.name, Weight: j.caller.limits.Weight, Session: j.session,
 		}
 		if j.resume != nil {
 			request.Attempt = j.resume.Attempt
@@ -154,7 +167,7 @@ func (s *Server) start(ctx context.Context, j *job) (*batch, error) {
 	for i, stream := range b.streams {
 		b.work.Go(func() {
 			defer stream.Close()
-			b.read(ctx, i, stream)
+			s.spend(j.caller, b.read(ctx, i, stream)+len(j.prompts[i].tokens))
 		})
 	}
 	go func() { // ends with the readers; close waits for them
@@ -164,20 +177,21 @@ func (s *Server) start(ctx context.Context, j *job) (*batch, error) {
 	return b, nil
 }
 
-// read hands a stream's events on until it ends.
-func (b *batch) read(ctx context.Context, index int, stream *dispatch.Stream) {
+// read hands a stream's events on until it ends, and counts the tokens.
+func (b *batch) read(ctx context.Context, index int, stream *dispatch.Stream) (tokens int) {
 	for {
 		event, err := stream.Next(ctx)
 		if errors.Is(err, io.EOF) {
-			return
+			return tokens
 		}
+		tokens += len(event.Tokens)
 		select {
 		case b.pieces <- piece{prompt: index, Event: event, err: err}:
 		case <-ctx.Done():
-			return
+			return tokens
 		}
 		if err != nil {
-			return
+			return tokens
 		}
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/semaphore"
+
+	"manta/head/limit"
 )
 
 // Limits bound what one client can make the head hold. Zero means the default.
@@ -55,10 +57,16 @@ type Config struct {
 	Texts    Texts
 	Dispatch Submitter
 	Cluster  Cluster
-	Keys     *Keys        // nil: none is demanded
-	Metrics  http.Handler // of /metrics; nil: none
+	Keys     *Keys // that this head was started with; nil: none
+	KeysOff  bool  // no key is demanded, whatever keys there are
+	Keyring  Keyring
+	Rates    *limit.Limiter // of keys; nil: no limits
+	Metrics  http.Handler   // of /metrics; nil: none
 	Limits   Limits
 	Log      *slog.Logger
+	// Restored tells whether this head knows again what it knew before it stopped,
+	// keys among that; nil: it does.
+	Restored func() bool
 	// CanQueue tells /readyz whether this head can queue and place work; nil: it can.
 	CanQueue func() error
 }
@@ -70,10 +78,14 @@ type Server struct {
 	dispatch Submitter
 	cluster  Cluster
 	keys     *Keys
+	keysOff  bool
+	keyring  Keyring
+	rates    *limit.Limiter
 	metrics  http.Handler
 	limits   Limits
 	log      *slog.Logger
 	canQueue func() error
+	restored func() bool
 	progress atomic.Int64        // generation requests in hand
 	held     *semaphore.Weighted // bytes of their bodies
 
@@ -87,8 +99,8 @@ type Server struct {
 func New(config Config) *Server {
 	s := &Server{
 		views: config.Views, texts: config.Texts, dispatch: config.Dispatch, cluster: config.Cluster,
-		keys: config.Keys, metrics: config.Metrics, limits: config.Limits.withDefaults(), log: config.Log,
-		canQueue: config.CanQueue,
+		keys: config.Keys, keysOff: config.KeysOff, keyring: config.Keyring, rates: config.Rates, metrics: config.Metrics, limits: config.Limits.withDefaults(), log: config.Log,
+		canQueue: config.CanQueue, restored: config.Restored,
 	}
 	s.held = semaphore.NewWeighted(s.limits.HeldBytes)
 	if s.log == nil {
@@ -119,6 +131,9 @@ func (s *Server) Handler() http.Handler {
 		"POST /api/cluster/deployments":             s.createDeployment,
 		"GET /api/cluster/deployments/{name...}":    s.getDeployment,
 		"DELETE /api/cluster/deployments/{name...}": s.deleteDeployment,
+		"GET /api/keys":                             s.listKeys,
+		"POST /api/keys":                            s.createKey,
+		"DELETE /api/keys/{name}":                   s.revokeKey,
 	} {
 		mux.HandleFunc(pattern, handler)
 	}

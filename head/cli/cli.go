@@ -1,5 +1,5 @@
 // Package cli is the commands built on the head's API: chat, generate, bench,
-// status and version. Each is a client like any other and needs no more of the
+// status, keys and version. Each is a client like any other and needs no more of the
 // cluster than an address. The command tree's root, in package main, owns them.
 package cli
 
@@ -18,7 +18,7 @@ import (
 
 // Commands gives the commands of this package.
 func Commands() []*cobra.Command {
-	return []*cobra.Command{chatCommand(), generateCommand(), benchCommand(), statusCommand(), versionCommand()}
+	return []*cobra.Command{chatCommand(), generateCommand(), benchCommand(), statusCommand(), keysCommand(), versionCommand()}
 }
 
 // server are the flags that name the API.

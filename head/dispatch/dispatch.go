@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"manta/head/route"
 	"manta/head/state"
 	"manta/node/wire"
+	"manta/runtime/kv"
 )
 
 // maxRefusals bounds how often in a row one request is refused by a driver that
@@ -25,7 +25,8 @@ type Config struct {
 	Link  Link
 	Meter Meter
 	Log   *slog.Logger
-	// MaxQueue bounds the requests of one deployment that wait here.
+	// MaxQueue bounds the requests of one key that wait here for one deployment; those
+	// of all keys together are bounded by eight times as many.
 	MaxQueue int
 	// MaxBacklog bounds the bytes that wait for one slow client.
 	MaxBacklog int
@@ -51,6 +52,8 @@ type Dispatcher struct {
 	streams  map[wire.RequestID]*Stream // guarded by mu
 	queues   map[string]*queue          // guarded by mu, by deployment
 	loads    map[string]route.Load      // guarded by mu, by replica
+	cached   map[string]*route.Cached   // guarded by mu, by replica
+	faded    time.Time                  // guarded by mu: when the loads' Work last was
 	rates    map[string]*rate           // guarded by mu, by deployment
 	arrivals uint64                     // guarded by mu
 	draining bool                       // guarded by mu
@@ -63,8 +66,8 @@ func New(config Config) *Dispatcher {
 		name: config.Head, views: config.Views, link: config.Link, meter: config.Meter, log: config.Log,
 		maxQueue: config.MaxQueue, maxBacklog: config.MaxBacklog,
 		streams: map[wire.RequestID]*Stream{}, queues: map[string]*queue{},
-		loads: map[string]route.Load{}, rates: map[string]*rate{},
-		idle: make(chan struct{}),
+		loads: map[string]route.Load{}, cached: map[string]*route.Cached{}, rates: map[string]*rate{},
+		idle: make(chan struct{}), faded: time.Now(),
 	}
 	if d.maxQueue == 0 {
 		d.maxQueue = defaultMaxQueue
@@ -98,6 +101,7 @@ func (d *Dispatcher) Submit(request Request) (*Stream, error) {
 		dispatcher: d, request: request, place: notQueued, running: request.Choices,
 		times:   times{accepted: time.Now(), last: make([]time.Time, request.Choices)},
 		mailbox: mailbox{attempt: request.Attempt, wake: make(chan struct{}, 1)},
+		chain:   kv.Extend(nil, kv.Hash{}, request.Prompt),
 	}
 	if request.Seen != nil && len(request.Seen) != request.Choices {
 		return nil, fmt.Errorf("request %s: %d choices, the id names %d: %w",
@@ -122,7 +126,7 @@ func (d *Dispatcher) Submit(request Request) (*Stream, error) {
 		s.mailbox.attempt = max(request.Attempt, d.supersede(old))
 	}
 	waiting := d.queue(request.Deployment)
-	if waiting.Len() >= d.maxQueue {
+	if most := waiting.room(request.Key, d.maxQueue); most <= 0 {
 		return nil, &QueueFullError{
 			Deployment: request.Deployment, Waiting: waiting.Len(),
 			RetryAfter: d.rate(request.Deployment).wait(waiting.Len()),
@@ -148,6 +152,7 @@ func (d *Dispatcher) supersede(old *Stream) uint32 {
 		d.meter.Running(old.request.Deployment, -1)
 	}
 	d.credit(old, old.charged)
+	d.queue(old.request.Deployment).settle(old, 0) // the new stream pays
 	return old.mailbox.supersede()
 }
 
@@ -247,6 +252,7 @@ func (d *Dispatcher) observe(view *state.View) {
 		replica, ok := view.Replicas[id]
 		if !ok && load.Outstanding == 0 {
 			delete(d.loads, id)
+			delete(d.cached, id)
 		} else if ok && load.Epoch < replica.Epoch {
 			load.Credit = 0
 			d.loads[id] = load
@@ -265,8 +271,13 @@ func (d *Dispatcher) observe(view *state.View) {
 	}
 	for deployment, waiting := range d.queues {
 		if _, ok := view.Deployments[deployment]; !ok {
-			for _, s := range waiting.items {
-				s.mailbox.delete()
+			for _, f := range waiting.flows {
+				for _, s := range f.items {
+					s.mailbox.delete()
+				}
+			}
+			if waiting.Len() == 0 {
+				delete(d.queues, deployment)
 			}
 			continue
 		}
@@ -277,10 +288,24 @@ func (d *Dispatcher) observe(view *state.View) {
 // pump grants what waits, in order, for as long as there is credit. It holds mu.
 func (d *Dispatcher) pump(view *state.View, deployment string) {
 	waiting := d.queue(deployment)
-	for waiting.Len() > 0 {
-		s := waiting.first()
+	now := time.Now()
+	d.fade(now)
+	// A flow that leaves the last credit to others does not stand in their way.
+	for full := map[*flow]bool{}; ; {
+		s := waiting.first(full)
+		if s == nil {
+			break
+		}
 		choices := max(s.running, 1)
-		replica, ok := route.Choose(view, deployment, d.loads, choices)
+		hits := d.hits(view, s)
+		spare := s.cost == 0 && waiting.hasShare(s.request.Key, now)
+		replica, ok := route.Choose(view, d.loads, route.Request{
+			Deployment: deployment, Choices: choices, Prompt: len(s.request.Prompt), Hits: hits, Session: s.request.Session, Spare: spare,
+		})
+		if !ok && spare {
+			full[waiting.flows[s.request.Key]] = true
+			continue
+		}
 		if !ok {
 			break
 		}
@@ -290,13 +315,11 @@ func (d *Dispatcher) pump(view *state.View, deployment string) {
 			break
 		}
 		d.dequeue(s)
-		load := d.loads[replica.ID]
-		load.Outstanding += choices
-		d.loads[replica.ID] = load
-		s.charged, s.repaid = choices, nil
+		waiting.granted(s, choices)
+		d.charge(s, replica, choices, hits[replica.ID])
 		s.mailbox.grant(target{replica: replica.ID, node: node, epoch: replica.Epoch})
 	}
-	if waiting.Len() == 0 {
+	if waiting.empty(now) {
 		delete(d.queues, deployment)
 	}
 }
@@ -304,7 +327,7 @@ func (d *Dispatcher) pump(view *state.View, deployment string) {
 func (d *Dispatcher) queue(deployment string) *queue {
 	q, ok := d.queues[deployment]
 	if !ok {
-		q = &queue{}
+		q = newQueue()
 		d.queues[deployment] = q
 	}
 	return q
@@ -320,7 +343,7 @@ func (d *Dispatcher) rate(deployment string) *rate {
 }
 
 func (d *Dispatcher) enqueue(s *Stream) {
-	d.queue(s.request.Deployment).add(s)
+	d.queue(s.request.Deployment).add(s, time.Now())
 	d.meter.Waiting(s.request.Deployment, 1)
 }
 
@@ -383,12 +406,16 @@ func (d *Dispatcher) credit(s *Stream, choices int) {
 	}
 	load := d.loads[to.replica]
 	load.Outstanding = max(0, load.Outstanding-choices)
+	if s.charged -= choices; s.charged == 0 {
+		load.Pending, s.pending = max(0, load.Pending-s.pending), 0
+	}
 	d.loads[to.replica] = load
-	s.charged -= choices
+	d.queue(s.request.Deployment).released(s.request.Key, choices)
 }
 
-// forget removes a stream, and tells where it ran, if it did.
-func (d *Dispatcher) forget(s *Stream) (*target, uint32) {
+// forget removes a stream that took so many tokens to compute, and tells where it
+// ran, if it did.
+func (d *Dispatcher) forget(s *Stream, spent int) (*target, uint32) {
 	view := d.views.View()
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -402,6 +429,7 @@ func (d *Dispatcher) forget(s *Stream) (*target, uint32) {
 		d.meter.Running(s.request.Deployment, -1)
 	}
 	d.credit(s, s.charged)
+	d.queue(s.request.Deployment).settle(s, spent)
 	d.pump(view, s.request.Deployment)
 	d.checkIdle()
 	return s.mailbox.withdraw()
@@ -429,91 +457,3 @@ func (d *Dispatcher) cancel(id wire.RequestID, attempt uint32, to target, choice
 }
 
 const cancelTimeout = 2 * time.Second
-
-// grant gives the request a place to run.
-func (b *mailbox) grant(to target) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.target, b.granted, b.lost, b.frames, b.weight = &to, true, false, nil, 0
-	b.signal()
-}
-
-// lose marks the target as gone if it is one that gone names.
-func (b *mailbox) lose(gone func(target) bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.target != nil && !b.lost && gone(*b.target) {
-		b.lost = true
-		b.signal()
-	}
-}
-
-// delete marks the deployment as gone.
-func (b *mailbox) delete() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.deleted = true
-	b.signal()
-}
-
-// supersede takes the request away from its reader.
-func (b *mailbox) supersede() uint32 {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.target, b.granted, b.lost, b.frames, b.weight = nil, false, false, nil, 0
-	b.superseded = true
-	b.signal()
-	return b.attempt
-}
-
-// takes reports whether a frame is of the newest sending.
-func (b *mailbox) takes(frame *wire.Frame) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.takesLocked(frame)
-}
-
-// takesLocked is takes for who holds mu.
-func (b *mailbox) takesLocked(frame *wire.Frame) bool {
-	return b.target != nil && !b.granted && frame.Attempt == b.attempt && frame.Epoch == b.target.epoch
-}
-
-// where gives the target without changing it.
-func (b *mailbox) where() (*target, uint32) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.target, b.attempt
-}
-
-// withdraw takes the target away: what still comes from there is stale. A target
-// that was granted but never sent to needs no cancel, so it is not given.
-func (b *mailbox) withdraw() (*target, uint32) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	to := b.target
-	if b.granted {
-		to = nil
-	}
-	b.target, b.granted, b.lost, b.frames, b.weight = nil, false, false, nil, 0
-	return to, b.attempt
-}
-
-// rate is how fast a deployment ends choices, to guess when trying again helps.
-type rate struct {
-	last     time.Time
-	interval float64 // seconds between ends, a moving mean
-}
-
-func (r *rate) count(now time.Time) {
-	if !r.last.IsZero() {
-		const weight = 0.1
-		r.interval += weight * (now.Sub(r.last).Seconds() - r.interval)
-	}
-	r.last = now
-}
-
-// wait guesses how long so many take, between one second and one minute.
-func (r *rate) wait(waiting int) time.Duration {
-	seconds := math.Ceil(r.interval * float64(waiting))
-	return time.Duration(min(max(seconds, 1), 60)) * time.Second
-}

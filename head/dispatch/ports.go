@@ -107,6 +107,9 @@ type Request struct {
 	Deadline   time.Time // when it must have ended; zero: none
 	WaitUntil  time.Time // when it must have been sent; zero: Deadline
 	Owner      [32]byte  // SHA-256 of the API key
+	Key        string    // the key's name: requests of one share their part of a busy deployment
+	Weight     float64   // how great that part is beside other keys'; 0: 1
+	Session    string    // requests of one session go to one replica if they can; "": none
 	Body       [32]byte  // SHA-256 of the body
 	// Seen[c] is how much of choice c the client of a resumed stream has; nil for
 	// a new request. What it has is computed or collected again, and not given.
@@ -120,6 +123,15 @@ func (r *Request) waitUntil() time.Time {
 	}
 	return r.WaitUntil
 }
+
+// cost is what the request is thought to take, in tokens computed.
+func (r *Request) cost() float64 {
+	return float64(len(r.Prompt) + r.Choices*min(max(r.Params.MaxTokens, 1), expectedTokens))
+}
+
+// expectedTokens bounds what a request is charged for its answer before it is known: few
+// use all that they may.
+const expectedTokens = 256
 
 // Event is the next piece of one choice.
 type Event struct {

@@ -1,49 +1,187 @@
 package dispatch
 
-import "container/heap"
+import (
+	"cmp"
+	"container/heap"
+	"time"
+)
 
-// queue holds the requests of one deployment that wait for credit: priority
-// first (lower runs first), then the order of arrival. A request that lost its
-// replica keeps its place of arrival, so it comes before all that came later.
+// queue holds the requests of one deployment that wait for credit. A flow is what
+// one API key has waiting or running. The next request is of the most urgent
+// priority (lower runs first); among the flows that have one, of the flow with the
+// least virtual time: start-time fair queuing (Goyal et al., SIGCOMM 1996, §2), with
+// tokens over weight as a request's length. Within a flow it is the order of
+// arrival. A request that lost its replica was paid for, so it comes first.
 type queue struct {
-	items []*Stream
+	flows   map[string]*flow
+	waiting int
+	clock   float64 // virtual time: the start of the request granted last
 }
 
-func (q *queue) Len() int { return len(q.items) }
+// flow is one key's part of a queue. It is kept while it has requests here or
+// running, and a minute longer.
+type flow struct {
+	items   []*Stream
+	time    float64 // virtual: where its next request starts
+	weight  float64
+	running int       // choices granted and not ended
+	seen    time.Time // when its newest request came
+}
 
-func (q *queue) Less(i, j int) bool {
-	a, b := q.items[i], q.items[j]
-	if a.request.Priority != b.request.Priority {
-		return a.request.Priority < b.request.Priority
+const (
+	notQueued = -1
+	// maxFlows full flows fill a queue.
+	maxFlows = 8
+	// remember is how long a key that has come counts as one that may come again.
+	remember = time.Minute
+)
+
+func newQueue() *queue { return &queue{flows: map[string]*flow{}} }
+
+func (q *queue) Len() int { return q.waiting }
+
+// of gives the flow of a key, a new one at the clock.
+func (q *queue) of(key string) *flow {
+	f, ok := q.flows[key]
+	if !ok {
+		f = &flow{weight: 1, time: q.clock}
+		q.flows[key] = f
 	}
-	return a.arrival < b.arrival
+	return f
 }
 
-func (q *queue) Swap(i, j int) {
-	q.items[i], q.items[j] = q.items[j], q.items[i]
-	q.items[i].place, q.items[j].place = i, j
+func (q *queue) add(s *Stream, now time.Time) {
+	f := q.of(s.request.Key)
+	f.seen = now
+	if s.request.Weight > 0 {
+		f.weight = s.request.Weight
+	}
+	if len(f.items) == 0 && f.running == 0 {
+		f.time = max(f.time, q.clock) // what was not used is not saved up
+	}
+	heap.Push(f, s)
+	q.waiting++
 }
 
-// Push and Pop are container/heap's; callers use add, take and remove.
-func (q *queue) Push(x any) {
+// first gives the next request of a flow that is not full, nil when there is none.
+func (q *queue) first(full map[*flow]bool) *Stream {
+	var best *Stream
+	var from *flow
+	for _, f := range q.flows {
+		if len(f.items) == 0 || full[f] {
+			continue
+		}
+		s := f.items[0]
+		if best == nil || cmp.Or(
+			cmp.Compare(s.request.Priority, best.request.Priority), cmp.Compare(again(best), again(s)),
+			cmp.Compare(f.time, from.time), cmp.Compare(s.arrival, best.arrival),
+		) < 0 {
+			best, from = s, f
+		}
+	}
+	return best
+}
+
+// again is 1 for a request that was granted before.
+func again(s *Stream) int {
+	if s.cost > 0 {
+		return 1
+	}
+	return 0
+}
+
+func (q *queue) remove(s *Stream) {
+	heap.Remove(q.flows[s.request.Key], s.place)
+	q.waiting--
+}
+
+// granted charges a request to its flow: what it is thought to cost, once.
+func (q *queue) granted(s *Stream, choices int) {
+	f := q.of(s.request.Key)
+	f.running += choices
+	if s.cost == 0 {
+		q.clock = max(q.clock, f.time)
+		s.cost = s.request.cost()
+		f.time += s.cost / f.weight
+	}
+}
+
+// released takes choices off what a flow has running.
+func (q *queue) released(key string, choices int) {
+	if f, ok := q.flows[key]; ok {
+		f.running = max(0, f.running-choices)
+	}
+}
+
+// settle corrects a flow by what a request really cost.
+func (q *queue) settle(s *Stream, tokens int) {
+	if f, ok := q.flows[s.request.Key]; ok && s.cost > 0 {
+		f.time += (float64(tokens) - s.cost) / f.weight
+	}
+}
+
+// room is how many more requests of a key may wait. Near the bound of all, a key
+// may have no more waiting than there is room left: so there is some for a key
+// that comes later (Choudhury and Hahne, ToN 1998, dynamic thresholds).
+func (q *queue) room(key string, most int) int {
+	own := 0
+	if f, ok := q.flows[key]; ok {
+		own = len(f.items)
+	}
+	return min(most, maxFlows*most-q.waiting) - own
+}
+
+// hasShare reports whether a key has its part of what runs while other keys came
+// lately.
+func (q *queue) hasShare(key string, now time.Time) bool {
+	own, others, running, weights := q.of(key), false, 0, 0.0
+	for k, f := range q.flows {
+		if f.active(now) {
+			others = others || k != key
+			running, weights = running+f.running, weights+f.weight
+		}
+	}
+	return others && own.running > 0 && float64(own.running)*weights >= float64(running)*own.weight
+}
+
+func (f *flow) active(now time.Time) bool {
+	return len(f.items)+f.running > 0 || now.Sub(f.seen) < remember
+}
+
+// empty drops the flows that nobody uses any more, and reports whether none is left.
+func (q *queue) empty(now time.Time) bool {
+	for key, f := range q.flows {
+		if !f.active(now) {
+			delete(q.flows, key)
+		}
+	}
+	return len(q.flows) == 0
+}
+
+func (f *flow) Len() int { return len(f.items) }
+
+func (f *flow) Less(i, j int) bool {
+	a, b := f.items[i], f.items[j]
+	return cmp.Or(cmp.Compare(a.request.Priority, b.request.Priority), cmp.Compare(a.arrival, b.arrival)) < 0
+}
+
+func (f *flow) Swap(i, j int) {
+	f.items[i], f.items[j] = f.items[j], f.items[i]
+	f.items[i].place, f.items[j].place = i, j
+}
+
+// Push and Pop are container/heap's.
+func (f *flow) Push(x any) {
 	s := x.(*Stream)
-	s.place = len(q.items)
-	q.items = append(q.items, s)
+	s.place = len(f.items)
+	f.items = append(f.items, s)
 }
 
-func (q *queue) Pop() any {
-	last := len(q.items) - 1
-	s := q.items[last]
-	q.items[last] = nil
-	q.items = q.items[:last]
+func (f *flow) Pop() any {
+	last := len(f.items) - 1
+	s := f.items[last]
+	f.items[last] = nil
+	f.items = f.items[:last]
 	s.place = notQueued
 	return s
 }
-
-const notQueued = -1
-
-func (q *queue) add(s *Stream) { heap.Push(q, s) }
-
-func (q *queue) first() *Stream { return q.items[0] }
-
-func (q *queue) remove(s *Stream) { heap.Remove(q, s.place) }

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"time"
 
 	"manta/node/wire"
+	"manta/runtime/kv"
 )
 
 // errFault marks what a driver should never have sent. The stream asks again,
@@ -32,6 +32,10 @@ type Stream struct {
 	place      int    // index in the queue; guarded by Dispatcher.mu
 	charged    int    // choices counted against target's credit; guarded by Dispatcher.mu
 	repaid     []int  // choices that no longer are; guarded by Dispatcher.mu
+	pending    int    // prompt tokens counted as target's; guarded by Dispatcher.mu
+	// cost is what its flow was charged, in tokens; 0: nothing yet. Guarded by Dispatcher.mu.
+	cost  float64
+	chain []kv.Hash // of the prompt's full blocks; immutable
 
 	// The reader's own.
 	choices  []*choice
@@ -68,22 +72,6 @@ type target struct {
 type sending struct {
 	to    target
 	alone bool
-}
-
-// mailbox is what others leave for the reader. Its lock comes after Dispatcher.mu.
-type mailbox struct {
-	mu       sync.Mutex
-	frames   []wire.Frame // guarded by mu
-	weight   int          // guarded by mu: sum of frameWeight of frames
-	overflow bool         // guarded by mu: a frame was dropped, the client is too slow
-	attempt  uint32       // guarded by mu: frames of another are dropped
-	target   *target      // guarded by mu: nil while queued
-	granted  bool         // guarded by mu: target is new, the request must be sent
-	lost     bool         // guarded by mu: target is gone
-	deleted  bool         // guarded by mu: the deployment is gone
-	// superseded: the client reads this request on another connection; guarded by mu.
-	superseded bool
-	wake       chan struct{}
 }
 
 // ID gives the request's id.
@@ -284,6 +272,7 @@ func (s *Stream) measure(c *choice, tokens int, frame *wire.Frame) {
 	}
 	if s.times.first.IsZero() {
 		s.times.first = now
+		s.dispatcher.begun(s)
 	}
 	s.times.last[c.index] = now
 	s.dispatcher.meter.Output(s.request.Deployment, tokens, first, now.Sub(since))
@@ -387,11 +376,23 @@ func (s *Stream) release(err error) {
 		return
 	}
 	s.released = true
-	to, attempt := s.dispatcher.forget(s)
+	to, attempt := s.dispatcher.forget(s, s.spent())
 	if to != nil && s.running > 0 {
 		s.dispatcher.cancel(s.request.ID, attempt, *to, nil)
 	}
 	s.dispatcher.meter.Ended(s.request.Deployment, s.summary(err))
+}
+
+// spent is how many tokens the request took to compute.
+func (s *Stream) spent() int {
+	if s.times.first.IsZero() {
+		return 0
+	}
+	tokens := len(s.request.Prompt) - s.cached
+	for _, c := range s.choices {
+		tokens += len(c.tokens)
+	}
+	return tokens
 }
 
 func (s *Stream) summary(err error) Summary {
@@ -413,42 +414,4 @@ func (s *Stream) summary(err error) Summary {
 		sum.Prefill, sum.Decode = s.times.first.Sub(s.times.sent), now.Sub(s.times.first)
 	}
 	return sum
-}
-
-// deliver leaves a frame for the reader. Frames of an older attempt or epoch are
-// stale and dropped; so is everything once the reader lags too far behind.
-func (b *mailbox) deliver(frame wire.Frame, limit int) (stale bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.takesLocked(&frame) {
-		return true
-	}
-	b.weight += frameWeight(&frame)
-	if b.weight > limit {
-		b.overflow, b.frames = true, nil
-	} else if !b.overflow {
-		b.frames = append(b.frames, frame)
-	}
-	b.signal()
-	return false
-}
-
-// signal wakes the reader; one that is awake finds everything anyway.
-func (b *mailbox) signal() {
-	select {
-	case b.wake <- struct{}{}:
-	default:
-	}
-}
-
-// frameWeight is about the bytes that a frame holds while it waits.
-func frameWeight(f *wire.Frame) int {
-	weight := 160 + 4*len(f.Tokens)
-	for i := range f.Logprobs {
-		weight += 48 + 8*len(f.Logprobs[i].Top)
-	}
-	for i := range f.Prompt {
-		weight += 48 + 8*len(f.Prompt[i].Top)
-	}
-	return weight
 }

@@ -50,6 +50,8 @@ type Change struct {
 	PutJob           *Job          `cbor:"11,keyasint,omitempty"`
 	DeleteJob        string        `cbor:"12,keyasint,omitempty"`
 	AddHome          *AddHome      `cbor:"13,keyasint,omitempty"`
+	PutKey           *Key          `cbor:"30,keyasint,omitempty"`
+	DeleteKey        string        `cbor:"31,keyasint,omitempty"` // its name
 }
 
 // StartReplica places a replica, or starts its group again. The epoch becomes
@@ -123,7 +125,7 @@ func DecodeCommand(data []byte) (Command, error) {
 func empty() *View {
 	return &View{
 		Deployments: map[string]Deployment{}, Replicas: map[string]Replica{}, Nodes: map[string]Node{},
-		Heads: map[string]Head{}, Jobs: map[string]Job{},
+		Heads: map[string]Head{}, Jobs: map[string]Job{}, Keys: map[Digest]Key{},
 	}
 }
 
@@ -145,7 +147,7 @@ func (v *View) Apply(index uint64, c Command) (*View, error) {
 // A draft is a View in the making: a map is copied before its first change.
 type draft struct {
 	View
-	own struct{ deployments, replicas, nodes, heads, jobs bool }
+	own struct{ deployments, replicas, nodes, heads, jobs, keys bool }
 }
 
 func owned[K comparable, V any](m *map[K]V, own *bool) map[K]V {
@@ -193,6 +195,10 @@ func (d *draft) apply(c Change, at time.Time) error {
 		return d.addHome(*c.AddHome)
 	case c.DeleteJob != "":
 		return remove(d.Jobs, &d.View.Jobs, &d.own.jobs, "job", c.DeleteJob)
+	case c.PutKey != nil:
+		return d.putKey(*c.PutKey, at)
+	case c.DeleteKey != "":
+		return d.deleteKey(c.DeleteKey)
 	default:
 		return fmt.Errorf("%w: a change that changes nothing", ErrMalformed)
 	}

@@ -22,6 +22,8 @@ func replica(id string, after uint64) Change {
 	return Change{StartReplica: &StartReplica{Replica: Replica{ID: id, Deployment: "d"}, After: after}}
 }
 
+func key(name string, hash byte) Change { return Change{PutKey: &Key{Name: name, Hash: Digest{hash}}} }
+
 func phase(id string, epoch uint64, p Phase) Change {
 	return Change{SetPhase: &SetPhase{Replica: id, Epoch: epoch, Phase: p}}
 }
@@ -55,6 +57,10 @@ func TestApplyRefuses(t *testing.T) {
 		"drain unknown":           {[]Command{command(Change{DrainNode: &DrainNode{ID: "n"}})}, ErrUnknown},
 		"home":                    {[]Command{command(deployment("d", 1)), command(Change{AddHome: &AddHome{"d", 10, "n"}})}, nil},
 		"home of an old version":  {[]Command{command(deployment("d", 1)), command(Change{AddHome: &AddHome{"d", 9, "n"}})}, ErrStale},
+		"key":                     {[]Command{command(key("a", 1)), command(key("a", 1)), command(key("b", 2), Change{DeleteKey: "a"})}, nil},
+		"a key's name is taken":   {[]Command{command(key("a", 1)), command(key("a", 2))}, ErrStale},
+		"a key has a name":        {[]Command{command(key("a", 1)), command(key("b", 1))}, ErrStale},
+		"revoke unknown":          {[]Command{command(Change{DeleteKey: "a"})}, ErrUnknown},
 		"nothing":                 {[]Command{command(Change{})}, ErrMalformed},
 		"node":                    {[]Command{command(Change{PutNode: &Node{ID: "n"}}), command(Change{DrainNode: &DrainNode{"n", true}})}, nil},
 	} {
@@ -118,7 +124,7 @@ func TestReplayGivesTheSameState(t *testing.T) {
 	log := []Command{
 		command(deployment("d", 2), deployment("e", 1)), command(replica("r", 0)), command(replica("s", 0)),
 		command(phase("r", 11, Ready)), command(Change{PutNode: &Node{ID: "n", Devices: []Device{{ID: "cpu:0", Memory: 5}}}}),
-		command(Change{PutJob: &Job{ID: "j", Created: at}}), command(Change{DeleteDeployment: "e"}), command(deployment("d", 3)),
+		command(Change{PutJob: &Job{ID: "j", Created: at}}), command(key("k", 7)), command(Change{DeleteDeployment: "e"}), command(deployment("d", 3)),
 	}
 	whole, err := apply(t, log...)
 	if err != nil {

@@ -48,6 +48,7 @@ type Server struct {
 	log       *wal.WAL
 	transport *raft.NetworkTransport
 	port      int
+	opened    uint64 // the log's last index when it was opened
 }
 
 // Open starts raft from what Dir holds. The raft id is the authority's.
@@ -98,6 +99,7 @@ func Open(cfg Config) (_ *Server, err error) {
 	if s.raft, err = raft.NewRaft(config, s.machine, s.log, s.log, snapshots, s.transport); err != nil {
 		return nil, fmt.Errorf("state: start raft: %w", err)
 	}
+	s.opened = s.raft.LastIndex()
 	return s, nil
 }
 
@@ -138,6 +140,9 @@ func (s *Server) Port() int { return s.port }
 
 // View gives the newest state that this head has applied.
 func (s *Server) View() *View { return s.machine.view.Load() }
+
+// Restored reports whether the View holds all that the log held when it was opened.
+func (s *Server) Restored() bool { return s.raft.AppliedIndex() >= s.opened }
 
 // Wait blocks until there is a View whose Index is greater, or ctx ends.
 func (s *Server) Wait(ctx context.Context, index uint64) (*View, error) {

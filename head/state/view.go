@@ -20,6 +20,7 @@ type View struct {
 	Nodes       map[string]Node
 	Heads       map[string]Head
 	Jobs        map[string]Job
+	Keys        map[Digest]Key // by hash
 }
 
 // A Deployment is what a user asked for.

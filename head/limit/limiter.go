@@ -19,13 +19,6 @@ var windows = map[Unit]time.Duration{Requests: time.Second, Tokens: time.Minute}
 // Rates are a key's limits in units a second over all heads; 0: none.
 type Rates struct{ Requests, Tokens float64 }
 
-func (r Rates) of(u Unit) float64 {
-	if u == Requests {
-		return r.Requests
-	}
-	return r.Tokens
-}
-
 const (
 	// GiveFor is how long what is given up stays given up, counted on the ledger's
 	// clock, and LendFor how long a loan lasts. An exchange is due well within both.

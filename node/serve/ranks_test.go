@@ -139,12 +139,11 @@ func TestLostNodeEndsTheEpoch(t *testing.T) {
 		r.server.Assign(spread(1, stages, "n1", "n2"))
 	}
 	rigs[0].await(1, wire.PhaseReady)
-	rigs[0].server.Request(request(ids, 1, 1, 1, 180))
-	<-rigs[0].frames
+	last := rigs[0].flood(ids)
 	w.mu.Lock()
 	w.cut["n2"] = true
 	w.mu.Unlock()
-	if got := rigs[0].failure(1); got.Code != wire.ErrLost {
+	if got := rigs[0].failure(last); got.Code != wire.ErrLost {
 		t.Fatalf("got %v, want lost", got)
 	}
 	if report := rigs[0].broken(1); !slices.Equal(report.Lost, []string{"n2"}) {

@@ -7,8 +7,10 @@ import (
 	"flag"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -31,7 +33,8 @@ type story struct {
 }
 
 // tell streams one request through a head, and through the others if that dies.
-func (b *bench) tell(head, seed int, begun func()) story {
+// each is called at every piece.
+func (b *bench) tell(head, seed int, each func()) story {
 	c := b.client(head)
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
@@ -43,11 +46,10 @@ func (b *bench) tell(head, seed int, begun func()) story {
 	_, s.err = c.Complete(ctx, "", fmt.Sprintf("Story number %d. Once upon a time", seed),
 		client.Options{Temperature: &temperature, Seed: &fixed, MaxTokens: &n, IgnoreEOS: true},
 		func(p client.Piece) error {
-			if text.Len() == 0 {
-				begun()
-			} else {
+			if text.Len() > 0 {
 				s.pause = max(s.pause, time.Since(last))
 			}
+			each()
 			last = time.Now()
 			text.WriteString(p.Text)
 			return nil
@@ -58,20 +60,34 @@ func (b *bench) tell(head, seed int, begun func()) story {
 
 // all runs the streams together, spread over the heads; broken is called once all
 // of them have begun.
-func (b *bench) all(broken func()) []story {
+func (b *bench) all(broken func()) []story { return b.play(broken, func() {}) }
+
+// play also calls mended: once every stream has given something since, or has ended.
+func (b *bench) play(broken, mended func()) []story {
 	stories := make([]story, *streams)
-	var begun, ended sync.WaitGroup
+	var begun, again, ended sync.WaitGroup
+	var done atomic.Bool // what is broken is broken
 	begun.Add(*streams)
+	again.Add(*streams)
 	for i := range stories {
 		ended.Go(func() {
-			var once sync.Once
-			done := func() { once.Do(begun.Done) }
-			stories[i] = b.tell(i%headCount, i, done)
-			done() // also when it failed before its first piece
+			var first, next sync.Once
+			each := func() {
+				first.Do(begun.Done)
+				if done.Load() {
+					next.Do(again.Done)
+				}
+			}
+			stories[i] = b.tell(i%headCount, i, each)
+			first.Do(begun.Done) // also when it failed before its first piece
+			next.Do(again.Done)
 		})
 	}
 	begun.Wait()
 	broken()
+	done.Store(true)
+	again.Wait()
+	mended()
 	ended.Wait()
 	return stories
 }
@@ -95,46 +111,134 @@ func ready(s *api.ClusterState) bool {
 	return len(s.Deployments) == 1 && s.Deployments[0].Ready == 1
 }
 
-// Whatever dies, as long as a quorum of heads and a place for the lost shard
-// remain: no stream fails, and each gives the tokens of the undisturbed run.
-func TestKillMatrix(t *testing.T) {
-	b := newBench(t)
-	b.until("heads and nodes", func(s *api.ClusterState) bool { return len(s.Heads) == headCount && len(s.Nodes) == nodeCount })
+// other gives a head that does not lead, and leader the one that does.
+func (b *bench) leader() (leader, other string) {
+	b.t.Helper()
+	s := b.until("a leader", func(s *api.ClusterState) bool { return s.Leader != "" })
+	leader = nameOf(s.Leader)
+	for i := range headCount {
+		if other = fmt.Sprint("head", i); other != leader {
+			return leader, other
+		}
+	}
+	return leader, ""
+}
+
+// nameOf is the stable name in an id.
+func nameOf(id string) string { return id[:max(0, strings.LastIndexByte(id, '-'))] }
+
+func (b *bench) epoch() uint64 {
+	b.t.Helper()
+	return b.until("a ready replica", ready).Deployments[0].Replicas[0].Epoch
+}
+
+// A fault breaks something, proves that it is broken, and gives how to mend it.
+type fault struct {
+	name  string
+	needs string // "" or "network"
+	// epoch: the group starts again; leader: another head leads.
+	epoch, leader bool
+	make          func(b *bench) (mend func())
+}
+
+func (b *bench) kill(name string) (mend func()) {
+	b.signal(name, syscall.SIGKILL)
+	return func() { b.start(name) }
+}
+
+func (b *bench) freeze(name string) (mend func()) {
+	b.signal(name, syscall.SIGSTOP)
+	return func() { b.signal(name, syscall.SIGCONT) }
+}
+
+func both(first, second func()) func() { return func() { first(); second() } }
+
+var faults = []fault{
+	{name: "SIGKILL of the leading head", leader: true, make: func(b *bench) func() { leader, _ := b.leader(); return b.kill(leader) }},
+	{name: "SIGKILL of a following head", make: func(b *bench) func() { _, other := b.leader(); return b.kill(other) }},
+	{name: "SIGSTOP, later SIGCONT, of the leading head", leader: true, make: func(b *bench) func() { leader, _ := b.leader(); return b.freeze(leader) }},
+	{name: "SIGSTOP, later SIGCONT, of a following head", make: func(b *bench) func() { _, other := b.leader(); return b.freeze(other) }},
+	{name: "SIGKILL of the driver's node", epoch: true, make: func(b *bench) func() { return b.kill(b.rank(0)) }},
+	{name: "SIGKILL of the other stage's node", epoch: true, make: func(b *bench) func() { return b.kill(b.rank(1)) }},
+	{name: "SIGSTOP, later SIGCONT, of the driver's node", epoch: true, make: func(b *bench) func() { return b.freeze(b.rank(0)) }},
+	{name: "SIGSTOP, later SIGCONT, of the other stage's node", epoch: true, make: func(b *bench) func() { return b.freeze(b.rank(1)) }},
+	{name: "SIGKILL of the leading head and the driver's node", epoch: true, leader: true, make: func(b *bench) func() {
+		leader, _ := b.leader()
+		driver := b.rank(0)
+		return both(b.kill(leader), b.kill(driver))
+	}},
+	{name: "SIGKILL of both stages' nodes", epoch: true, make: func(b *bench) func() {
+		driver, other := b.rank(0), b.rank(1)
+		return both(b.kill(driver), b.kill(other))
+	}},
+	{name: "SIGSTOP, later SIGCONT, of a following head and the other stage's node", epoch: true, make: func(b *bench) func() {
+		_, head := b.leader()
+		node := b.rank(1)
+		return both(b.freeze(head), b.freeze(node))
+	}},
+	{name: "link between the stages' nodes cut", needs: "network", epoch: true, make: func(b *bench) func() { return b.network.cut(b.rank(0), b.rank(1)) }},
+	{name: "driver's node cut off", needs: "network", epoch: true, make: func(b *bench) func() { return b.network.isolate(b.rank(0)) }},
+	{name: "leading head cut off", needs: "network", leader: true, make: func(b *bench) func() { leader, _ := b.leader(); return b.network.isolate(leader) }},
+}
+
+// deploy asks for the small model in two stages on two nodes.
+func (b *bench) deploy() {
+	b.t.Helper()
+	b.whole()
 	c := b.client(0)
 	defer c.Close()
 	body := map[string]any{
 		"model": "smollm2", "pipeline_parallel_size": 2, "strategy": "spread",
 		"max_model_len": 512, "max_num_seqs": 16, "max_num_batched_tokens": 64,
 	}
-	if err := c.Post(t.Context(), "/api/cluster/deployments", body, nil); err != nil {
-		t.Fatal(err)
+	if err := c.Post(b.t.Context(), "/api/cluster/deployments", body, nil); err != nil {
+		b.t.Fatal(err)
 	}
 	b.until("a ready replica", ready)
+}
+
+// whole waits until every head answers and knows the leader, and the nodes are there.
+func (b *bench) whole() {
+	b.t.Helper()
+	for i := range headCount {
+		b.untilOf(i, "heads and nodes", func(s *api.ClusterState) bool {
+			return !s.Stale && s.Leader != "" && len(s.Heads) == headCount && len(s.Nodes) >= nodeCount
+		})
+	}
+}
+
+// Whatever dies, stops or is cut off, as long as a quorum of heads and a place for
+// the lost shard remain: no stream fails, and each gives the tokens of the
+// undisturbed run. What was stopped or cut off comes back while streams run, and
+// changes nothing any more.
+func TestKillMatrix(t *testing.T) {
+	var n *network
+	if haveNamespaces() {
+		n = newNetwork(t)
+	} else {
+		t.Log("network namespaces can't be made here: links are not cut")
+	}
+	b := newBenchOn(t, n)
+	b.deploy()
 	undisturbed := b.all(func() {})
 	for i, s := range undisturbed {
 		if s.err != nil {
 			t.Fatalf("stream %d, undisturbed: %v", i, s.err)
 		}
 	}
-	faults := []struct {
-		name   string
-		signal syscall.Signal
-		victim func(round int) string
-	}{
-		{"kill the driver's node", syscall.SIGKILL, func(int) string { return b.rank(0) }},
-		{"kill the other stage's node", syscall.SIGKILL, func(int) string { return b.rank(1) }},
-		{"stop the driver's node, let it go later", syscall.SIGSTOP, func(int) string { return b.rank(0) }},
-		{"stop the other stage's node, let it go later", syscall.SIGSTOP, func(int) string { return b.rank(1) }},
-		{"kill a head (0)", syscall.SIGKILL, func(int) string { return "head0" }},
-		{"kill a head (1)", syscall.SIGKILL, func(int) string { return "head1" }},
-		{"kill a head (2)", syscall.SIGKILL, func(int) string { return "head2" }},
-	}
 	for _, fault := range faults {
+		if fault.needs == "network" && n == nil {
+			continue
+		}
 		t.Run(fault.name, func(t *testing.T) {
-			var longest time.Duration
+			var pauses []time.Duration
 			for round := range *rounds {
-				victim := fault.victim(round)
-				stories := b.all(func() { b.signal(victim, fault.signal) })
+				b.whole()
+				epoch := b.epoch()
+				leader, _ := b.leader()
+				var mend func()
+				stories := b.play(func() { mend = fault.make(b) }, func() { mend() })
+				var longest time.Duration
 				for i, s := range stories {
 					longest = max(longest, s.pause)
 					if s.err != nil {
@@ -143,15 +247,26 @@ func TestKillMatrix(t *testing.T) {
 						t.Errorf("round %d stream %d: %q, undisturbed %q", round, i, s.text, undisturbed[i].text)
 					}
 				}
-				if fault.signal == syscall.SIGSTOP {
-					b.signal(victim, syscall.SIGCONT)
-				} else {
-					b.start(victim)
+				pauses = append(pauses, longest)
+				if after := b.epoch(); fault.epoch && after <= epoch {
+					t.Errorf("round %d: the group did not start again: epoch %d", round, after)
+				} else if !fault.epoch && after != epoch {
+					t.Errorf("round %d: epoch %d became %d without need", round, epoch, after)
 				}
-				b.until("a ready replica", ready)
-				b.until("every node", func(s *api.ClusterState) bool { return len(s.Nodes) >= nodeCount })
+				if now, _ := b.leader(); fault.leader && now == leader {
+					t.Errorf("round %d: %s leads still or again", round, leader)
+				}
 			}
-			t.Logf("%d rounds of %d streams, longest pause %v", *rounds, *streams, longest.Round(10*time.Millisecond))
+			t.Logf("| %s | %d | %v | %v |", fault.name, *rounds, percentile(pauses, 50), percentile(pauses, 99))
 		})
 	}
+}
+
+// percentile gives the least value that so many percent are not above.
+func percentile(values []time.Duration, percent int) time.Duration {
+	sorted := slices.Sorted(slices.Values(values))
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[(len(sorted)*percent+99)/100-1].Round(10 * time.Millisecond)
 }

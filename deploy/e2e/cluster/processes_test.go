@@ -43,6 +43,7 @@ type bench struct {
 	gossip  []string
 	apis    []string
 	members map[string]*member
+	network *network // nil: all members are on loopback
 
 	mu  sync.Mutex // guards log
 	log map[string]*bytes.Buffer
@@ -84,19 +85,34 @@ func port(address string) string {
 	return p
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t *testing.T) *bench { return newBenchOn(t, nil) }
+
+// newBenchOn starts the cluster on a network of namespaces, or on loopback.
+func newBenchOn(t *testing.T, n *network) *bench {
 	t.Helper()
-	free := ports(t, 2*headCount)
 	b := &bench{
-		t: t, binary: binary(t), dir: t.TempDir(), gossip: free[:headCount], apis: free[headCount:],
+		t: t, binary: binary(t), dir: t.TempDir(), network: n,
 		members: make(map[string]*member), log: make(map[string]*bytes.Buffer),
+	}
+	if n == nil {
+		free := ports(t, 2*headCount)
+		b.gossip, b.apis = free[:headCount], free[headCount:]
+	} else {
+		for i := range headCount {
+			name := fmt.Sprint("head", i)
+			n.add(name)
+			b.gossip, b.apis = append(b.gossip, n.address(name)+":7946"), append(b.apis, n.address(name)+":8000")
+		}
+		for i := range nodeCount {
+			n.add(fmt.Sprint("node", i))
+		}
 	}
 	if err := os.WriteFile(filepath.Join(b.dir, "secret"), []byte("the secret of the kill matrix\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for i := range headCount {
 		b.add(fmt.Sprint("head", i), "head", "--gossip-port", port(b.gossip[i]), "--raft-port", "0", "--metrics-port", "0",
-			"--host", "127.0.0.1", "--port", port(b.apis[i]), "--api-key", "none", "--bootstrap-expect", fmt.Sprint(headCount))
+			"--host", b.host(fmt.Sprint("head", i)), "--port", port(b.apis[i]), "--api-key", "none", "--bootstrap-expect", fmt.Sprint(headCount))
 	}
 	for i := range nodeCount {
 		b.add(fmt.Sprint("node", i), "node", "--gossip-port", "0", "--devices", "cpu")
@@ -105,8 +121,16 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
+// host is the address that a member listens on.
+func (b *bench) host(name string) string {
+	if b.network != nil {
+		return b.network.address(name)
+	}
+	return "127.0.0.1"
+}
+
 func (b *bench) add(name string, args ...string) {
-	args = append(args, "--name", name, "--bind", "127.0.0.1", "--link-port", "0", "--data-dir", filepath.Join(b.dir, name),
+	args = append(args, "--name", name, "--bind", b.host(name), "--link-port", "0", "--data-dir", filepath.Join(b.dir, name),
 		"--secret-file", filepath.Join(b.dir, "secret"), "--join", strings.Join(b.gossip, ","))
 	b.members[name] = &member{name: name, args: args}
 	b.log[name] = &bytes.Buffer{}
@@ -128,7 +152,11 @@ func (w logWriter) Write(p []byte) (int, error) {
 func (b *bench) start(name string) {
 	b.t.Helper()
 	m := b.members[name]
-	m.command = exec.Command(b.binary, m.args...)
+	if b.network != nil {
+		m.command = b.network.command(name, b.binary, m.args...)
+	} else {
+		m.command = exec.Command(b.binary, m.args...)
+	}
 	m.command.Stdout, m.command.Stderr = logWriter{b, name}, logWriter{b, name}
 	if err := m.command.Start(); err != nil {
 		b.t.Fatal(err)
@@ -140,15 +168,21 @@ func (b *bench) start(name string) {
 	}()
 }
 
-// signal sends a signal and, for SIGKILL, waits until the process is gone.
+// signal sends a signal; for SIGKILL it waits until the process is gone, for
+// SIGSTOP until the kernel says that it is stopped.
 func (b *bench) signal(name string, s syscall.Signal) {
 	b.t.Helper()
 	m := b.members[name]
 	if err := m.command.Process.Signal(s); err != nil {
 		b.t.Fatalf("%v to %s: %v", s, name, err)
 	}
-	if s == syscall.SIGKILL {
+	switch s {
+	case syscall.SIGKILL:
 		<-m.ended
+	case syscall.SIGSTOP:
+		if err := stopped(m.command.Process.Pid); err != nil {
+			b.t.Fatalf("%s: %v", name, err)
+		}
 	}
 }
 
@@ -175,11 +209,22 @@ func (b *bench) client(first int) *client.Client {
 	return client.New("", bases...)
 }
 
-// state asks any head for the cluster's state.
-func (b *bench) state() (*api.ClusterState, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+// state asks the heads for the cluster's state until one knows it: some may be
+// dead, stopped or cut off.
+func (b *bench) state() (s *api.ClusterState, err error) {
+	for i := range b.apis {
+		if s, err = b.stateOf(i, 2*time.Second); err == nil && !s.Stale {
+			return s, nil
+		}
+	}
+	return s, err
+}
+
+// stateOf asks one head.
+func (b *bench) stateOf(head int, limit time.Duration) (*api.ClusterState, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	c := b.client(0)
+	c := client.New("", "http://"+b.apis[head])
 	defer c.Close()
 	return c.Cluster(ctx)
 }
@@ -187,11 +232,22 @@ func (b *bench) state() (*api.ClusterState, error) {
 // until waits for the cluster to come to a state.
 func (b *bench) until(what string, ok func(*api.ClusterState) bool) *api.ClusterState {
 	b.t.Helper()
+	return b.await(what, b.state, ok)
+}
+
+// untilOf waits for one head to know of a state.
+func (b *bench) untilOf(head int, what string, ok func(*api.ClusterState) bool) *api.ClusterState {
+	b.t.Helper()
+	return b.await(what, func() (*api.ClusterState, error) { return b.stateOf(head, 2*time.Second) }, ok)
+}
+
+func (b *bench) await(what string, ask func() (*api.ClusterState, error), ok func(*api.ClusterState) bool) *api.ClusterState {
+	b.t.Helper()
 	ticker := time.NewTicker(50 * time.Millisecond)
 	defer ticker.Stop()
 	limit := time.After(patience)
 	for {
-		s, err := b.state()
+		s, err := ask()
 		if err == nil && ok(s) {
 			return s
 		}

@@ -1,0 +1,138 @@
+//go:build e2e && unix
+
+package cluster
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// network gives each member a network namespace of its own on one bridge, so that
+// links can be cut. It needs root and iproute2.
+type network struct {
+	t      *testing.T
+	prefix string // of the names of interfaces and namespaces
+	subnet string // first three octets
+	index  map[string]int
+}
+
+// haveNamespaces reports whether this process may make network namespaces.
+func haveNamespaces() bool {
+	if os.Geteuid() != 0 {
+		return false
+	}
+	name := fmt.Sprintf("mt%d", os.Getpid())
+	if exec.Command("ip", "netns", "add", name).Run() != nil {
+		return false
+	}
+	return exec.Command("ip", "netns", "del", name).Run() == nil
+}
+
+// newNetwork makes the bridge; the tests themselves are at its first address.
+func newNetwork(t *testing.T) *network {
+	t.Helper()
+	pid := os.Getpid()
+	n := &network{
+		t: t, prefix: fmt.Sprintf("m%x-", pid%0x1000000), index: map[string]int{},
+		subnet: fmt.Sprintf("10.%d.%d", 64+pid/256%128, pid%256),
+	}
+	n.ip("link", "add", n.prefix+"br", "type", "bridge")
+	t.Cleanup(func() { n.ip("link", "del", n.prefix+"br") })
+	n.ip("addr", "add", n.subnet+".1/24", "dev", n.prefix+"br")
+	n.ip("link", "set", n.prefix+"br", "up")
+	return n
+}
+
+func (n *network) try(args ...string) (string, error) {
+	out, err := exec.Command("ip", args...).CombinedOutput()
+	return string(out), err
+}
+
+func (n *network) ip(args ...string) {
+	n.t.Helper()
+	if out, err := n.try(args...); err != nil {
+		n.t.Fatalf("ip %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+}
+
+// add makes a member's namespace and gives its address.
+func (n *network) add(member string) {
+	n.t.Helper()
+	i := len(n.index)
+	n.index[member] = i
+	space, outer := n.space(member), n.outer(member)
+	n.ip("netns", "add", space)
+	n.t.Cleanup(func() { n.ip("netns", "del", space) }) // takes the interfaces along
+	n.ip("link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", space)
+	n.ip("link", "set", outer, "master", n.prefix+"br", "up")
+	n.ip("-n", space, "addr", "add", n.address(member)+"/24", "dev", "eth0")
+	n.ip("-n", space, "link", "set", "lo", "up")
+	n.ip("-n", space, "link", "set", "eth0", "up")
+}
+
+func (n *network) space(member string) string { return fmt.Sprint(n.prefix, n.index[member]) }
+func (n *network) outer(member string) string { return fmt.Sprint(n.prefix, "v", n.index[member]) }
+
+func (n *network) address(member string) string {
+	return fmt.Sprintf("%s.%d", n.subnet, 10+n.index[member])
+}
+
+// isolate cuts a member off from everyone, and proves it.
+func (n *network) isolate(member string) (heal func()) {
+	n.t.Helper()
+	n.ip("link", "set", n.outer(member), "down")
+	if out, err := n.try("-o", "link", "show", "dev", n.outer(member)); err != nil || !strings.Contains(out, "state DOWN") {
+		n.t.Fatalf("%s is not cut off: %v: %s", member, err, out)
+	}
+	return func() { n.ip("link", "set", n.outer(member), "up") }
+}
+
+// cut breaks the link between two members, both ways, and proves it.
+func (n *network) cut(a, b string) (heal func()) {
+	n.t.Helper()
+	pairs := [][2]string{{a, b}, {b, a}}
+	for _, p := range pairs {
+		n.ip("-n", n.space(p[0]), "route", "add", "blackhole", n.address(p[1])+"/32")
+	}
+	for _, p := range pairs {
+		if out, err := n.try("-n", n.space(p[0]), "route", "get", n.address(p[1])); err == nil {
+			n.t.Fatalf("%s still reaches %s: %s", p[0], p[1], out)
+		}
+	}
+	return func() {
+		for _, p := range pairs {
+			n.ip("-n", n.space(p[0]), "route", "del", "blackhole", n.address(p[1])+"/32")
+		}
+	}
+}
+
+// command runs a member's program in its namespace.
+func (n *network) command(member, binary string, args ...string) *exec.Cmd {
+	return exec.Command("ip", append([]string{"netns", "exec", n.space(member), binary}, args...)...)
+}
+
+// stopped waits until the kernel says that a process is stopped.
+func stopped(pid int) error {
+	limit := time.After(10 * time.Second)
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	for {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return err
+		}
+		_, after, _ := strings.Cut(string(stat), ") ")
+		if strings.HasPrefix(after, "T") {
+			return nil
+		}
+		select {
+		case <-ticker.C:
+		case <-limit:
+			return fmt.Errorf("process %d runs: %s", pid, stat)
+		}
+	}
+}

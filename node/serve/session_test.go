@@ -1,0 +1,79 @@
+package serve
+
+import (
+	"log/slog"
+	"slices"
+	"testing"
+
+	"manta/node/wire"
+	"manta/runtime/engine"
+)
+
+// account is an engine that only notes what is withdrawn from it.
+type account struct{ cancelled []engine.RequestID }
+
+func (a *account) Cancel(id engine.RequestID, _ uint32, _ []int) error {
+	a.cancelled = append(a.cancelled, id)
+	return nil
+}
+
+// A request that must run alone sends the others of its engine back and keeps new
+// ones out, until it has got past the place where replicas died with it, or ends.
+func TestAlone(t *testing.T) {
+	ask := func(id byte, alone bool) wire.Request {
+		return wire.Request{ID: wire.RequestID{id}, Attempt: 1, Choices: 1, Head: "h", Alone: alone}
+	}
+	for _, test := range []struct {
+		name string
+		ends func(s *sessions, e *account)
+	}{
+		{"got past", func(s *sessions, e *account) {
+			s.deliver(e, []engine.Output{{ID: engine.RequestID{2}, Attempt: 1, Tokens: make([]int32, proven)}})
+		}},
+		{"finished", func(s *sessions, e *account) {
+			s.deliver(e, []engine.Output{{ID: engine.RequestID{2}, Attempt: 1, Tokens: []int32{1}, Finish: "stop"}})
+		}},
+		{"lost", func(s *sessions, e *account) {
+			s.deliver(e, []engine.Output{{ID: engine.RequestID{2}, Attempt: 1, Err: engine.ErrLost}})
+		}},
+		{"cancelled", func(s *sessions, _ *account) { s.cancel(wire.Cancel{ID: wire.RequestID{2}, Attempt: 1}) }},
+		{"its head is gone", func(s *sessions, _ *account) { s.abandon("h") }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newSessions(newOutboxes(nil, slog.New(slog.DiscardHandler)))
+			here, elsewhere := &account{}, &account{}
+			begin := func(e *account, r wire.Request) wire.ErrorCode {
+				_, err := s.begin(r, e)
+				if err == nil {
+					return ""
+				}
+				return wireError(err).Code
+			}
+			begin(here, ask(1, false))
+			begin(elsewhere, ask(9, false))
+			if code := begin(here, ask(2, true)); code != "" {
+				t.Fatalf("the suspect is refused: %s", code)
+			}
+			frames, _ := s.out.boxes["h"].take()
+			if len(frames) != 1 || frames[0].Request != (wire.RequestID{1}) || frames[0].Err == nil || frames[0].Err.Code != wire.ErrBusy {
+				t.Errorf("the other request heard %+v", frames)
+			}
+			if !slices.Equal(here.cancelled, []engine.RequestID{{1}}) || len(elsewhere.cancelled) > 0 {
+				t.Errorf("cancelled %v here, %v elsewhere", here.cancelled, elsewhere.cancelled)
+			}
+			for _, alone := range []bool{false, true} {
+				if code := begin(here, ask(3, alone)); code != wire.ErrBusy {
+					t.Errorf("beside a suspect, alone %v: %q, want busy", alone, code)
+				}
+			}
+			s.deliver(here, []engine.Output{{ID: engine.RequestID{2}, Attempt: 1, Tokens: []int32{1}}})
+			if code := begin(here, ask(3, false)); code != wire.ErrBusy {
+				t.Errorf("after one token: %q, want busy", code)
+			}
+			test.ends(s, here)
+			if code := begin(here, ask(3, false)); code != "" {
+				t.Errorf("afterwards: %s", code)
+			}
+		})
+	}
+}

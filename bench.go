@@ -22,7 +22,7 @@ import (
 
 // benchmarks are the subcommands of bench that need no server.
 func benchmarks() []*cobra.Command {
-	return []*cobra.Command{benchEngine(), benchAccuracy()}
+	return []*cobra.Command{benchEngine(), benchLoad(), benchAccuracy()}
 }
 
 // processorFlags choose how the processor computes.

@@ -21,6 +21,12 @@ gpu-test: gpu-binary ## build .cache/gpu/cuda.test and, where a GPU is, run its 
 gpu-bench: gpu-binary ## measure this machine's GPU; prints each figure beside its limit
 	@cd kernels/cuda && $(CUDA_CACHE)/gpu/cuda.test -test.run '^$$' -test.bench . -test.benchtime 1x
 
+# The program with a device that faults at SIGUSR2, and the engine's tests.
+gpu-fault: toolchain $(CUDA_IMAGE) $(CUDA_CACHE)/lib/libcuda.a
+	@mkdir -p $(CUDA_CACHE)/gpu
+	@$(CUDA_ENV) $(GO) build -trimpath -tags 'cuda fault' -ldflags '$(LDFLAGS)' -o $(CUDA_CACHE)/gpu/manta-fault .
+	@$(CUDA_ENV) $(GO) test -c -tags cuda -ldflags '-s -w' -o $(CUDA_CACHE)/gpu/engine.test ./runtime/engine
+
 gpu-binary: toolchain $(CUDA_IMAGE) $(CUDA_CACHE)/lib/libcuda.a
 	@mkdir -p $(CUDA_CACHE)/gpu
 	@$(CUDA_ENV) $(GO) test -c -tags cuda -o $(CUDA_CACHE)/gpu/cuda.test ./kernels/cuda
@@ -40,4 +46,4 @@ $(CUDA_PIP)/bin/nvcc:
 	@chmod +x $(CUDA_PIP)/bin/* $(CUDA_PIP)/nvvm/bin/*
 	@touch $@
 
-.PHONY: cuda gpu-test gpu-bench gpu-binary
+.PHONY: cuda gpu-test gpu-bench gpu-binary gpu-fault

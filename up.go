@@ -83,6 +83,7 @@ func (u *up) flags(f *pflag.FlagSet) {
 	f.IntVar(&u.tensor, "tensor-parallel-size", 1, "tensor ranks (TENSOR_PARALLEL_SIZE)")
 	f.IntVar(&u.pipeline, "pipeline-parallel-size", 1, "pipeline stages")
 	f.StringVar(&u.settings.DownloadDir, "download-dir", "", "where models are kept; the hub's cache and the user's cache by default")
+	f.StringVar(&u.settings.LoadFormat, "load-format", "auto", "auto reads the model's weights; dummy makes some up from its config.json, for measuring")
 	f.BoolVar(&u.noPrefixes, "no-enable-prefix-caching", false, "compute every prompt from its first token")
 	u.offer.flags(f)
 }

@@ -37,5 +37,8 @@ func check(d state.Deployment) error {
 	if _, err := d.Shapes.CacheType("cpu", s.KVCacheDType, s.DType); err != nil {
 		return bad("kv_cache_dtype", "%v", err)
 	}
+	if f := s.LoadFormat; f != "" && f != "auto" && f != "dummy" {
+		return bad("load_format", "load_format must be auto or dummy, got %q", f)
+	}
 	return nil
 }

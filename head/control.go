@@ -426,7 +426,7 @@ func (c *control) resolve(ctx context.Context, d state.Deployment) (string, wire
 
 // ask asks one node what a deployment's model stands for.
 func (c *control) ask(ctx context.Context, node string, d state.Deployment) (wire.Resolved, error) {
-	question, err := wire.Marshal(wire.Resolve{Version: wire.Version, Model: d.Model, DownloadDir: d.Settings.DownloadDir})
+	question, err := wire.Marshal(wire.Resolve{Version: wire.Version, Model: d.Model, DownloadDir: d.Settings.DownloadDir, LoadFormat: d.Settings.LoadFormat})
 	if err != nil {
 		return wire.Resolved{}, err
 	}

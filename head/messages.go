@@ -89,6 +89,20 @@ func handle[M any](h *Head, kind string, take func(node string, message *M) int)
 // measure passes what drivers count on to the metrics.
 func (h *Head) measure(report *wire.Report) {
 	view := h.raft.View()
+	var gpus []telemetry.GPU
+	for _, g := range report.GPUs {
+		gpus = append(gpus, telemetry.GPU{
+			Index: g.Index, UUID: g.UUID, Name: g.Name, Memory: g.Memory, Free: g.Free, Utilisation: g.Utilisation,
+			Temperature: g.Temperature, Watts: g.Watts, Uncorrected: g.Uncorrected, Xid: g.Xid, Lost: g.Lost != "",
+		})
+	}
+	var processes []telemetry.Process
+	for _, r := range report.Replicas {
+		if r.Process != nil {
+			processes = append(processes, telemetry.Process{Replica: r.Replica, Starts: r.Process.Starts, Resident: r.Process.Resident})
+		}
+	}
+	h.metrics.SetNode(report.Node, gpus, processes)
 	for _, r := range report.Replicas {
 		replica, ok := view.Replicas[r.Replica]
 		if !ok || replica.Epoch != r.Epoch || r.Phase != wire.PhaseReady || len(replica.Shards) == 0 || replica.Shards[0].Node != report.Node {

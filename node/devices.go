@@ -53,7 +53,7 @@ func NewProcesses(when string, kinds []serve.Kind) (*Processes, error) {
 		return nil, fmt.Errorf("device-processes: %q: give auto, always or never", when)
 	}
 	for _, kind := range kinds {
-		if kind.Name() == (serve.CUDA{}).Name() {
+		if kind.Name() == serve.KindCUDA {
 			return &Processes{}, nil
 		}
 	}

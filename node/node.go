@@ -155,6 +155,11 @@ func (n *Node) Run(ctx context.Context) error {
 	})
 	group.Go(func() error { return over(rest, n.server.Run(rest)) })
 	group.Go(func() error { return over(rest, n.report(rest)) })
+	for _, kind := range n.cfg.Devices {
+		if watched, ok := kind.(serve.Watched); ok {
+			group.Go(func() error { return over(rest, watched.Watch(rest, n.log, n.wake)) })
+		}
+	}
 	group.Go(func() error { return over(rest, n.join(rest)) })
 	return group.Wait()
 }

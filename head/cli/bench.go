@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"manta/head/cli/load"
+	"manta/head/client"
 )
 
 // benchCommand puts load on any OpenAI-compatible server.
@@ -19,12 +21,19 @@ func benchCommand() *cobra.Command {
 	var itself bool
 	config := load.Config{}
 	command := &cobra.Command{
-		Use: "bench", Short: "Measure a server under load", Args: cobra.NoArgs,
+		Use: "bench", Short: "Measure a server under load",
 		Long: "Measure any OpenAI-compatible server under load: throughput, time to first token, inter-token\n" +
-			"latency and whole requests. Prompts are random token ids; the same seed gives the same work.",
-		RunE: func(command *cobra.Command, _ []string) error {
-			if itself {
-				return selfBench(command.Context(), command.OutOrStdout(), config.Model)
+			"latency and whole requests. Prompts are random token ids; the same seed gives the same work.\n" +
+			"With --self, what follows -- goes to `manta up`.",
+		Args: func(command *cobra.Command, args []string) error {
+			if !itself {
+				return cobra.NoArgs(command, args)
+			}
+			return nil
+		},
+		RunE: func(command *cobra.Command, args []string) error {
+			if itself && file == "" {
+				return selfBench(command.Context(), command.OutOrStdout(), config.Model, args, selfTable)
 			}
 			config.Work = load.RandomWork(requests, input, output, spread, config.Seed)
 			if file != "" {
@@ -41,22 +50,31 @@ func benchCommand() *cobra.Command {
 			if command.Flags().Changed("temperature") {
 				config.Temperature = &temperature
 			}
-			config.Client = at.client()
-			defer config.Client.Close()
 			if isTerminal(command.ErrOrStderr()) {
 				config.Done = progress(command.ErrOrStderr(), len(config.Work))
 			}
-			report, err := load.Run(command.Context(), config)
-			if err != nil {
-				return err
+			measure := func(ctx context.Context, out io.Writer, c *client.Client, _ string) error {
+				config.Client = c
+				report, err := load.Run(ctx, config)
+				if err != nil {
+					return err
+				}
+				if err := writeReport(out, jsonFile, report); err != nil {
+					return err
+				}
+				if report.Failed == report.Requests {
+					return fmt.Errorf("all %d requests failed", report.Failed)
+				}
+				return nil
 			}
-			if err := writeReport(command.OutOrStdout(), jsonFile, report); err != nil {
-				return err
+			if itself {
+				model := config.Model
+				config.Model = "" // the only one that is served
+				return selfBench(command.Context(), command.OutOrStdout(), model, args, measure)
 			}
-			if report.Failed == report.Requests {
-				return fmt.Errorf("all %d requests failed", report.Failed)
-			}
-			return nil
+			c := at.client()
+			defer c.Close()
+			return measure(command.Context(), command.OutOrStdout(), c, "")
 		},
 	}
 	at.register(command)
@@ -72,7 +90,7 @@ func benchCommand() *cobra.Command {
 	flags.IntVar(&vocabulary, "vocab-size", 10000, "prompts are drawn from the upper nine tenths of so many token ids")
 	flags.BoolVar(&config.IgnoreEOS, "ignore-eos", true, "go on past the model's end token")
 	flags.Float64Var(&temperature, "temperature", 0, "the model's own default when not given")
-	flags.BoolVar(&itself, "self", false, "start this program's own server, on --model, and measure it with 1, 4 and 16 streams")
+	flags.BoolVar(&itself, "self", false, "start this program's own server, on --model, and measure it with --workload, or with 1, 4 and 16 streams")
 	flags.StringVar(&jsonFile, "json", "", "write JSON to this file; - prints it instead of the table")
 	return command
 }

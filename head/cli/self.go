@@ -24,8 +24,9 @@ import (
 
 // selfBench starts this program's own `up` on a free port, with a data directory
 // of its own, and measures what a client sees, from the start on.
-func selfBench(ctx context.Context, out io.Writer, model string) (failure error) {
-	child, err := startSelf(ctx, model)
+func selfBench(ctx context.Context, out io.Writer, model string, args []string,
+	measure func(ctx context.Context, out io.Writer, c *client.Client, url string) error) (failure error) {
+	child, err := startSelf(ctx, model, args)
 	if err != nil {
 		return err
 	}
@@ -34,7 +35,7 @@ func selfBench(ctx context.Context, out io.Writer, model string) (failure error)
 	defer c.Close()
 	one := 1
 	for {
-		_, err := c.Complete(ctx, "", "Hello", client.Options{MaxTokens: &one}, func(client.Piece) error { return nil })
+		_, err := c.Complete(ctx, "", []int{1}, client.Options{MaxTokens: &one}, func(client.Piece) error { return nil })
 		if err == nil {
 			break
 		}
@@ -43,10 +44,20 @@ func selfBench(ctx context.Context, out io.Writer, model string) (failure error)
 		}
 	}
 	fmt.Fprintf(out, "start to first token: %.2f s\n\n", time.Since(child.started).Seconds())
+	if err := measure(ctx, out, c, child.url); err != nil {
+		return err
+	}
+	memory := gauges(child.url)["process_resident_memory_bytes"]
+	_, err = fmt.Fprintf(out, "\nmemory: %.0f MB\n", memory/1e6)
+	return err
+}
+
+// selfTable measures 1, 4 and 16 streams.
+func selfTable(ctx context.Context, out io.Writer, c *client.Client, url string) error {
 	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(table, "streams\tin\tout\ttokens/s out\ttokens/s in all\tfirst token p50\tp99 ms\tinter-token p50\tp99 ms\tKV slots unused")
 	for _, streams := range []int{1, 4, 16} {
-		waste := watchWaste(child.url)
+		waste := watchWaste(url)
 		report, err := load.Run(ctx, load.Config{
 			Client: c, Work: load.RandomWork(2*streams, 128, 128, 0, 1), Concurrency: streams, Vocabulary: [2]int{1000, 10000}, IgnoreEOS: true,
 		})
@@ -60,12 +71,7 @@ func selfBench(ctx context.Context, out io.Writer, model string) (failure error)
 		fmt.Fprintf(table, "%d\t128\t128\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\t%s\n", streams, report.OutputPerSec, report.TotalPerSec,
 			report.FirstToken.P50, report.FirstToken.P99, report.InterToken.P50, report.InterToken.P99, unused)
 	}
-	if err := table.Flush(); err != nil {
-		return err
-	}
-	memory := gauges(child.url)["process_resident_memory_bytes"]
-	_, err = fmt.Fprintf(out, "\nmemory: %.0f MB\n", memory/1e6)
-	return err
+	return table.Flush()
 }
 
 // self is a child process that serves.
@@ -79,7 +85,7 @@ type self struct {
 	err     error // valid after ended
 }
 
-func startSelf(ctx context.Context, model string) (*self, error) {
+func startSelf(ctx context.Context, model string, more []string) (*self, error) {
 	program, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("this program: %w", err)
@@ -100,6 +106,7 @@ func startSelf(ctx context.Context, model string) (*self, error) {
 	if model != "" {
 		args = append(args, model)
 	}
+	args = append(args, more...)
 	s := &self{
 		url: fmt.Sprintf("http://127.0.0.1:%d", port), data: data, said: &bytes.Buffer{}, ended: make(chan struct{}),
 		command: exec.CommandContext(ctx, program, args...), started: time.Now(),

@@ -266,6 +266,7 @@ func Assignments(view *state.View, node string) wire.Assignments {
 			MaxNumSeqs: b.MaxSequences, MaxNumBatchedTokens: b.MaxRows,
 			DType: cmp.Or(d.Settings.DType, "auto"), KVCacheDType: cmp.Or(d.Settings.KVCacheDType, "auto"),
 			PrefixCaching: d.Settings.PrefixCaching, DownloadDir: d.Settings.DownloadDir,
+			LoadFormat: d.Settings.LoadFormat,
 		}
 		all.Replicas = append(all.Replicas, a)
 	}

@@ -69,6 +69,7 @@ type Settings struct {
 	GPUMemoryUtilization float64
 	PrefixCaching        bool
 	DownloadDir          string
+	LoadFormat           string // "dummy": weights are made up; else they are read
 }
 
 // Generation is what generation_config.json or the GGUF says.

@@ -36,6 +36,7 @@ var (
 type Metrics struct {
 	registry *prometheus.Registry
 	engines  *engines
+	nodes    *nodes
 
 	waiting, running                      *prometheus.GaugeVec
 	promptTokens, outputTokens            *prometheus.CounterVec
@@ -53,7 +54,7 @@ const modelLabel = "model_name"
 
 // New makes a registry with all of a head's metrics and the process's own.
 func New() *Metrics {
-	m := &Metrics{registry: prometheus.NewRegistry(), engines: newEngines()}
+	m := &Metrics{registry: prometheus.NewRegistry(), engines: newEngines(), nodes: newNodes()}
 	gauge := func(name, help string) *prometheus.GaugeVec {
 		v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{modelLabel})
 		m.registry.MustRegister(v)
@@ -91,7 +92,7 @@ func New() *Metrics {
 	m.seedLatency = histogram("vllm_request_latency_seconds", "Time of a whole request in seconds.", requestBuckets)
 	m.seedTokens = counter("vllm_tokens_generated_total", "Tokens generated.")
 	m.faults = counter("manta_request_faults_total", "Frames refused, by kind: stale, or frame (a gap or a malformed one).", "kind")
-	m.registry.MustRegister(m.engines, collectors.NewGoCollector(),
+	m.registry.MustRegister(m.engines, m.nodes, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

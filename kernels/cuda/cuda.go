@@ -54,6 +54,6 @@ type Info struct {
 	Name           string
 	Major, Minor   int // compute capability
 	Memory         int64
-	Free           int64
+	UUID           string // as NVML has it
 	Multiprocessor int
 }

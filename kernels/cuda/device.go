@@ -39,6 +39,10 @@ func Devices() ([]Info, error) {
 			info.Memory, err = d.TotalMem()
 		}
 		if err == nil {
+			id, failed := d.UUID()
+			info.UUID, err = "GPU-"+id.String(), failed
+		}
+		if err == nil {
 			info.Major, info.Minor, err = d.ComputeCapability()
 		}
 		if err == nil {

@@ -43,6 +43,7 @@ type host struct {
 	heard      time.Time // when it last told something, or was started
 	spoke      bool
 	open       int // requests in progress there
+	process    wire.Process
 }
 
 var _ serve.Hosted = (*host)(nil)
@@ -80,7 +81,9 @@ func (h *host) Stop() { h.stop() }
 func (h *host) Report() wire.ReplicaReport {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.state
+	report, process := h.state, h.process
+	report.Process = &process
+	return report
 }
 
 // Credit implements serve.Hosted.
@@ -121,7 +124,7 @@ func (h *host) hear(m wire.Told) bool {
 	if m.Report.Phase != "" { // else it has had no orders yet
 		h.state = m.Report
 	}
-	h.credit, h.open = m.Credit, m.Requests
+	h.credit, h.open, h.process.Resident = m.Credit, m.Requests, m.Resident
 	return true
 }
 
@@ -191,7 +194,7 @@ func (h *host) Run(ctx context.Context) {
 func (h *host) died(err error) (epoch uint64, wasReady bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.boot, h.credit, h.open = "", nil, 0
+	h.boot, h.credit, h.open, h.process.Resident = "", nil, 0, 0
 	epoch = h.assignment.Epoch
 	wasReady = h.state.Phase == wire.PhaseReady && h.state.Epoch == epoch
 	if !wasReady {

@@ -41,6 +41,7 @@ func (h *host) live(ctx context.Context) error {
 	}
 	h.mu.Lock()
 	h.boot, h.heard, h.spoke = spec.Boot, time.Now(), false
+	h.process.Starts++
 	h.mu.Unlock()
 	ticker := time.NewTicker(silence / 10)
 	defer ticker.Stop()

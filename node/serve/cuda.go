@@ -1,43 +1,94 @@
 package serve
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 
 	"manta/kernels"
 	"manta/kernels/cuda"
+	"manta/node/gpu"
 	"manta/node/wire"
 )
 
 // CUDA is the GPUs that the driver shows this process (CUDA_VISIBLE_DEVICES).
-type CUDA struct{ devices []wire.Device }
+type CUDA struct {
+	found  []foundGPU
+	health *gpuHealth
+}
 
-var _ Kind = CUDA{}
+type foundGPU struct {
+	device wire.Device
+	uuid   string
+}
+
+var (
+	_ Kind    = (*CUDA)(nil)
+	_ Watched = (*CUDA)(nil)
+)
+
+// KindCUDA is the name of that kind.
+const KindCUDA = "cuda"
 
 // FindCUDA lists the GPUs as they are now: shards may use the memory that is free.
 // Without a driver, or in a program built without CUDA, there are none.
-func FindCUDA() (CUDA, error) {
+func FindCUDA() (*CUDA, error) {
+	c := &CUDA{health: newGPUHealth(nil)}
 	found, err := cuda.Devices()
 	if err != nil {
-		return CUDA{}, fmt.Errorf("serve: list GPUs: %w", err)
+		return c, fmt.Errorf("serve: list GPUs: %w", err)
 	}
-	var c CUDA
+	free := map[string]int64{}
+	if len(found) > 0 {
+		// Without NVML (a driver's container may lack it) GPUs are taken for empty and well.
+		if reader, err := gpu.Open(); err == nil {
+			c.health = newGPUHealth(reader)
+			known, err := reader.Read()
+			if err != nil {
+				return c, fmt.Errorf("serve: read GPUs: %w", err)
+			}
+			for _, d := range known {
+				free[d.UUID] = d.Free
+			}
+		}
+	}
 	for _, d := range found {
-		c.devices = append(c.devices, wire.Device{ID: fmt.Sprintf("cuda:%d", d.Index), Kind: "cuda", Name: d.Name, Memory: d.Free})
+		memory, known := free[d.UUID]
+		if !known {
+			memory = d.Memory
+		}
+		c.found = append(c.found, foundGPU{wire.Device{ID: fmt.Sprintf("%s:%d", KindCUDA, d.Index), Kind: KindCUDA, Name: d.Name, Memory: memory}, d.UUID})
 	}
 	return c, nil
 }
 
 // Name implements Kind.
-func (CUDA) Name() string { return "cuda" }
+func (*CUDA) Name() string { return KindCUDA }
 
-// Devices implements Kind.
-func (c CUDA) Devices() []wire.Device { return c.devices }
+// Devices implements Kind. A GPU that is lost is not among them.
+func (c *CUDA) Devices() []wire.Device {
+	var list []wire.Device
+	for _, f := range c.found {
+		if c.health.usable(f.uuid) {
+			list = append(list, f.device)
+		}
+	}
+	return list
+}
+
+// GPUs implements Watched.
+func (c *CUDA) GPUs() []wire.GPU { return c.health.list() }
+
+// Watch implements Watched.
+func (c *CUDA) Watch(ctx context.Context, log *slog.Logger, changed func()) error {
+	return c.health.watch(ctx, log, changed)
+}
 
 // Open implements Kind.
-func (c CUDA) Open(device string, want Want) (kernels.Ops, error) {
+func (c *CUDA) Open(device string, want Want) (kernels.Ops, error) {
 	compute, ok := map[string]kernels.DType{
 		"": kernels.BF16, "auto": kernels.BF16, "bfloat16": kernels.BF16,
 		"float16": kernels.F16, "half": kernels.F16, "float32": kernels.F32, "float": kernels.F32,
@@ -45,12 +96,19 @@ func (c CUDA) Open(device string, want Want) (kernels.Ops, error) {
 	if !ok {
 		return nil, fmt.Errorf("serve: --dtype %s on a GPU: give auto, bfloat16, float16 or float32", want.DType)
 	}
-	index, err := strconv.Atoi(strings.TrimPrefix(device, "cuda:"))
+	index, err := strconv.Atoi(strings.TrimPrefix(device, KindCUDA+":"))
 	if err != nil {
 		return nil, fmt.Errorf("serve: GPU %q: %w", device, err)
 	}
-	return cuda.New(index, cuda.Options{Compute: compute, Seats: want.Seats})
+	ops, err := cuda.New(index, cuda.Options{Compute: compute, Seats: want.Seats})
+	if err == nil {
+		openedGPU(ops)
+	}
+	return ops, err
 }
+
+// openedGPU is told of every device that is opened; a test build makes them fault.
+var openedGPU = func(kernels.Ops) {}
 
 // deviceLost tells whether an error comes from a device's driver: its context is
 // gone, and with it whatever the process had there.

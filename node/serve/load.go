@@ -52,11 +52,11 @@ func (r *replica) load(ctx context.Context, a wire.Assignment) (*loadedReplica, 
 		return nil, err
 	}
 	r.set(a.Epoch, wire.PhaseLoading, "")
-	w, err := weights.Open(pulled.Path)
+	w, source, err := model.Open(pulled.Path, a.Settings.LoadFormat)
 	if err != nil {
 		return nil, err
 	}
-	spec, err := model.Describe(w)
+	spec, err := model.Describe(source)
 	if err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
@@ -70,7 +70,7 @@ func (r *replica) load(ctx context.Context, a wire.Assignment) (*loadedReplica, 
 		return nil, errors.Join(err, w.Close())
 	}
 	local, err := engine.LoadLocal(engine.LocalConfig{
-		Weights: w, Spec: spec, Layout: a.Layout, CacheType: cache,
+		Weights: source, Spec: spec, Layout: a.Layout, CacheType: cache,
 		Here: func(stage, rank int) bool { return nodes[stage][rank] == r.server.cfg.Node },
 		Limits: sched.Limits{
 			Blocks: a.Blocks, MaxSequences: a.Settings.MaxNumSeqs, MaxRows: a.Settings.MaxNumBatchedTokens,

@@ -32,16 +32,16 @@ func (s *Server) resolve(ctx context.Context, q wire.Resolve) (_ wire.Resolved, 
 	if err != nil {
 		return wire.Resolved{}, err
 	}
-	w, err := weights.Open(pulled.Path)
+	w, opened, err := model.Open(pulled.Path, q.LoadFormat)
 	if err != nil {
 		return wire.Resolved{}, err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	spec, err := model.Describe(w)
+	spec, err := model.Describe(opened)
 	if err != nil {
 		return wire.Resolved{}, err
 	}
-	source, err := w.Tokenizer()
+	source, err := opened.Tokenizer()
 	if err != nil {
 		return wire.Resolved{}, err
 	}

@@ -181,6 +181,9 @@ func (s *Server) Report() wire.Report {
 	report := wire.Report{Version: wire.Version, Node: s.cfg.Node, Sequence: s.sequence, Draining: s.draining}
 	for _, kind := range s.cfg.Devices {
 		report.Devices = append(report.Devices, kind.Devices()...)
+		if watched, ok := kind.(Watched); ok {
+			report.GPUs = append(report.GPUs, watched.GPUs()...)
+		}
 	}
 	for _, r := range s.replicas {
 		report.Replicas = append(report.Replicas, r.Report())

@@ -43,6 +43,7 @@ type Settings struct {
 	KVCacheDType        string `cbor:"4,keyasint,omitempty"`
 	PrefixCaching       bool   `cbor:"5,keyasint"`
 	DownloadDir         string `cbor:"6,keyasint,omitempty"`
+	LoadFormat          string `cbor:"7,keyasint,omitempty"` // "auto", "dummy"
 }
 
 // Phase is how far a node has come with its shards of a replica.
@@ -64,6 +65,7 @@ type Report struct {
 	Devices  []Device        `cbor:"4,keyasint,omitempty"`
 	Replicas []ReplicaReport `cbor:"5,keyasint,omitempty"`
 	Draining bool            `cbor:"6,keyasint,omitempty"`
+	GPUs     []GPU           `cbor:"7,keyasint,omitempty"`
 	// Labels are the node's own: its zone, what an operator calls it.
 	Labels map[string]string `cbor:"8,keyasint,omitempty"`
 }
@@ -76,19 +78,41 @@ type Device struct {
 	Memory int64  `cbor:"4,keyasint"` // bytes that shards may use
 }
 
+// GPU is how a GPU of a node is, by NVML.
+type GPU struct {
+	Index       int     `cbor:"1,keyasint"`
+	UUID        string  `cbor:"2,keyasint"`
+	Name        string  `cbor:"3,keyasint"`
+	Memory      int64   `cbor:"4,keyasint,omitempty"` // bytes
+	Free        int64   `cbor:"5,keyasint,omitempty"`
+	Utilisation int     `cbor:"6,keyasint,omitempty"` // percent
+	Temperature int     `cbor:"7,keyasint,omitempty"` // °C
+	Watts       float64 `cbor:"8,keyasint,omitempty"`
+	Uncorrected int64   `cbor:"9,keyasint"`            // ECC errors; -1: not counted
+	Xid         uint64  `cbor:"10,keyasint,omitempty"` // the last one since the node started
+	Lost        string  `cbor:"11,keyasint,omitempty"` // why it is not offered any more
+}
+
 // ReplicaReport is the state of a node's shards of one replica.
 type ReplicaReport struct {
 	Replica string      `cbor:"1,keyasint"`
 	Epoch   uint64      `cbor:"2,keyasint"`
 	Phase   Phase       `cbor:"3,keyasint"`
-	Reason  string      `cbor:"4,keyasint,omitempty"` // for people
-	Done    int64       `cbor:"5,keyasint,omitempty"` // bytes pulled so far …
-	Total   int64       `cbor:"6,keyasint,omitempty"` // … of so many
-	Engine  EngineStats `cbor:"7,keyasint"`           // of the driver
+	Reason  string      `cbor:"4,keyasint,omitempty"`  // for people
+	Done    int64       `cbor:"5,keyasint,omitempty"`  // bytes pulled so far …
+	Total   int64       `cbor:"6,keyasint,omitempty"`  // … of so many
+	Engine  EngineStats `cbor:"7,keyasint"`            // of the driver
+	Process *Process    `cbor:"10,keyasint,omitempty"` // nil: the node's own
 	// Of a failed epoch: the nodes of other ranks that this one can't reach or that
 	// do not answer, and whether nothing is wrong but that a message was lost.
 	Lost      []string `cbor:"8,keyasint,omitempty"`
 	Transient bool     `cbor:"9,keyasint,omitempty"`
+}
+
+// Process is the device process that runs a node's ranks of a replica.
+type Process struct {
+	Starts   int   `cbor:"1,keyasint"` // of this one and those before it
+	Resident int64 `cbor:"2,keyasint"` // bytes, mapped files left out
 }
 
 // EngineStats is a driver's counts, for metrics and routing.
@@ -124,6 +148,7 @@ type Resolve struct {
 	Version     int    `cbor:"1,keyasint"`
 	Model       string `cbor:"2,keyasint"`
 	DownloadDir string `cbor:"3,keyasint,omitempty"`
+	LoadFormat  string `cbor:"4,keyasint,omitempty"`
 }
 
 // Resolved answers a Resolve.

@@ -20,13 +20,10 @@ const (
 	maxTokenizer = 512 << 20
 )
 
-// openFolder opens config.json and the weights beside it.
-func (m *Model) openFolder(folder string) error {
+// openConfig reads config.json and generation_config.json.
+func (m *Model) openConfig(folder string) error {
 	m.folder = folder
 	config, err := readFile(folder, "config.json", maxConfig)
-	if errors.Is(err, os.ErrNotExist) {
-		return m.openBare(folder)
-	}
 	if err != nil {
 		return err
 	}
@@ -34,7 +31,16 @@ func (m *Model) openFolder(folder string) error {
 		return fmt.Errorf("config.json: %w", err)
 	}
 	m.config = config
-	if err := m.openGeneration(); err != nil {
+	return m.openGeneration()
+}
+
+// openFolder opens config.json and the weights beside it.
+func (m *Model) openFolder(folder string) error {
+	err := m.openConfig(folder)
+	if errors.Is(err, os.ErrNotExist) {
+		return m.openBare(folder)
+	}
+	if err != nil {
 		return err
 	}
 	index, err := readFile(folder, "model.safetensors.index.json", maxIndex)

@@ -96,6 +96,17 @@ func Open(path string) (*Model, error) {
 	return m, nil
 }
 
+// OpenConfig opens config.json of a folder and what stands beside it, without any
+// weights: for a model that is made up (runtime/model.Dummy).
+func OpenConfig(folder string) (*Model, error) {
+	m := &Model{path: folder, tensors: map[string]tensor{}}
+	m.digest = sync.OnceValue(m.hash)
+	if err := m.openConfig(folder); err != nil {
+		return nil, fmt.Errorf("weights: %s: %w", folder, err)
+	}
+	return m, nil
+}
+
 // mapPath maps one file and gives its index in m.files.
 func (m *Model) mapPath(path string) (int, error) {
 	f, err := os.Open(path)

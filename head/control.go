@@ -368,6 +368,9 @@ func (c *control) explain(deployment string) []string {
 	return lines
 }
 
+// Leader implements api.Cluster.
+func (c *control) Leader() string { return c.head.raft.Leader() }
+
 // Fresh implements api.Cluster.
 func (c *control) Fresh(ctx context.Context) error { return c.head.Fresh(ctx) }
 

@@ -104,6 +104,7 @@ type ClusterState struct {
 	Index       uint64       `json:"index"`
 	Stale       bool         `json:"stale,omitempty"` // no leader: there may be newer writes
 	Version     string       `json:"version"`
+	Leader      string       `json:"leader,omitempty"` // the id of the head that leads, as this one knows
 	Heads       []Head       `json:"heads"`
 	Nodes       []Node       `json:"nodes"`
 	Deployments []Deployment `json:"deployments"`

@@ -30,7 +30,7 @@ func (s *Server) newest(w http.ResponseWriter, r *http.Request) (view *state.Vie
 func (s *Server) clusterState(w http.ResponseWriter, r *http.Request) {
 	view, stale := s.newest(w, r)
 	answer := ClusterState{
-		Index: view.Index, Stale: stale, Version: version.String(),
+		Index: view.Index, Stale: stale, Version: version.String(), Leader: s.cluster.Leader(),
 		Heads: []Head{}, Nodes: []Node{}, Deployments: s.describeAll(view),
 	}
 	for _, head := range view.Heads {

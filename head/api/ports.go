@@ -57,6 +57,8 @@ type Submitter interface {
 type Cluster interface {
 	Deploy(ctx context.Context, deployment state.Deployment) (state.Deployment, error)
 	Delete(ctx context.Context, name string) error
+	// Leader is the id of the head that leads, or "" when none is known.
+	Leader() string
 	// Fresh returns when this head has applied every write that was acknowledged
 	// before the call, on any head; without a leader it fails.
 	Fresh(ctx context.Context) error

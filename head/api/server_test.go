@@ -417,6 +417,8 @@ type fakeControl struct {
 	behind     func() // what the leader has that this head lacks
 }
 
+func (f *fakeControl) Leader() string { return "head-0" }
+
 func (f *fakeControl) Fresh(context.Context) error {
 	if f.leaderless {
 		return ErrNoLeader

@@ -60,6 +60,35 @@ func TestStreamGoesOn(t *testing.T) {
 	}
 }
 
+// A head that hangs in the middle of a stream is left for the next one.
+func TestHangingHeadIsLeft(t *testing.T) {
+	hung := make(chan struct{})
+	hanging := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, "id: at-2\ndata: {\"choices\":[{\"text\":\"ab\"}]}\n\n")
+		w.(http.Flusher).Flush()
+		<-hung
+	}))
+	defer hanging.Close()
+	defer close(hung)
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if got := r.Header.Get("Last-Event-ID"); got != "at-2" {
+			t.Errorf("asked to go on after %q", got)
+		}
+		fmt.Fprint(w, "id: at-6\ndata: {\"choices\":[{\"text\":\"cdef\"}]}\n\ndata: [DONE]\n\n")
+	}))
+	defer other.Close()
+	c := New("", hanging.URL, other.URL)
+	defer c.Close()
+	var text strings.Builder
+	_, err := c.Complete(t.Context(), "m", "x", Options{}, func(p Piece) error {
+		text.WriteString(p.Text)
+		return nil
+	})
+	if err != nil || text.String() != "abcdef" {
+		t.Errorf("%q, %v", text.String(), err)
+	}
+}
+
 // A server without ids can't go on: asking again would repeat text.
 func TestStreamWithoutIDsEnds(t *testing.T) {
 	c, asked := cutting(t, 2, false)

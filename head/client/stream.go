@@ -18,6 +18,10 @@ var ErrCut = errors.New("the stream was cut")
 // maxRetries bounds the tries to go on without any progress between them.
 const maxRetries = 30
 
+// silence is how long a head may send nothing, once it is known to be one: heads
+// comment on a silent stream every second. One that hangs is left for another.
+const silence = 3 * time.Second
+
 // maxLine bounds one line of a stream.
 const maxLine = 8 << 20
 
@@ -55,6 +59,7 @@ type stream struct {
 	each   func([]byte) error
 	last   string // id of the last event handed on
 	events bool   // an event was handed on
+	lively bool   // the server comments on silent streams
 }
 
 // refusal marks an error that is each's own.
@@ -82,9 +87,16 @@ func (s *stream) mayGoOn(err error, tries int) bool {
 
 // once reads one connection to its end; nil means that the stream is complete.
 func (s *stream) once(ctx context.Context, base string) error {
+	ctx, hangs := context.WithCancelCause(ctx)
+	defer hangs(nil)
+	alarm := time.AfterFunc(silence, func() { hangs(errHangs) })
+	defer alarm.Stop()
+	if s.last == "" {
+		alarm.Stop() // it may be any server, or wait for a replica
+	}
 	response, err := s.client.send(ctx, base, http.MethodPost, s.path, s.body, s.last)
 	if err != nil {
-		return err
+		return errors.Join(err, context.Cause(ctx))
 	}
 	defer response.Body.Close()
 	scanner := bufio.NewScanner(response.Body)
@@ -93,6 +105,7 @@ func (s *stream) once(ctx context.Context, base string) error {
 	var data []byte
 	for scanner.Scan() {
 		line := scanner.Bytes()
+		s.lively = s.lively || bytes.HasPrefix(line, []byte(":"))
 		field, value, _ := bytes.Cut(line, []byte(":"))
 		value = bytes.TrimPrefix(value, []byte(" "))
 		switch {
@@ -109,12 +122,18 @@ func (s *stream) once(ctx context.Context, base string) error {
 		case string(field) == "data":
 			data = append(append([]byte{}, data...), value...)
 		}
+		if s.lively || s.last != "" {
+			alarm.Reset(silence)
+		}
 	}
 	if err := scanner.Err(); err != nil {
-		return err
+		return errors.Join(err, context.Cause(ctx))
 	}
 	return io.ErrUnexpectedEOF
 }
+
+// errHangs: the head says nothing, not even that it waits.
+var errHangs = errors.New("the head does not answer")
 
 // event hands data on. An error of the server's inside the stream ends it.
 func (s *stream) event(id string, data []byte) error {

@@ -38,7 +38,7 @@ const (
 	retryFailed    = 30 * time.Second
 	retryTransient = 250 * time.Millisecond
 	// frozenFor is how long a node that its peers could not reach is avoided.
-	frozenFor = 30 * time.Second
+	frozenFor = 10 * time.Second
 )
 
 // control keeps what nodes report. On the leader it is the loop (desired, members,
@@ -78,6 +78,9 @@ func newControl(h *Head) *control {
 // report takes what a node tells. It never blocks.
 func (c *control) report(r wire.Report) {
 	c.mu.Lock()
+	if r.Sequence < c.reports[r.Node].Sequence {
+		delete(c.frozen, r.Node) // it has started anew
+	}
 	c.reports[r.Node], c.heard[r.Node] = r, c.awake.now()
 	c.mu.Unlock()
 	select {
@@ -209,6 +212,7 @@ func (c *control) living() (map[string]wire.Report, []state.Change) {
 		c.log.Warn("node lost", "node", node, "member", member[node], "silent", silent.Round(time.Millisecond))
 		delete(c.reports, node)
 		delete(c.heard, node)
+		delete(c.frozen, node) // if it comes back, it moves again
 		c.head.silence(node)
 		c.head.dispatch.Disconnected(node)
 	}

@@ -35,7 +35,7 @@ type Config struct {
 	// Bootstrap makes a new cluster of this one voter when Dir holds no state.
 	Bootstrap bool
 	// Heartbeat is how long a follower waits for its leader before it stands for
-	// election, 0: 800 ms.
+	// election, 0: half a second.
 	Heartbeat time.Duration
 	Logger    *slog.Logger
 }
@@ -54,7 +54,7 @@ type Server struct {
 // Open starts raft from what Dir holds. The raft id is the authority's.
 func Open(cfg Config) (_ *Server, err error) {
 	if cfg.Heartbeat == 0 {
-		cfg.Heartbeat = 800 * time.Millisecond
+		cfg.Heartbeat = 500 * time.Millisecond
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()

@@ -23,6 +23,7 @@ var (
 	rounds  = flag.Int("rounds", 1, "how often each fault is made")
 	streams = flag.Int("streams", 6, "streams that run meanwhile")
 	tokens  = flag.Int("tokens", 60, "tokens of each stream")
+	logs    = flag.String("logs", "", "folder for the members' logs")
 )
 
 // story is the text of one stream and its longest pause.

@@ -191,6 +191,13 @@ func (b *bench) close() {
 		_ = m.command.Process.Kill()
 		<-m.ended
 	}
+	for name, log := range b.log {
+		if *logs != "" {
+			if err := os.WriteFile(filepath.Join(*logs, name+".log"), log.Bytes(), 0o600); err != nil {
+				b.t.Error(err)
+			}
+		}
+	}
 	if !b.t.Failed() {
 		return
 	}
@@ -243,7 +250,7 @@ func (b *bench) untilOf(head int, what string, ok func(*api.ClusterState) bool) 
 
 func (b *bench) await(what string, ask func() (*api.ClusterState, error), ok func(*api.ClusterState) bool) *api.ClusterState {
 	b.t.Helper()
-	ticker := time.NewTicker(50 * time.Millisecond)
+	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
 	limit := time.After(patience)
 	for {

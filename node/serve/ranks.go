@@ -32,7 +32,7 @@ const (
 	joinPause = 100 * time.Millisecond
 	joinWait  = 2 * time.Second
 	// pingTimeout is how long a node may take to say that it lives.
-	pingTimeout = 1500 * time.Millisecond
+	pingTimeout = time.Second
 )
 
 // ErrRefused: a peer was reached, and answers with an error.

@@ -22,6 +22,7 @@ import (
 
 	"manta/head/api"
 	"manta/head/dispatch"
+	"manta/head/jobs"
 	"manta/head/limit"
 	"manta/head/route"
 	"manta/head/state"
@@ -75,6 +76,7 @@ type Head struct {
 	control  *control
 	rates    *limit.Limiter
 	lender   lender
+	jobs     *jobs.Runner
 }
 
 // New builds a head: its ports are open and it is a member when New returns. Run
@@ -132,8 +134,10 @@ func New(cfg Config) (_ *Head, err error) {
 	h.api = api.New(api.Config{
 		Views: &truthful{control: h.control}, Texts: api.NewStoreTexts(h.store), Dispatch: h.dispatch, Cluster: h.control,
 		Keys: cfg.Keys, KeysOff: cfg.KeysOff, Keyring: keyring{h}, Rates: h.rates,
+		Work: work{h}, Store: h.store,
 		Metrics: h.metrics.Handler(), Log: cfg.Logger, CanQueue: h.canQueue, Restored: h.raft.Restored,
 	})
+	h.jobs = jobs.New(jobs.Config{Head: id, Cluster: work{h}, Store: h.store, Lines: h.api, Log: cfg.Logger})
 	return h, nil
 }
 
@@ -171,6 +175,8 @@ func (h *Head) Run(ctx context.Context) error {
 	group.Go(func() error { return over(rest, h.control.homes(rest)) })
 	group.Go(func() error { return over(rest, h.control.awake.run(rest)) })
 	group.Go(func() error { return over(rest, h.lend(rest)) })
+	group.Go(func() error { return over(rest, h.store.Keep(rest, work{h}, h.log)) })
+	group.Go(func() error { return over(serving, h.jobs.Run(serving)) }) // before it drains: the next leader goes on
 	return group.Wait()
 }
 

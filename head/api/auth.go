@@ -115,9 +115,11 @@ var open = map[string]bool{"/health": true, "/livez": true, "/readyz": true, "/m
 // demanded.
 type caller struct {
 	name   string // of the key; "": anybody
+	hash   [32]byte
 	admin  bool
 	limits state.KeyLimits
 	rates  limit.Rates
+	line   *uint64 // a batch's line asks: the seed of one that gives none; nil: a client asks
 }
 
 type callerKey struct{}
@@ -130,23 +132,30 @@ func by(ctx context.Context) *caller {
 	return &caller{admin: true}
 }
 
+// sees reports whether the caller may know of what the holder of a key made.
+func (c *caller) sees(owner state.Digest) bool { return c.admin || c.hash == owner }
+
 // identify finds the key that a request brings: one that this head was started
 // with, whose holders may do everything, or one that the cluster knows.
 func (s *Server) identify(r *http.Request) (*caller, bool) {
 	hash := owner(r)
 	if s.keys != nil && s.keys.match(hash) {
-		return &caller{name: fmt.Sprintf("key-%x", hash[:4]), admin: true}, true
+		return &caller{name: fmt.Sprintf("key-%x", hash[:4]), hash: hash, admin: true}, true
 	}
 	view := s.views.View()
 	if k, ok := view.Keys[hash]; ok {
-		return &caller{name: k.Name, admin: k.Admin, limits: k.Limits, rates: limit.Rates{
-			Requests: k.Limits.RequestsPerSecond, Tokens: float64(k.Limits.TokensPerMinute) / 60,
-		}}, true
+		return ofKey(k), true
 	}
 	if s.keysOff || s.keys == nil && len(view.Keys) == 0 && (s.restored == nil || s.restored()) {
-		return &caller{admin: true}, true
+		return &caller{hash: hash, admin: true}, true
 	}
 	return nil, false
+}
+
+func ofKey(k state.Key) *caller {
+	return &caller{name: k.Name, hash: k.Hash, admin: k.Admin, limits: k.Limits, rates: limit.Rates{
+		Requests: k.Limits.RequestsPerSecond, Tokens: float64(k.Limits.TokensPerMinute) / 60,
+	}}
 }
 
 // recognize is identify for a head that may be behind: a key that it does not know

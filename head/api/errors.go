@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"manta/head/dispatch"
+	"manta/head/jobs"
+	"manta/head/state"
 	"manta/runtime/sample"
 )
 
@@ -25,6 +27,9 @@ type Error struct {
 }
 
 func (e *Error) Error() string { return e.Message }
+
+// Final reports whether trying the same again is of no use.
+func (e *Error) Final() bool { return e.Status/100 == 4 && e.Status != http.StatusTooManyRequests }
 
 type errorBody struct {
 	Error errorFields `json:"error"`
@@ -87,6 +92,10 @@ func describe(err error) *Error {
 			Status: http.StatusTooManyRequests, Type: "RateLimitError", Message: err.Error(),
 			RetryAfter: int(math.Ceil(full.RetryAfter.Seconds())),
 		}
+	case errors.Is(err, jobs.ErrEntrypoint):
+		return badField("entrypoint", "%s", err)
+	case errors.Is(err, state.ErrStale):
+		return &Error{Status: http.StatusConflict, Type: "ConflictError", Message: strings.TrimPrefix(err.Error(), state.ErrStale.Error()+": ")}
 	case errors.Is(err, sample.ErrParameter):
 		text := strings.TrimPrefix(err.Error(), sample.ErrParameter.Error()+": ")
 		field, _, _ := strings.Cut(text, " ")

@@ -47,6 +47,10 @@ type prompt struct {
 // sessionHeader names a session: its requests go to one replica if they can.
 const sessionHeader = "X-Session-Id"
 
+// behindClients is added to the priority of a batch's lines: clients wait, batches
+// do not.
+const behindClients = 100
+
 // newJob takes what the two forms of request share.
 func newJob(r *http.Request, model *served, f *sampling, data []byte, params sample.Params) (*job, error) {
 	n, err := f.choices()
@@ -55,11 +59,14 @@ func newJob(r *http.Request, model *served, f *sampling, data []byte, params sam
 	}
 	j := &job{
 		model: model, created: time.Now().Unix(), params: params, n: n,
-		owner: owner(r), caller: by(r.Context()), session: r.Header.Get(sessionHeader), body: digest(data),
+		owner: by(r.Context()).hash, caller: by(r.Context()), session: r.Header.Get(sessionHeader), body: digest(data),
 		stream: f.Stream, tokensAsID: f.TokensAsIDs, tokenIDs: f.ReturnTokenIDs,
 	}
 	if j.priority = f.Priority; j.caller.name != "" {
 		j.priority = max(j.priority, j.caller.limits.Priority)
+	}
+	if j.caller.line != nil {
+		j.priority += behindClients
 	}
 	if f.StreamOptions != nil {
 		j.usage = f.StreamOptions.IncludeUsage || f.StreamOptions.ContinuousUsage
@@ -69,6 +76,8 @@ func newJob(r *http.Request, model *served, f *sampling, data []byte, params sam
 	_, _ = rand.Read(j.id[:])
 	if j.params.Seed = model.Settings.Seed; f.Seed != nil {
 		j.params.Seed = params.Seed
+	} else if j.caller.line != nil {
+		j.params.Seed = *j.caller.line
 	} else if model.Settings.Seed == 0 {
 		var seed [8]byte
 		_, _ = rand.Read(seed[:])

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"manta/head/jobs"
 	"manta/head/limit"
 )
 
@@ -64,6 +65,10 @@ type Config struct {
 	Metrics  http.Handler   // of /metrics; nil: none
 	Limits   Limits
 	Log      *slog.Logger
+	// Work commits what users submit, and Store keeps its bytes; nil: there are no
+	// jobs, files and batches.
+	Work  Committer
+	Store jobs.Store
 	// Restored tells whether this head knows again what it knew before it stopped,
 	// keys among that; nil: it does.
 	Restored func() bool
@@ -81,6 +86,8 @@ type Server struct {
 	keysOff  bool
 	keyring  Keyring
 	rates    *limit.Limiter
+	work     Committer
+	store    jobs.Store
 	metrics  http.Handler
 	limits   Limits
 	log      *slog.Logger
@@ -99,7 +106,7 @@ type Server struct {
 func New(config Config) *Server {
 	s := &Server{
 		views: config.Views, texts: config.Texts, dispatch: config.Dispatch, cluster: config.Cluster,
-		keys: config.Keys, keysOff: config.KeysOff, keyring: config.Keyring, rates: config.Rates, metrics: config.Metrics, limits: config.Limits.withDefaults(), log: config.Log,
+		keys: config.Keys, keysOff: config.KeysOff, keyring: config.Keyring, rates: config.Rates, work: config.Work, store: config.Store, metrics: config.Metrics, limits: config.Limits.withDefaults(), log: config.Log,
 		canQueue: config.CanQueue, restored: config.Restored,
 	}
 	s.held = semaphore.NewWeighted(s.limits.HeldBytes)
@@ -136,6 +143,9 @@ func (s *Server) Handler() http.Handler {
 		"DELETE /api/keys/{name}":                   s.revokeKey,
 	} {
 		mux.HandleFunc(pattern, handler)
+	}
+	if s.work != nil {
+		s.handleWork(mux)
 	}
 	if s.metrics != nil {
 		mux.Handle("GET /metrics", s.metrics)

@@ -52,6 +52,11 @@ type Change struct {
 	AddHome          *AddHome      `cbor:"13,keyasint,omitempty"`
 	PutKey           *Key          `cbor:"30,keyasint,omitempty"`
 	DeleteKey        string        `cbor:"31,keyasint,omitempty"` // its name
+	ClaimJob         *ClaimJob     `cbor:"32,keyasint,omitempty"`
+	ReportJob        *JobReport    `cbor:"33,keyasint,omitempty"`
+	StopJob          string        `cbor:"34,keyasint,omitempty"`
+	PutFile          *File         `cbor:"35,keyasint,omitempty"`
+	DeleteFile       string        `cbor:"36,keyasint,omitempty"`
 }
 
 // StartReplica places a replica, or starts its group again. The epoch becomes
@@ -125,7 +130,7 @@ func DecodeCommand(data []byte) (Command, error) {
 func empty() *View {
 	return &View{
 		Deployments: map[string]Deployment{}, Replicas: map[string]Replica{}, Nodes: map[string]Node{},
-		Heads: map[string]Head{}, Jobs: map[string]Job{}, Keys: map[Digest]Key{},
+		Heads: map[string]Head{}, Jobs: map[string]Job{}, Keys: map[Digest]Key{}, Files: map[string]File{},
 	}
 }
 
@@ -147,7 +152,7 @@ func (v *View) Apply(index uint64, c Command) (*View, error) {
 // A draft is a View in the making: a map is copied before its first change.
 type draft struct {
 	View
-	own struct{ deployments, replicas, nodes, heads, jobs, keys bool }
+	own struct{ deployments, replicas, nodes, heads, jobs, keys, files bool }
 }
 
 func owned[K comparable, V any](m *map[K]V, own *bool) map[K]V {
@@ -190,11 +195,21 @@ func (d *draft) apply(c Change, at time.Time) error {
 	case c.DeleteHead != "":
 		return remove(d.Heads, &d.View.Heads, &d.own.heads, "head", c.DeleteHead)
 	case c.PutJob != nil:
-		owned(&d.View.Jobs, &d.own.jobs)[c.PutJob.ID] = *c.PutJob
+		return d.putJob(*c.PutJob, at)
 	case c.AddHome != nil:
 		return d.addHome(*c.AddHome)
 	case c.DeleteJob != "":
-		return remove(d.Jobs, &d.View.Jobs, &d.own.jobs, "job", c.DeleteJob)
+		return d.deleteJob(c.DeleteJob)
+	case c.ClaimJob != nil:
+		return d.claimJob(*c.ClaimJob, at)
+	case c.ReportJob != nil:
+		return d.reportJob(*c.ReportJob, at)
+	case c.StopJob != "":
+		return d.stopJob(c.StopJob, at)
+	case c.PutFile != nil:
+		return d.putFile(*c.PutFile, at)
+	case c.DeleteFile != "":
+		return remove(d.Files, &d.View.Files, &d.own.files, "file", c.DeleteFile)
 	case c.PutKey != nil:
 		return d.putKey(*c.PutKey, at)
 	case c.DeleteKey != "":
@@ -217,6 +232,9 @@ func (d *draft) putDeployment(next Deployment, at time.Time) {
 	old, exists := d.Deployments[next.Name]
 	if exists {
 		next.Created, next.Version = old.Created, old.Version
+		if next.Job == "" {
+			next.Job = old.Job
+		}
 		if len(next.Homes) > 0 && next.Model == old.Model && next.Weights == old.Weights {
 			all := slices.Sorted(slices.Values(slices.Concat(old.Homes, next.Homes)))
 			next.Homes = slices.Compact(all)
@@ -245,7 +263,7 @@ func (d *draft) addHome(h AddHome) error {
 // sameReplicas reports whether replicas made for d serve other as they are.
 func (d Deployment) sameReplicas(other Deployment) bool {
 	for _, v := range []*Deployment{&d, &other} {
-		v.Aliases, v.Homes, v.Replicas, v.Created, v.Version = nil, nil, 0, time.Time{}, 0
+		v.Aliases, v.Homes, v.Replicas, v.Created, v.Version, v.Job = nil, nil, 0, time.Time{}, 0, ""
 	}
 	return reflect.DeepEqual(d, other)
 }

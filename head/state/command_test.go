@@ -24,6 +24,16 @@ func replica(id string, after uint64) Change {
 
 func key(name string, hash byte) Change { return Change{PutKey: &Key{Name: name, Hash: Digest{hash}}} }
 
+func job(id string, token byte) Change { return Change{PutJob: &Job{ID: id, Token: Digest{token}}} }
+
+func claim(id string, after uint64) Change {
+	return Change{ClaimJob: &ClaimJob{ID: id, Runner: "h", After: after}}
+}
+
+func report(id string, claim uint64, s JobStatus) Change {
+	return Change{ReportJob: &JobReport{ID: id, Claim: claim, Status: s}}
+}
+
 func phase(id string, epoch uint64, p Phase) Change {
 	return Change{SetPhase: &SetPhase{Replica: id, Epoch: epoch, Phase: p}}
 }
@@ -61,6 +71,17 @@ func TestApplyRefuses(t *testing.T) {
 		"a key's name is taken":   {[]Command{command(key("a", 1)), command(key("a", 2))}, ErrStale},
 		"a key has a name":        {[]Command{command(key("a", 1)), command(key("b", 1))}, ErrStale},
 		"revoke unknown":          {[]Command{command(Change{DeleteKey: "a"})}, ErrUnknown},
+		"job":                     {[]Command{command(job("j", 1)), command(job("j", 1)), command(claim("j", 0)), command(report("j", 12, Running)), command(claim("j", 12))}, nil},
+		"job's id is taken":       {[]Command{command(job("j", 1)), command(job("j", 2))}, ErrStale},
+		"claim of an old claim":   {[]Command{command(job("j", 1)), command(claim("j", 0)), command(claim("j", 0))}, ErrStale},
+		"report of an old claim":  {[]Command{command(job("j", 1)), command(claim("j", 0)), command(claim("j", 11)), command(report("j", 11, Running))}, ErrStale},
+		"report after the end":    {[]Command{command(job("j", 1)), command(claim("j", 0)), command(report("j", 11, Succeeded)), command(report("j", 11, Running))}, ErrStale},
+		"the last report again":   {[]Command{command(job("j", 1)), command(claim("j", 0)), command(report("j", 11, Succeeded)), command(report("j", 11, Succeeded))}, nil},
+		"stop before the claim":   {[]Command{command(job("j", 1)), command(Change{StopJob: "j"}), command(claim("j", 0))}, ErrStale},
+		"delete a running job":    {[]Command{command(job("j", 1)), command(claim("j", 0)), command(Change{DeleteJob: "j"})}, ErrStale},
+		"delete a stopped job":    {[]Command{command(job("j", 1)), command(Change{StopJob: "j"}), command(Change{DeleteJob: "j"})}, nil},
+		"file":                    {[]Command{command(Change{PutFile: &File{ID: "f"}}), command(Change{DeleteFile: "f"})}, nil},
+		"delete unknown file":     {[]Command{command(Change{DeleteFile: "f"})}, ErrUnknown},
 		"nothing":                 {[]Command{command(Change{})}, ErrMalformed},
 		"node":                    {[]Command{command(Change{PutNode: &Node{ID: "n"}}), command(Change{DrainNode: &DrainNode{"n", true}})}, nil},
 	} {

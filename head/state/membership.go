@@ -67,22 +67,22 @@ func NextMembership(seats []Seat, living []string, applied map[string]uint64, co
 		return seats[i], true
 	}
 	for _, id := range slices.Sorted(slices.Values(living)) {
-		seat, ok := seated(id)
-		if ok && seat.Voter {
-			continue
-		}
-		if ok {
-			if at, known := applied[id]; known && at+catchUp >= commit {
-				return Membership{Promote: id}, true
-			}
-			continue
-		}
+		// The old id goes also when gossip gave it up only after the new one was seated.
 		for _, other := range seats {
 			if other.ID != id && headName(other.ID) == headName(id) && !slices.Contains(living, other.ID) {
 				return Membership{Remove: other.ID}, true
 			}
 		}
-		return Membership{Add: id}, true
+		seat, ok := seated(id)
+		switch {
+		case !ok:
+			return Membership{Add: id}, true
+		case seat.Voter:
+			continue
+		}
+		if at, known := applied[id]; known && at+catchUp >= commit {
+			return Membership{Promote: id}, true
+		}
 	}
 	return Membership{}, false
 }

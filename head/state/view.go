@@ -21,6 +21,7 @@ type View struct {
 	Heads       map[string]Head
 	Jobs        map[string]Job
 	Keys        map[Digest]Key // by hash
+	Files       map[string]File
 }
 
 // A Deployment is what a user asked for.
@@ -45,6 +46,8 @@ type Deployment struct {
 	// Version is the raft index of the last change that its replicas must be made
 	// anew for; one of Replicas or Aliases alone leaves it.
 	Version uint64
+	// Job is the job that keeps it; "": none does.
+	Job string
 }
 
 // Strategy says how a replica's ranks are laid out on nodes.
@@ -139,14 +142,4 @@ type Head struct {
 	ID   string // stable name plus the id on its disk
 	Name string
 	API  string // address of its HTTP API
-}
-
-// A Job is work submitted to the API.
-type Job struct {
-	ID         string
-	Kind       string // "serve" or "batch"
-	Deployment string
-	Status     string
-	Message    string
-	Created    time.Time
 }

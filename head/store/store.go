@@ -101,7 +101,7 @@ func (d *Disk) Put(ctx context.Context, from io.Reader) (state.Digest, int64, er
 // PutBlob is Put for bytes in memory; what is there already costs no write.
 func (d *Disk) PutBlob(ctx context.Context, data []byte) (state.Digest, error) {
 	digest := state.Digest(sha256.Sum256(data))
-	if _, err := d.Blob(ctx, digest); err == nil {
+	if _, err := d.Blob(ctx, digest); err == nil && d.touch(digest) == nil {
 		return digest, nil
 	}
 	digest, _, err := d.Put(ctx, bytes.NewReader(data))

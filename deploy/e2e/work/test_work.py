@@ -1,0 +1,159 @@
+"""Ray's JobSubmissionClient and OpenAI's files and batches, unchanged, against MANTA_URL."""
+import asyncio
+import json
+import os
+import time
+
+from openai import NotFoundError, OpenAI
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+url = os.environ["MANTA_URL"]
+key = os.environ.get("MANTA_API_KEY", "none")
+model = os.environ["MANTA_MODEL"]
+ray = JobSubmissionClient(url, headers={"Authorization": "Bearer " + key})
+openai = OpenAI(base_url=url + "/v1", api_key=key)
+
+
+def until(what, holds, limit=180):
+    end = time.time() + limit
+    while time.time() < end:
+        value = holds()
+        if value:
+            return value
+        time.sleep(0.1)
+    raise AssertionError(what + " did not come")
+
+
+def over(job):
+    return lambda: ray.get_job_status(job).is_terminal() and ray.get_job_status(job)
+
+
+def lines(n, tokens=8):
+    return "".join(
+        json.dumps({
+            "custom_id": f"line-{i}", "method": "POST", "url": "/v1/completions",
+            "body": {"model": model, "prompt": f"{i} and", "max_tokens": tokens, "ignore_eos": True, "temperature": 1.0},
+        }) + "\n"
+        for i in range(n)
+    ).encode()
+
+
+def upload(data, name="in.jsonl"):
+    return openai.files.create(file=(name, data), purpose="batch")
+
+
+def refused():
+    """What is no manta command, or has a shell's characters, is refused and runs nothing."""
+    before = len(ray.list_jobs())
+    for entrypoint, says in {
+        "python train.py": "'python'" , "manta serve x; rm -rf /": "';'", "manta serve $(id)": "'$'", "manta pull x": "manta pull",
+        "manta serve x | tee y": "'|'", "manta serve a b": "one MODEL", "manta batch": "--input", "manta serve x --frob 1": "frob",
+        "manta serve `id`": "'`'", "manta serve x > y": "'>'", "manta serve x\nid": "\\n", "": "must be given",
+    }.items():
+        try:
+            ray.submit_job(entrypoint=entrypoint)
+        except RuntimeError as e:
+            assert "400" in str(e) and says.strip("'") in str(e), (entrypoint, e)
+        else:
+            raise AssertionError(entrypoint + " was taken")
+    try:
+        ray.submit_job(entrypoint="manta serve x", runtime_env={"pip": ["requests"]})
+    except RuntimeError as e:
+        assert "runtime_env.pip" in str(e), e
+    else:
+        raise AssertionError("runtime_env was taken")
+    assert len(ray.list_jobs()) == before
+
+
+def batch_job():
+    """Ray's client submits a batch, follows its log, and finds it done."""
+    file = upload(lines(12))
+    job = ray.submit_job(entrypoint=f"manta batch --input {file.id} --output mine.jsonl", metadata={"by": "a test"})
+
+    async def tail():
+        return "".join([text async for text in ray.tail_job_logs(job)])
+
+    followed = asyncio.run(tail())
+    assert ray.get_job_status(job) == JobStatus.SUCCEEDED, ray.get_job_info(job)
+    assert "SUCCEEDED" in followed and followed == ray.get_job_logs(job), (followed, ray.get_job_logs(job))
+    info = ray.get_job_info(job)
+    assert info.metadata == {"by": "a test"} and info.end_time >= info.start_time, info
+    assert job in [j.submission_id for j in ray.list_jobs()]
+    assert ray.delete_job(job)
+    try:
+        ray.get_job_status(job)
+    except RuntimeError as e:
+        assert "404" in str(e), e
+    else:
+        raise AssertionError("a deleted job is there")
+
+
+def stop_job():
+    """A stopped batch keeps what it has answered."""
+    file = upload(lines(3000, 64))
+    job = ray.submit_job(submission_id="to-be-stopped", entrypoint=f"manta batch --input {file.id}")
+    try:
+        ray.submit_job(submission_id=job, entrypoint=f"manta batch --input {file.id}")
+    except RuntimeError as e:
+        assert "409" in str(e), e
+    else:
+        raise AssertionError("one submission_id for two jobs")
+    until("an answered line", lambda: openai.batches.retrieve(job).request_counts.completed > 0)
+    assert ray.stop_job(job)
+    assert until("the end", over(job)) == JobStatus.STOPPED
+    done = openai.batches.retrieve(job)
+    assert done.status == "cancelled" and 0 < done.request_counts.completed < 3000, done
+    assert len(openai.files.content(done.output_file_id).text.splitlines()) == done.request_counts.completed
+
+
+def serve_job():
+    """A serve job has a deployment while it runs."""
+    job = ray.submit_job(entrypoint=f"manta serve {model} --served-model-name second --max-model-len 256 --max-num-seqs 4")
+    until("the deployment", lambda: ray.get_job_status(job) == JobStatus.RUNNING)
+    assert openai.completions.create(model="second", prompt="The sea", max_tokens=3).choices[0].text
+    assert ray.stop_job(job)
+    assert until("the end", over(job)) == JobStatus.STOPPED
+    until("the deployment's end", lambda: "second" not in [m.id for m in openai.models.list()])
+    bad = ray.submit_job(entrypoint="manta serve no-such-model-anywhere --served-model-name third")
+    assert until("the failure", over(bad)) == JobStatus.FAILED
+    assert ray.get_job_info(bad).message, ray.get_job_info(bad)
+
+
+def openai_batch():
+    """Files and batches as OpenAI's SDK has them; each line once, the same tokens again."""
+    bad = json.dumps({"custom_id": "bad", "method": "POST", "url": "/v1/completions", "body": {"model": model, "prompt": "x", "temperature": -1}}) + "\n"
+    data = lines(20) + bad.encode()
+    file = upload(data)
+    assert file.bytes == len(data) and openai.files.content(file.id).content == data
+    assert file.id in [f.id for f in openai.files.list(purpose="batch")]
+    texts = []
+    for _ in range(2):
+        batch = openai.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h", metadata={"k": "v"})
+        done = until("the batch", lambda: (b := openai.batches.retrieve(batch.id)).status in ("completed", "failed") and b)
+        assert done.status == "completed" and done.metadata == {"k": "v"}, done
+        counts = done.request_counts
+        assert (counts.total, counts.completed, counts.failed) == (21, 20, 1), done
+        answers = [json.loads(line) for line in openai.files.content(done.output_file_id).text.splitlines()]
+        assert sorted(a["custom_id"] for a in answers) == sorted(f"line-{i}" for i in range(20))
+        texts.append({a["custom_id"]: a["response"]["body"]["choices"][0]["text"] for a in answers})
+        (error,) = [json.loads(line) for line in openai.files.content(done.error_file_id).text.splitlines()]
+        assert error["custom_id"] == "bad" and error["response"]["status_code"] == 400, error
+        assert batch.id in [b.id for b in openai.batches.list(limit=5)]
+    assert texts[0] == texts[1], "a batch that is repeated gives other tokens"
+    broken = openai.batches.create(
+        input_file_id=upload(b'{"custom_id": "a"}\nnot json\n').id, endpoint="/v1/completions", completion_window="24h")
+    failed = until("the failure", lambda: (b := openai.batches.retrieve(broken.id)).status == "failed" and b)
+    assert "line 1" in failed.errors.data[0].message and "line 2" in failed.errors.data[0].message, failed
+    openai.files.delete(file.id)
+    try:
+        openai.files.retrieve(file.id)
+    except NotFoundError:
+        pass
+    else:
+        raise AssertionError("a deleted file is there")
+
+
+for test in (refused, batch_job, stop_job, serve_job, openai_batch):
+    start = time.time()
+    test()
+    print(f"ok {test.__name__} {time.time() - start:.1f} s", flush=True)

@@ -1,0 +1,200 @@
+package api
+
+import (
+	"crypto/rand"
+	"errors"
+	"net/http"
+	"time"
+
+	"manta/head/jobs"
+	"manta/head/state"
+)
+
+// batchRequest is OpenAI's.
+type batchRequest struct {
+	InputFile string            `json:"input_file_id"`
+	Endpoint  string            `json:"endpoint"`
+	Window    string            `json:"completion_window"`
+	Metadata  map[string]string `json:"metadata"`
+}
+
+// batchObject is OpenAI's.
+type batchObject struct {
+	ID           string            `json:"id"`
+	Object       string            `json:"object"`
+	Endpoint     string            `json:"endpoint"`
+	Errors       *batchErrors      `json:"errors"`
+	InputFile    string            `json:"input_file_id"`
+	Window       string            `json:"completion_window"`
+	Status       string            `json:"status"`
+	OutputFile   *string           `json:"output_file_id"`
+	ErrorFile    *string           `json:"error_file_id"`
+	CreatedAt    int64             `json:"created_at"`
+	InProgressAt *int64            `json:"in_progress_at"`
+	ExpiresAt    *int64            `json:"expires_at"`
+	FinalizingAt *int64            `json:"finalizing_at"`
+	CompletedAt  *int64            `json:"completed_at"`
+	FailedAt     *int64            `json:"failed_at"`
+	ExpiredAt    *int64            `json:"expired_at"`
+	CancellingAt *int64            `json:"cancelling_at"`
+	CancelledAt  *int64            `json:"cancelled_at"`
+	Counts       batchCounts       `json:"request_counts"`
+	Metadata     map[string]string `json:"metadata"`
+}
+
+type batchErrors struct {
+	Object string       `json:"object"`
+	Data   []batchError `json:"data"`
+}
+
+type batchError struct {
+	Code    string  `json:"code"`
+	Message string  `json:"message"`
+	Param   *string `json:"param"`
+	Line    *int    `json:"line"`
+}
+
+type batchCounts struct {
+	Total     int `json:"total"`
+	Completed int `json:"completed"`
+	Failed    int `json:"failed"`
+}
+
+func describeBatch(j state.Job) batchObject {
+	b := j.Batch
+	seconds := func(t time.Time) *int64 {
+		if t.IsZero() {
+			return nil
+		}
+		s := t.Unix()
+		return &s
+	}
+	named := func(id string) *string {
+		if id == "" {
+			return nil
+		}
+		return &id
+	}
+	o := batchObject{
+		ID: j.ID, Object: "batch", Endpoint: b.Endpoint, InputFile: b.Input, Window: window(b.Window),
+		OutputFile: named(b.AnswersFile), ErrorFile: named(b.ErrorsFile), CreatedAt: j.Created.Unix(),
+		InProgressAt: seconds(j.Started), ExpiresAt: seconds(j.Created.Add(b.Window)), CancellingAt: seconds(j.Stopping),
+		Counts: batchCounts{b.Total, b.Completed, b.Failed}, Metadata: j.Metadata,
+	}
+	switch {
+	case j.Status == state.Succeeded, j.Status == state.Broken && b.Failed > 0:
+		o.Status, o.FinalizingAt, o.CompletedAt = "completed", seconds(j.Ended), seconds(j.Ended)
+	case j.Status == state.Broken:
+		o.Status, o.FailedAt = "failed", seconds(j.Ended)
+		o.Errors = &batchErrors{"list", []batchError{{Code: "invalid_input", Message: j.Message}}}
+	case j.Status == state.Stopped && j.Message == jobs.Expired:
+		o.Status, o.ExpiredAt = "expired", seconds(j.Ended)
+	case j.Status == state.Stopped:
+		o.Status, o.CancelledAt = "cancelled", seconds(j.Ended)
+	case !j.Stopping.IsZero():
+		o.Status = "cancelling"
+	case b.Total == 0:
+		o.Status = "validating"
+	default:
+		o.Status = "in_progress"
+	}
+	return o
+}
+
+func window(d time.Duration) string {
+	if d == jobs.DefaultWindow {
+		return "24h"
+	}
+	return d.String()
+}
+
+func (s *Server) createBatch(w http.ResponseWriter, r *http.Request) {
+	job, err := s.newBatch(w, r)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	if err := s.work.Apply(r.Context(), state.Change{PutJob: job}); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	job.Created = time.Now()
+	s.reply(w, http.StatusOK, describeBatch(*job))
+}
+
+func (s *Server) newBatch(w http.ResponseWriter, r *http.Request) (*state.Job, error) {
+	var request batchRequest
+	if err := s.read(w, r, &request); err != nil {
+		return nil, err
+	}
+	if request.InputFile == "" {
+		return nil, badField("input_file_id", "input_file_id must be given: upload the file with POST /v1/files first")
+	}
+	if err := jobs.CheckEndpoint(request.Endpoint); err != nil {
+		return nil, badField("endpoint", "endpoint: %v", err)
+	}
+	length, err := time.ParseDuration(request.Window)
+	if err != nil || length <= 0 || length > jobs.MaxWindow {
+		return nil, badField("completion_window", "completion_window must be a time such as 24h, at most %s, got %q", jobs.MaxWindow, request.Window)
+	}
+	if err := checkMetadata(request.Metadata); err != nil {
+		return nil, err
+	}
+	if err := s.inputOf(r, request.InputFile, "input_file_id"); err != nil {
+		return nil, err
+	}
+	job := s.ownWork(r, "batch_"+rand.Text(), state.Batch)
+	job.Metadata = request.Metadata
+	job.Batch = &state.BatchJob{Input: request.InputFile, Endpoint: request.Endpoint, Window: length}
+	return job, nil
+}
+
+// batchOf finds the batch that a path names.
+func (s *Server) batchOf(w http.ResponseWriter, r *http.Request) (state.Job, bool) {
+	j, ok := s.job(w, r)
+	if ok && j.Batch == nil {
+		s.fail(w, r, &Error{Status: http.StatusNotFound, Type: "NotFoundError", Param: "id", Message: "job " + j.ID + " is no batch"})
+		return j, false
+	}
+	return j, ok
+}
+
+func (s *Server) getBatch(w http.ResponseWriter, r *http.Request) {
+	if j, ok := s.batchOf(w, r); ok {
+		s.reply(w, http.StatusOK, describeBatch(j))
+	}
+}
+
+func (s *Server) cancelBatch(w http.ResponseWriter, r *http.Request) {
+	j, ok := s.batchOf(w, r)
+	if !ok {
+		return
+	}
+	if err := s.work.Apply(r.Context(), state.Change{StopJob: j.ID}); err != nil && !errors.Is(err, state.ErrUnknown) {
+		s.fail(w, r, err)
+		return
+	}
+	if now, ok := s.views.View().Jobs[j.ID]; ok {
+		j = now
+	}
+	s.reply(w, http.StatusOK, describeBatch(j))
+}
+
+// batchPage is how many batches a page has when nothing is asked for.
+const batchPage = 20
+
+func (s *Server) listBatches(w http.ResponseWriter, r *http.Request) {
+	view, _ := s.newest(w, r)
+	var list []batchObject
+	for _, j := range ownJobs(view, by(r.Context())) {
+		if j.Batch != nil {
+			list = append(list, describeBatch(j))
+		}
+	}
+	answer, err := page(r, list, batchPage, func(b batchObject) string { return b.ID })
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.reply(w, http.StatusOK, answer)
+}

@@ -102,7 +102,7 @@ func headCommand() *cobra.Command {
 					return err
 				}
 				fmt.Fprintf(command.OutOrStdout(), "head %s: API on %s, gossip on %s\n", h.ID(), listener.Addr(), h.Gossip())
-				return errors.Join(h.Run(ctx), h.Close())
+				return errors.Join(p.attended(ctx, h, h.Run), h.Close())
 			})
 		},
 	}
@@ -145,7 +145,7 @@ func nodeCommand() *cobra.Command {
 					return err
 				}
 				fmt.Fprintf(command.OutOrStdout(), "node %s: gossip on %s\n", n.ID(), n.Gossip())
-				return errors.Join(n.Run(ctx), n.Close())
+				return errors.Join(p.attended(ctx, n, n.Run), n.Close())
 			})
 		},
 	}

@@ -37,7 +37,7 @@ func root() *cobra.Command {
 		Version: version.String(), SilenceErrors: true, SilenceUsage: true,
 	}
 	command.AddCommand(upCommand(), headCommand(), nodeCommand(), deviceCommand(), pullCommand(), listCommand(), removeCommand())
-	command.AddCommand(cli.Commands()...)
+	command.AddCommand(cli.Commands(tellLocal)...)
 	if bench, _, err := command.Find([]string{"bench"}); err == nil {
 		bench.AddCommand(benchmarks()...)
 	}

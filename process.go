@@ -51,7 +51,7 @@ func (p *process) flags(f *pflag.FlagSet, host string) {
 func (p *process) nodeFlags(f *pflag.FlagSet) {
 	f.StringVar(&p.dataDir, "data-dir", "", "where state is kept ($XDG_DATA_HOME/manta by default)")
 	f.StringVar(&p.logLevel, "log-level", "", "debug, info, warn (the default) or error")
-	f.DurationVar(&p.grace, "shutdown-timeout", 30*time.Second, "time that requests in progress have to end at SIGTERM")
+	f.DurationVar(&p.grace, "shutdown-timeout", 30*time.Second, "time at SIGTERM for shards to move to other nodes and requests in progress to end")
 }
 
 // ofProcess are the flags of process: they say nothing of a deployment.

@@ -148,7 +148,7 @@ func (u *up) both(ctx context.Context, out, errs io.Writer) (err error) {
 	defer func() { err = errors.Join(err, h.Close()) }()
 	n, err := node.New(node.Config{
 		Name: "node", Dir: filepath.Join(u.dataDir, "node"), Secrets: secrets, Gossip: "127.0.0.1:0", Link: "127.0.0.1:0",
-		Join: []string{h.Gossip()}, Devices: kinds, Processes: processes, Grace: u.grace, Logger: u.logger,
+		Join: []string{h.Gossip()}, Devices: kinds, Processes: processes, Grace: u.grace, Alone: true, Logger: u.logger,
 		Library: models(""),
 	})
 	if err != nil {

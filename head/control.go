@@ -3,7 +3,6 @@ package head
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -39,6 +38,9 @@ const (
 	retryTransient = 250 * time.Millisecond
 	// frozenFor is how long a node that its peers could not reach is avoided.
 	frozenFor = 10 * time.Second
+	// drainWithin is how long a replica that is to go may work on what it has;
+	// then its sequences move.
+	drainWithin = 10 * time.Second
 )
 
 // control keeps what nodes report. On the leader it is the loop (desired, members,
@@ -56,6 +58,7 @@ type control struct {
 	waiting []place.Waiting
 	failed  map[string]failure   // of replicas
 	frozen  map[string]time.Time // nodes that peers could not reach, and since when
+	drained map[string]time.Time // replicas found draining, and since when
 }
 
 // failure is what this leader knows of a replica that has failed.
@@ -71,7 +74,7 @@ func newControl(h *Head) *control {
 	return &control{
 		head: h, log: h.log, courier: link.NewCourier(h.link), wake: make(chan struct{}, 1),
 		awake: newAwake(), reports: map[string]wire.Report{}, heard: map[string]time.Duration{},
-		failed: map[string]failure{}, frozen: map[string]time.Time{},
+		failed: map[string]failure{}, frozen: map[string]time.Time{}, drained: map[string]time.Time{},
 	}
 }
 
@@ -138,7 +141,9 @@ func (c *control) reconcile(ctx context.Context, living map[string]wire.Report, 
 			unheard[node] = true
 		}
 	}
-	out := place.Reconcile(place.Input{View: view, Reports: living, Unheard: unheard, Paused: c.paused(view), Frozen: c.avoided(view)})
+	out := place.Reconcile(place.Input{
+		View: view, Reports: living, Unheard: unheard, Paused: c.paused(view), Frozen: c.avoided(view), Overdue: c.overdue(view),
+	})
 	c.mu.Lock()
 	c.waiting = out.Waiting
 	c.mu.Unlock()
@@ -154,8 +159,11 @@ func (c *control) reconcile(ctx context.Context, living map[string]wire.Report, 
 		c.tell(view, changes)
 	}
 	peers := map[trust.Identity]bool{}
+	assignments := place.Assignments(view)
 	for node := range living {
-		data, err := wire.Marshal(place.Assignments(view, node))
+		of := assignments[node]
+		of.Version, of.Index = wire.Version, view.Index // also of nothing
+		data, err := wire.Marshal(of)
 		if err != nil {
 			c.log.Error("assignments", "node", node, "error", err)
 			continue
@@ -190,13 +198,14 @@ func (c *control) living() (map[string]wire.Report, []state.Change) {
 	view := c.head.raft.View()
 	member := map[string]bool{}
 	var changes []state.Change
+	staying := c.head.staying()
 	for _, m := range c.head.members.Load().Members() {
 		if m.Role == trust.Node {
 			member[m.ID] = true
 			continue
 		}
 		now := state.Head{ID: m.ID, Name: m.ID[:max(0, strings.LastIndexByte(m.ID, '-'))], API: reachable(m)}
-		if view.Heads[m.ID] != now {
+		if view.Heads[m.ID] != now && slices.Contains(staying, m.ID) {
 			changes = append(changes, state.Change{PutHead: &now})
 		}
 	}
@@ -209,7 +218,11 @@ func (c *control) living() (map[string]wire.Report, []state.Change) {
 			living[node] = report
 			continue
 		}
-		c.log.Warn("node lost", "node", node, "member", member[node], "silent", silent.Round(time.Millisecond))
+		level := slog.LevelWarn
+		if report.Draining || report.Leaving {
+			level = slog.LevelInfo // it has said so
+		}
+		c.log.Log(context.Background(), level, "node lost", "node", node, "member", member[node], "silent", silent.Round(time.Millisecond))
 		delete(c.reports, node)
 		delete(c.heard, node)
 		delete(c.frozen, node) // if it comes back, it moves again
@@ -260,6 +273,29 @@ func (c *control) paused(view *state.View) map[string]bool {
 		}
 	}
 	return paused
+}
+
+// overdue gives the replicas that have been draining for drainWithin.
+func (c *control) overdue(view *state.View) map[string]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id := range c.drained {
+		if view.Replicas[id].Phase != state.Draining {
+			delete(c.drained, id)
+		}
+	}
+	overdue := map[string]bool{}
+	now := time.Now()
+	for id, r := range view.Replicas {
+		if r.Phase != state.Draining {
+			continue
+		}
+		if c.drained[id].IsZero() {
+			c.drained[id] = now
+		}
+		overdue[id] = now.Sub(c.drained[id]) > drainWithin
+	}
+	return overdue
 }
 
 // transient reports whether no rank of a failed replica has a failure of its own.
@@ -356,35 +392,15 @@ func (c *control) hasFailed(r state.Replica) bool {
 	return false
 }
 
-// explain says why replicas of a deployment wait.
-func (c *control) explain(deployment string) []string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var lines []string
-	for _, w := range c.waiting {
-		if w.Deployment != deployment {
-			continue
-		}
-		for _, r := range w.Reasons {
-			lines = append(lines, strings.TrimPrefix(r.Node+": "+r.Lacks, ": "))
-		}
-	}
-	return lines
-}
-
 // Leader implements api.Cluster.
 func (c *control) Leader() string { return c.head.raft.Leader() }
 
 // Fresh implements api.Cluster.
 func (c *control) Fresh(ctx context.Context) error { return c.head.Fresh(ctx) }
 
-// Delete takes a deployment away; its replicas follow.
-func (c *control) Delete(ctx context.Context, name string) error {
-	err := c.head.apply(ctx, state.Change{DeleteDeployment: name})
-	if errors.Is(err, state.ErrUnknown) {
-		return nil // it is gone
-	}
-	return err
+// Change commits what the API decided on.
+func (c *control) Change(ctx context.Context, change state.Change) error {
+	return c.head.apply(ctx, change)
 }
 
 // Deploy accepts a deployment: a node resolves the model once, what heads need of

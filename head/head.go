@@ -15,6 +15,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -77,17 +78,26 @@ type Head struct {
 	rates    *limit.Limiter
 	lender   lender
 	jobs     *jobs.Runner
+
+	leave chan struct{} // closed by Leave: Run ends
+	once  sync.Once     // closes leave
+	gone  chan error    // holds one: what became of Leave
+	left  atomic.Bool   // the others have removed this head
+	away  sync.Map      // ids of heads that have left, as long as they gossip
 }
 
 // New builds a head: its ports are open and it is a member when New returns. Run
 // makes it work; Close is needed in any case.
 func New(cfg Config) (_ *Head, err error) {
-	h := &Head{cfg: cfg, log: cfg.Logger, metrics: telemetry.New(), rates: limit.New(cfg.Expect)}
+	h := &Head{cfg: cfg, log: cfg.Logger, metrics: telemetry.New(), rates: limit.New(cfg.Expect), leave: make(chan struct{}), gone: make(chan error, 1)}
 	defer func() {
 		if err != nil {
 			h.Close()
 		}
 	}()
+	if err := wipe(cfg.Dir); err != nil {
+		return nil, err
+	}
 	id, err := trust.StableID(cfg.Dir, cfg.Name)
 	if err != nil {
 		return nil, err
@@ -124,6 +134,7 @@ func New(cfg Config) (_ *Head, err error) {
 	h.control = newControl(h)
 	h.listen()
 	h.listenToHeads()
+	h.listenToLeavers()
 	members, err := member.Start(member.Config{
 		Self: h.id, Keys: keys, Listen: cfg.Gossip, Advertise: cfg.Advertise, Logger: cfg.Logger, Info: h.info(),
 	})
@@ -141,8 +152,9 @@ func New(cfg Config) (_ *Head, err error) {
 	return h, nil
 }
 
-// Run works until ctx ends. Then it refuses new requests, gives those in progress
-// their grace, and only then lets go of the rest.
+// Run works until ctx ends, or Leave is called. Then another head leads, this one
+// refuses new requests, gives those in progress their grace, and only then lets go
+// of the rest.
 func (h *Head) Run(ctx context.Context) error {
 	rest, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -154,16 +166,25 @@ func (h *Head) Run(ctx context.Context) error {
 		if err := h.api.Serve(serving, h.cfg.API, h.cfg.Grace); err != nil {
 			return fmt.Errorf("head: HTTP: %w", err)
 		}
-		giving, end := context.WithTimeout(rest, commandTimeout)
-		defer end()
-		if err := h.raft.HandOver(giving); err != nil {
-			h.log.Info("leadership not handed over", "error", err)
+		select {
+		case <-h.leave:
+			err := h.depart(rest)
+			h.gone <- err
+			return err
+		default:
+			h.handOver(rest) // it may lead again
+			return nil
 		}
-		return nil
 	})
 	group.Go(func() error {
-		<-rest.Done() // something failed: stop serving too
-		stopServing()
+		defer stopServing()
+		select {
+		case <-rest.Done(): // something failed: stop serving too
+			return nil
+		case <-ctx.Done():
+		case <-h.leave:
+		}
+		h.handOver(rest)
 		return nil
 	})
 	if h.cfg.Metrics != nil {
@@ -178,6 +199,15 @@ func (h *Head) Run(ctx context.Context) error {
 	group.Go(func() error { return over(rest, h.store.Keep(rest, work{h}, h.log)) })
 	group.Go(func() error { return over(serving, h.jobs.Run(serving)) }) // before it drains: the next leader goes on
 	return group.Wait()
+}
+
+// handOver lets another head lead, if there is one.
+func (h *Head) handOver(ctx context.Context) {
+	ctx, stop := context.WithTimeout(ctx, commandTimeout)
+	defer stop()
+	if err := h.raft.HandOver(ctx); err != nil {
+		h.log.Info("leadership not handed over", "error", err)
+	}
 }
 
 // over drops the error of something that ended because it was told to.
@@ -202,6 +232,9 @@ func (h *Head) Close() error {
 	}
 	if h.raft != nil {
 		errs = append(errs, h.raft.Close())
+		if h.left.Load() {
+			errs = append(errs, wipe(h.cfg.Dir))
+		}
 	}
 	for _, listener := range []net.Listener{h.cfg.API, h.cfg.Metrics} {
 		if listener != nil {
@@ -238,7 +271,9 @@ func (h *Head) Put(ctx context.Context, d state.Deployment) error {
 }
 
 // Delete takes a deployment away.
-func (h *Head) Delete(ctx context.Context, name string) error { return h.control.Delete(ctx, name) }
+func (h *Head) Delete(ctx context.Context, name string) error {
+	return h.apply(ctx, state.Change{DeleteDeployment: name})
+}
 
 // Settled waits until there is a leader and this head has applied its log.
 func (h *Head) Settled(ctx context.Context) error {

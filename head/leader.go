@@ -19,6 +19,7 @@ const (
 	kindApply    = "apply"    // to the leader: an encoded command → applied
 	kindBarrier  = "barrier"  // to the leader: nothing → applied
 	kindProgress = "progress" // to a non-voter: nothing → applied
+	kindWaiting  = "waiting"  // to the leader: nothing → []place.Waiting
 	kindPut      = "put"      // bytes → nothing, once they are on disk
 	kindGet      = "get"      // a digest → bytes
 	kindLend     = "lend"     // to the leader: a limit.Ask → a limit.Answer
@@ -80,6 +81,7 @@ func (h *Head) listenToHeads() {
 	on(kindBarrier, func(ctx context.Context, _ []byte) ([]byte, error) { return answer(h.raft.Barrier(ctx)) })
 	on(kindProgress, func(context.Context, []byte) ([]byte, error) { return answer(h.raft.View().Index, nil) })
 	on(kindLend, h.answerLend)
+	on(kindWaiting, func(context.Context, []byte) ([]byte, error) { return wire.Marshal(h.control.waitings()) })
 	on(kindPut, func(ctx context.Context, data []byte) ([]byte, error) {
 		_, err := h.disk.PutBlob(ctx, data)
 		return nil, err

@@ -3,6 +3,7 @@ package head
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"manta/head/state"
@@ -100,10 +101,7 @@ func (h *Head) enlarge(ctx context.Context) {
 		h.log.Warn("membership", "error", err)
 		return
 	}
-	var living []string
-	for _, m := range h.heads() {
-		living = append(living, m.ID)
-	}
+	living := h.staying()
 	progress := map[string]uint64{}
 	for _, seat := range seats {
 		if seat.Voter {
@@ -114,17 +112,19 @@ func (h *Head) enlarge(ctx context.Context) {
 		}
 	}
 	change, due := state.NextMembership(seats, living, progress, h.raft.View().Index)
-	if !due {
+	if due {
+		h.log.Info("membership", "change", change)
+		if err := h.raft.Change(ctx, change); err != nil {
+			h.log.Warn("membership", "error", err)
+		}
 		return
 	}
-	h.log.Info("membership", "change", change)
-	if err := h.raft.Change(ctx, change); err != nil {
-		h.log.Warn("membership", "error", err)
-		return
-	}
-	if change.Remove != "" {
-		// The View lists it until now; a head that never was in it is no error.
-		if err := h.apply(ctx, state.Change{DeleteHead: change.Remove}); err != nil && !errors.Is(err, state.ErrUnknown) {
+	// The View lists the heads that were removed until now.
+	for id := range h.raft.View().Heads {
+		if slices.Contains(living, id) || slices.ContainsFunc(seats, func(seat state.Seat) bool { return seat.ID == id }) {
+			continue
+		}
+		if err := h.apply(ctx, state.Change{DeleteHead: id}); err != nil && !errors.Is(err, state.ErrUnknown) {
 			h.log.Warn("membership", "error", err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -47,7 +48,8 @@ type Config struct {
 	Processes *Processes
 	Labels    map[string]string // told to the heads: zone, rack
 	Library   func(downloadDir string) *weights.Library
-	Grace     time.Duration // for requests in progress when the node stops
+	Grace     time.Duration // for shards to move and requests to end when the node stops
+	Alone     bool          // no other node could take its shards
 	Logger    *slog.Logger
 }
 
@@ -69,12 +71,14 @@ type Node struct {
 	server  *serve.Server
 	device  *device.Launcher // nil: ranks run in this process
 	changed chan struct{}    // holds one: there is something to report
+	left    chan struct{}    // closed when Leave has succeeded: Run ends
+	once    sync.Once        // closes left
 }
 
 // New builds a node: its ports are open and it is a member when New returns. Run
 // makes it work; Close is needed in any case.
 func New(cfg Config) (_ *Node, err error) {
-	n := &Node{cfg: cfg, log: cfg.Logger, changed: make(chan struct{}, 1)}
+	n := &Node{cfg: cfg, log: cfg.Logger, changed: make(chan struct{}, 1), left: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			n.Close()
@@ -133,8 +137,9 @@ func (n *Node) ID() string { return n.id.ID }
 // Gossip is the address at which others join this node.
 func (n *Node) Gossip() string { return n.members.Load().Address() }
 
-// Run works until ctx ends. Then the node takes no more requests, gives those in
-// progress their grace, and unloads.
+// Run works until ctx ends or Leave has succeeded. Then the heads move the node's
+// shards elsewhere, within its grace; where they can't, it takes no more requests
+// and lets those in progress end. It unloads last.
 func (n *Node) Run(ctx context.Context) error {
 	rest, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -144,10 +149,17 @@ func (n *Node) Run(ctx context.Context) error {
 		select {
 		case <-rest.Done():
 			return nil
+		case <-n.left:
+			return nil
 		case <-ctx.Done():
 		}
 		grace, end := context.WithTimeout(rest, n.cfg.Grace)
 		defer end()
+		if !n.cfg.Alone {
+			if err := n.server.Empty(grace, false); err != nil {
+				n.log.Warn("shards not moved at shutdown", "error", err)
+			}
+		}
 		if err := n.server.Drain(grace); err != nil {
 			n.log.Warn("requests cut off at shutdown", "error", err)
 		}
@@ -162,6 +174,30 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	group.Go(func() error { return over(rest, n.join(rest)) })
 	return group.Wait()
+}
+
+// Drain moves the node's shards elsewhere and returns when none is left. The node
+// goes on living; Undrain makes it take shards again.
+func (n *Node) Drain(ctx context.Context) error { return n.server.Empty(ctx, false) }
+
+// Undrain takes Drain back.
+func (n *Node) Undrain() { n.server.Stay() }
+
+// Leave drains the node, makes the heads forget it, and ends Run.
+func (n *Node) Leave(ctx context.Context) error {
+	if err := n.server.Empty(ctx, true); err != nil {
+		return err
+	}
+	for _, m := range n.members.Load().Members() {
+		if m.Role != trust.Head {
+			continue
+		}
+		if _, err := n.link.Call(ctx, m.Identity, wire.KindLeave, nil); err == nil {
+			n.once.Do(func() { close(n.left) })
+			return nil
+		}
+	}
+	return fmt.Errorf("node: no head took its leave: %w", serve.ErrNoLeader)
 }
 
 // over drops the error of something that ended because it was told to.

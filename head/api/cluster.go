@@ -1,6 +1,8 @@
 package api
 
 import (
+	"encoding/json"
+	"strings"
 	"time"
 
 	"manta/head/state"
@@ -10,21 +12,22 @@ import (
 // deploymentRequest is what POST /api/cluster/deployments takes; zero means the
 // default everywhere.
 type deploymentRequest struct {
-	Name                 string   `json:"name"`
-	Aliases              []string `json:"aliases"`
-	Model                string   `json:"model"`
-	Replicas             *int     `json:"replicas"`
-	TensorParallelSize   int      `json:"tensor_parallel_size"`
-	PipelineParallelSize int      `json:"pipeline_parallel_size"`
-	MaxModelLen          int      `json:"max_model_len"`
-	MaxNumSeqs           int      `json:"max_num_seqs"`
-	MaxNumBatchedTokens  int      `json:"max_num_batched_tokens"`
-	DType                string   `json:"dtype"`
-	KVCacheDType         string   `json:"kv_cache_dtype"`
-	Seed                 uint64   `json:"seed"`
-	GPUMemoryUtilization float64  `json:"gpu_memory_utilization"`
-	PrefixCaching        *bool    `json:"enable_prefix_caching"`
-	Strategy             string   `json:"strategy"` // "pack" (the default) or "spread"
+	Name                 string            `json:"name"`
+	Aliases              []string          `json:"aliases"`
+	Model                string            `json:"model"`
+	Replicas             json.RawMessage   `json:"replicas"` // a number, or "auto"
+	NodeSelector         map[string]string `json:"node_selector"`
+	TensorParallelSize   int               `json:"tensor_parallel_size"`
+	PipelineParallelSize int               `json:"pipeline_parallel_size"`
+	MaxModelLen          int               `json:"max_model_len"`
+	MaxNumSeqs           int               `json:"max_num_seqs"`
+	MaxNumBatchedTokens  int               `json:"max_num_batched_tokens"`
+	DType                string            `json:"dtype"`
+	KVCacheDType         string            `json:"kv_cache_dtype"`
+	Seed                 uint64            `json:"seed"`
+	GPUMemoryUtilization float64           `json:"gpu_memory_utilization"`
+	PrefixCaching        *bool             `json:"enable_prefix_caching"`
+	Strategy             string            `json:"strategy"` // "pack" (the default) or "spread"
 }
 
 func (d *deploymentRequest) deployment() (state.Deployment, error) {
@@ -42,11 +45,15 @@ func (d *deploymentRequest) deployment() (state.Deployment, error) {
 	if d.GPUMemoryUtilization < 0 || d.GPUMemoryUtilization > 1 {
 		return state.Deployment{}, badField("gpu_memory_utilization", "gpu_memory_utilization must be in (0, 1], got %v", d.GPUMemoryUtilization)
 	}
-	replicas := 1
-	if d.Replicas != nil {
-		if replicas = *d.Replicas; replicas < 0 {
-			return state.Deployment{}, badField("replicas", "replicas must not be negative, got %d", replicas)
+	replicas, auto := 1, false
+	if !absent(d.Replicas) {
+		var err error
+		if replicas, auto, err = replicaCount(d.Replicas); err != nil {
+			return state.Deployment{}, err
 		}
+	}
+	if len(d.NodeSelector) == 0 {
+		d.NodeSelector = nil
 	}
 	strategy := state.Pack
 	switch d.Strategy {
@@ -61,7 +68,7 @@ func (d *deploymentRequest) deployment() (state.Deployment, error) {
 		name = d.Model
 	}
 	return state.Deployment{
-		Name: name, Aliases: d.Aliases, Model: d.Model, Replicas: replicas,
+		Name: name, Aliases: d.Aliases, Model: d.Model, Replicas: replicas, Auto: auto, NodeSelector: d.NodeSelector,
 		Layout:   shard.Layout{Tensor: max(d.TensorParallelSize, 1), Pipeline: max(d.PipelineParallelSize, 1)},
 		Strategy: strategy,
 		Created:  time.Now(),
@@ -73,6 +80,20 @@ func (d *deploymentRequest) deployment() (state.Deployment, error) {
 	}, nil
 }
 
+// maxReplicas bounds what one deployment may ask for.
+const maxReplicas = 4096
+
+// replicaCount reads a number of replicas, or "auto".
+func replicaCount(raw json.RawMessage) (replicas int, auto bool, err error) {
+	if string(raw) == `"auto"` {
+		return 0, true, nil
+	}
+	if json.Unmarshal(raw, &replicas) != nil || replicas < 0 || replicas > maxReplicas {
+		return 0, false, badField("replicas", "replicas must be a number from 0 to %d or \"auto\", got %s", maxReplicas, raw)
+	}
+	return replicas, false, nil
+}
+
 // Deployment is a deployment's state, for `manta list` and `manta status`.
 type Deployment struct {
 	Name        string    `json:"name"`
@@ -82,6 +103,7 @@ type Deployment struct {
 	Tensor      int       `json:"tensor_parallel_size"`
 	Pipeline    int       `json:"pipeline_parallel_size"`
 	Wanted      int       `json:"replicas"`
+	Auto        bool      `json:"auto,omitempty"` // as many replicas as fit
 	Ready       int       `json:"ready"`
 	Waiting     int       `json:"waiting"` // requests, on this head
 	MaxModelLen int       `json:"max_model_len"`
@@ -108,6 +130,29 @@ type ClusterState struct {
 	Heads       []Head       `json:"heads"`
 	Nodes       []Node       `json:"nodes"`
 	Deployments []Deployment `json:"deployments"`
+	Pending     []Waiting    `json:"pending"` // what finds no place
+}
+
+// Waiting says why replicas of a deployment are not placed, or can't move.
+type Waiting struct {
+	Deployment string   `json:"deployment"`
+	Missing    int      `json:"missing"` // how many replicas
+	Reasons    []Reason `json:"reasons"`
+}
+
+// Reason says what a node lacks, and what would help.
+type Reason struct {
+	Node  string `json:"node,omitempty"`
+	Lacks string `json:"lacks"`
+}
+
+// Lines gives the reasons for people, one a node.
+func (w Waiting) Lines() []string {
+	var lines []string
+	for _, r := range w.Reasons {
+		lines = append(lines, strings.TrimPrefix(r.Node+": "+r.Lacks, ": "))
+	}
+	return lines
 }
 
 // Head is a raft server.
@@ -119,10 +164,11 @@ type Head struct {
 
 // Node is a worker.
 type Node struct {
-	ID      string            `json:"id"`
-	Drained bool              `json:"drained"`
-	Labels  map[string]string `json:"labels,omitempty"`
-	Devices []Device          `json:"devices"`
+	ID       string            `json:"id"`
+	Drained  bool              `json:"drained"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	Devices  []Device          `json:"devices"`
+	Replicas []string          `json:"replicas"` // that have shards on it
 }
 
 // Device is one place for a shard.

@@ -3,6 +3,8 @@ package api
 import (
 	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -38,13 +40,13 @@ func (s *Server) clusterState(w http.ResponseWriter, r *http.Request) {
 	}
 	slices.SortFunc(answer.Heads, func(a, b Head) int { return cmp.Compare(a.ID, b.ID) })
 	for _, node := range view.Nodes {
-		entry := Node{ID: node.ID, Drained: node.Drained, Labels: node.Labels, Devices: []Device{}}
-		for _, device := range node.Devices {
-			entry.Devices = append(entry.Devices, Device{ID: device.ID, Kind: device.Kind, Name: device.Name, Memory: device.Memory})
-		}
-		answer.Nodes = append(answer.Nodes, entry)
+		answer.Nodes = append(answer.Nodes, describeNode(view, node))
 	}
 	slices.SortFunc(answer.Nodes, func(a, b Node) int { return cmp.Compare(a.ID, b.ID) })
+	var err error
+	if answer.Pending, err = s.cluster.Waiting(r.Context()); err != nil {
+		s.log.Info("what waits is not known", "error", err) // the rest is worth telling
+	}
 	s.reply(w, http.StatusOK, answer)
 }
 
@@ -59,7 +61,7 @@ func (s *Server) describeAll(view *state.View) []Deployment {
 func (s *Server) describeDeployment(view *state.View, d state.Deployment) Deployment {
 	out := Deployment{
 		Name: d.Name, Aliases: d.Aliases, Model: d.Model, Revision: d.Revision,
-		Tensor: d.Layout.Tensor, Pipeline: d.Layout.Pipeline, Wanted: d.Replicas,
+		Tensor: d.Layout.Tensor, Pipeline: d.Layout.Pipeline, Wanted: d.Replicas, Auto: d.Auto,
 		Waiting: s.dispatch.Waiting(d.Name), MaxModelLen: maxLength(view, d), Created: d.Created, Replicas: []Replica{},
 	}
 	for _, replica := range view.Replicas {
@@ -79,6 +81,9 @@ func (s *Server) describeDeployment(view *state.View, d state.Deployment) Deploy
 		out.Replicas = append(out.Replicas, entry)
 	}
 	slices.SortFunc(out.Replicas, func(a, b Replica) int { return cmp.Compare(a.ID, b.ID) })
+	if d.Auto { // as many as there is room for, which is what stands
+		out.Wanted = max(1, len(out.Replicas))
+	}
 	return out
 }
 
@@ -123,14 +128,48 @@ func (s *Server) createDeployment(w http.ResponseWriter, r *http.Request) {
 	s.reply(w, http.StatusCreated, s.describeDeployment(s.views.View(), accepted))
 }
 
-func (s *Server) deleteDeployment(w http.ResponseWriter, r *http.Request) {
+// patchDeployment changes the number of replicas, and nothing else.
+func (s *Server) patchDeployment(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
-	view, _ := s.newest(w, r)
-	if _, ok := view.Deployments[name]; !ok {
-		s.fail(w, r, noDeployment(name))
+	data, err := s.body(w, r)
+	if err != nil {
+		s.fail(w, r, err)
 		return
 	}
-	if err := s.cluster.Delete(r.Context(), name); err != nil {
+	var request struct {
+		Replicas json.RawMessage `json:"replicas"`
+	}
+	if err := parse(data, &request); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	if absent(request.Replicas) {
+		s.fail(w, r, badField("replicas", "replicas must be given: it is what can be changed of a deployment; to change the rest, post it again"))
+		return
+	}
+	scale := &state.Scale{Deployment: name}
+	if scale.Replicas, scale.Auto, err = replicaCount(request.Replicas); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	if err := s.cluster.Change(r.Context(), state.Change{Scale: scale}); err != nil {
+		if errors.Is(err, state.ErrUnknown) {
+			err = noDeployment(name)
+		}
+		s.fail(w, r, err)
+		return
+	}
+	view := s.views.View()
+	s.reply(w, http.StatusOK, s.describeDeployment(view, view.Deployments[name]))
+}
+
+func (s *Server) deleteDeployment(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("name")
+	err := s.cluster.Change(r.Context(), state.Change{DeleteDeployment: name})
+	if errors.Is(err, state.ErrUnknown) {
+		err = noDeployment(name)
+	}
+	if err != nil {
 		s.fail(w, r, err)
 		return
 	}

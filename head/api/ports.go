@@ -56,9 +56,12 @@ type Submitter interface {
 // Cluster changes what the cluster runs. A write returns when it is committed.
 type Cluster interface {
 	Deploy(ctx context.Context, deployment state.Deployment) (state.Deployment, error)
-	Delete(ctx context.Context, name string) error
+	// Change commits one change of the state.
+	Change(ctx context.Context, change state.Change) error
 	// Leader is the id of the head that leads, or "" when none is known.
 	Leader() string
+	// Waiting tells what finds no place, and why.
+	Waiting(ctx context.Context) ([]Waiting, error)
 	// Fresh returns when this head has applied every write that was acknowledged
 	// before the call, on any head; without a leader it fails.
 	Fresh(ctx context.Context) error

@@ -138,6 +138,11 @@ func (s *Server) Handler() http.Handler {
 		"POST /api/cluster/deployments":             s.createDeployment,
 		"GET /api/cluster/deployments/{name...}":    s.getDeployment,
 		"DELETE /api/cluster/deployments/{name...}": s.deleteDeployment,
+		"PATCH /api/cluster/deployments/{name...}":  s.patchDeployment,
+		"GET /api/cluster/nodes/{name}":             s.getNode,
+		"DELETE /api/cluster/nodes/{name}":          s.deleteNode,
+		"POST /api/cluster/nodes/{name}/drain":      s.drainNode,
+		"POST /api/cluster/nodes/{name}/undrain":    s.undrainNode,
 		"GET /api/keys":                             s.listKeys,
 		"POST /api/keys":                            s.createKey,
 		"DELETE /api/keys/{name}":                   s.revokeKey,
@@ -161,7 +166,7 @@ func (s *Server) routed(mux *http.ServeMux) http.Handler {
 			return
 		}
 		probe := r.Clone(r.Context())
-		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
+		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete, http.MethodPatch} {
 			probe.Method = method
 			if _, pattern := mux.Handler(probe); pattern != "" {
 				w.Header().Set("Allow", method)

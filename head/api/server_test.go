@@ -414,6 +414,7 @@ func TestServeDrains(t *testing.T) {
 type fakeControl struct {
 	view       func(func(*state.View))
 	leaderless bool
+	waiting    []Waiting
 	behind     func() // what the leader has that this head lacks
 }
 
@@ -461,10 +462,17 @@ func (f *fakeControl) Deploy(_ context.Context, d state.Deployment) (state.Deplo
 	return d, nil
 }
 
-func (f *fakeControl) Delete(_ context.Context, name string) error {
-	f.view(func(v *state.View) { delete(v.Deployments, name) })
-	return nil
+func (f *fakeControl) Change(_ context.Context, change state.Change) (err error) {
+	f.view(func(v *state.View) {
+		var next *state.View
+		if next, err = v.Apply(v.Index+1, state.Command{Changes: []state.Change{change}}); err == nil {
+			*v = *next
+		}
+	})
+	return err
 }
+
+func (f *fakeControl) Waiting(context.Context) ([]Waiting, error) { return f.waiting, nil }
 
 // Deployments are created, listed, shown and deleted over HTTP.
 func TestClusterAPI(t *testing.T) {

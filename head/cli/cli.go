@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -16,9 +17,15 @@ import (
 	"manta/internal/version"
 )
 
+// Local asks the head or node that runs on a data directory to do something.
+type Local func(ctx context.Context, dataDir, action string) error
+
 // Commands gives the commands of this package.
-func Commands() []*cobra.Command {
-	return []*cobra.Command{chatCommand(), generateCommand(), benchCommand(), statusCommand(), keysCommand(), versionCommand()}
+func Commands(local Local) []*cobra.Command {
+	return []*cobra.Command{
+		chatCommand(), generateCommand(), benchCommand(), statusCommand(), keysCommand(), versionCommand(),
+		scaleCommand(), drainCommand(local), undrainCommand(local), leaveCommand(local),
+	}
 }
 
 // server are the flags that name the API.

@@ -56,7 +56,7 @@ func echoing(t *testing.T) string {
 func run(t *testing.T, in string, args ...string) (string, error) {
 	t.Helper()
 	root := &cobra.Command{Use: "manta", SilenceErrors: true, SilenceUsage: true}
-	root.AddCommand(Commands()...)
+	root.AddCommand(Commands(nil)...)
 	var out bytes.Buffer
 	root.SetOut(&out)
 	root.SetErr(io.Discard)

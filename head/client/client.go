@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -67,6 +68,16 @@ func (c *Client) Post(ctx context.Context, path string, body, into any) error {
 	return c.call(ctx, http.MethodPost, path, body, into)
 }
 
+// Patch changes a part of what is at a path.
+func (c *Client) Patch(ctx context.Context, path string, body, into any) error {
+	return c.call(ctx, http.MethodPatch, path, body, into)
+}
+
+// DeploymentPath is where a deployment is; its name may have slashes.
+func DeploymentPath(name string) string {
+	return "/api/cluster/deployments/" + url.PathEscape(name)
+}
+
 // Delete removes what is at a path.
 func (c *Client) Delete(ctx context.Context, path string) error {
 	return c.call(ctx, http.MethodDelete, path, nil, nil)
@@ -85,10 +96,10 @@ func (c *Client) call(ctx context.Context, method, path string, body, into any) 
 		response, err := c.send(ctx, base, method, path, data, "")
 		if err != nil {
 			failure = err
-			if ctx.Err() != nil || answered(err) {
+			if ctx.Err() != nil || answered(err) && !unavailable(err) {
 				return err
 			}
-			continue // no one is there; ask the next head
+			continue // no one is there, or it stops; ask the next head
 		}
 		defer response.Body.Close()
 		if into == nil {
@@ -106,6 +117,12 @@ func (c *Client) call(ctx context.Context, method, path string, body, into any) 
 func answered(err error) bool {
 	var refused *Error
 	return errors.As(err, &refused)
+}
+
+// unavailable reports whether a server said that it can't answer at the moment.
+func unavailable(err error) bool {
+	var refused *Error
+	return errors.As(err, &refused) && refused.Status == http.StatusServiceUnavailable
 }
 
 // send gives a successful response, whose body the caller closes.

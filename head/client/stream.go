@@ -75,8 +75,8 @@ func (s *stream) mayGoOn(err error, tries int) bool {
 	case errors.As(err, &own):
 		return false
 	case !s.events:
-		// Nothing was given yet: where no one answers, the next head may.
-		return !answered(err) && tries+1 < len(s.client.bases)
+		// Nothing was given yet: where no one answers, or a head stops, the next may.
+		return (!answered(err) || unavailable(err)) && tries+1 < len(s.client.bases)
 	case s.last == "":
 		return false // a server without ids: a second try would repeat text
 	case errors.As(err, &refused):

@@ -2,302 +2,274 @@ package place
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
-	"maps"
 	"slices"
-	"strings"
 
 	"manta/head/state"
-	"manta/node/wire"
 	"manta/runtime/plan"
 )
 
-// A spot is a device of a node, as a place for a rank.
-type spot struct {
-	node   string
-	device wire.Device
+// maxReasons bounds how many nodes an explanation names.
+const maxReasons = 64
+
+// search finds places for replicas of one deployment, one after the other.
+type search struct {
+	p     *planner
+	d     state.Deployment
+	nodes []candidate // one a machine, in the same order; nil until asked for
+	on    map[*machine]int
+	in    map[string]int // replicas by zone
+	fits  map[budgetKey]fitted
+	least map[string]plan.NoRoom // by kind: the most memory that was found too little
+	// anywhere lets frozen nodes take shards.
+	anywhere bool
 }
 
-// place finds where a replica runs; on a frozen node rather than nowhere.
-func (p *planner) place(d state.Deployment, id string) (state.Replica, []Reason) {
-	r, reasons := p.find(d, id)
-	if reasons == nil || len(p.Frozen) == 0 {
-		return r, reasons
+// candidate is a machine as the place for a whole replica.
+type candidate struct {
+	slots []*slot // of all ranks
+	left  int64   // the least that a device of them has
+	err   error   // why it is none
+}
+
+type budgetKey struct {
+	kind   string
+	memory int64
+}
+
+type fitted struct {
+	fit plan.Fit
+	err error
+}
+
+func (p *planner) search(d state.Deployment) *search {
+	return &search{
+		p: p, d: d, on: map[*machine]int{}, in: map[string]int{},
+		fits: map[budgetKey]fitted{}, least: map[string]plan.NoRoom{},
 	}
-	frozen := p.Frozen
-	p.Frozen = nil
-	defer func() { p.Frozen = frozen }()
-	if r, again := p.find(d, id); again == nil {
-		return r, nil
+}
+
+// count tells the search of a replica that stands; with exclusive its devices take
+// no further one.
+func (s *search) count(r state.Replica, exclusive bool) {
+	for _, shard := range r.Shards {
+		at := s.p.slot(shard)
+		if at == nil {
+			continue
+		}
+		s.on[at.machine]++
+		s.in[at.labels[state.Zone]]++
+		if exclusive {
+			at.mine++
+		}
+	}
+}
+
+// done takes back what count wrote into the machines.
+func (s *search) done() {
+	for _, m := range s.p.machines {
+		for _, slot := range m.slots {
+			slot.mine = 0
+		}
+	}
+}
+
+// place finds where a further replica runs, on a frozen node rather than nowhere,
+// and occupies it.
+func (s *search) place(id string) (state.Replica, []Reason) {
+	r, reasons := s.find(id)
+	if reasons != nil && !s.anywhere && slices.ContainsFunc(s.p.machines, func(m *machine) bool { return m.frozen }) {
+		s.anywhere, s.nodes = true, nil
+		if again, none := s.find(id); none == nil {
+			r, reasons = again, nil
+		}
+	}
+	if reasons == nil {
+		s.take(r)
 	}
 	return r, reasons
 }
 
-// find finds where a replica runs: where it ran, but for what was lost; else the
-// node with most memory left afterwards; else several nodes.
-func (p *planner) find(d state.Deployment, id string) (state.Replica, []Reason) {
-	if was, ok := p.lost[id]; ok {
-		if r, ok := p.mend(d, was); ok {
+// take occupies what a replica takes.
+func (s *search) take(r state.Replica) {
+	s.p.occupy(r, 1)
+	s.count(r, true)
+	for i, m := range s.p.machines {
+		if s.nodes != nil && slices.ContainsFunc(r.Shards, func(shard state.Placement) bool { return shard.Node == m.node }) {
+			s.nodes[i] = s.weigh(m)
+		}
+	}
+}
+
+// find finds where a further replica runs: one node if it fits there, else several.
+func (s *search) find(id string) (state.Replica, []Reason) {
+	if s.d.Strategy == state.Spread && s.d.Layout.Pipeline > 1 {
+		if r, err := s.across(id); err == nil {
 			return r, nil
 		}
 	}
-	if d.Strategy == state.Spread && d.Layout.Pipeline > 1 {
-		if r, err := p.across(d, id); err == nil {
-			return r, nil
-		}
+	if r, ok := s.together(id); ok {
+		return r, nil
 	}
-	var reasons []Reason
-	var best state.Replica
-	var bestLeft int64 = -1
-	for _, node := range slices.Sorted(maps.Keys(p.Reports)) {
-		spots, err := p.on(node, d)
-		if err == nil {
-			var r state.Replica
-			var left int64
-			if r, left, err = p.replica(d, id, spots); err == nil && left > bestLeft {
-				best, bestLeft = r, left
-			}
-		}
-		if err != nil {
-			reasons = append(reasons, Reason{Node: node, Lacks: err.Error()})
-		}
-	}
-	if bestLeft >= 0 {
-		return best, nil
-	}
-	if len(reasons) == 0 {
-		return state.Replica{}, []Reason{{Lacks: "no node has joined"}}
-	}
-	if d.Layout.Ranks() == 1 || len(p.Reports) == 1 || d.Layout.Check(d.Shapes.Shape()) != nil {
+	reasons := s.reasons()
+	if len(s.p.machines) < 2 || s.d.Layout.Ranks() == 1 || s.d.Layout.Check(s.d.Shapes.Shape()) != nil {
 		return state.Replica{}, reasons
 	}
-	r, err := p.across(d, id)
+	r, err := s.across(id)
 	if err != nil {
 		return state.Replica{}, append(reasons, Reason{Lacks: "across nodes: " + err.Error()})
 	}
 	return r, nil
 }
 
-// replica plans a replica on the spots of its ranks, stage by stage. left is the
-// least memory that a device has afterwards.
-func (p *planner) replica(d state.Deployment, id string, spots []spot) (r state.Replica, left int64, err error) {
-	budget, left, err := p.budget(spots, d)
-	if err != nil {
-		return state.Replica{}, 0, err
+// weigh looks at a machine as the place for all ranks.
+func (s *search) weigh(m *machine) candidate {
+	if err := m.refuses(s.d, s.anywhere); err != nil {
+		return candidate{err: err}
 	}
-	fit, err := plan.Compute(d.Shapes, d.Layout, budget)
-	if err != nil {
-		return state.Replica{}, 0, err
+	free, ranks := m.free(s.d), s.d.Layout.Ranks()
+	kind := m.best[0].device.Kind
+	switch {
+	case len(free) == 0:
+		return candidate{err: fmt.Errorf("each of its devices has a replica already")}
+	case kind != "cpu" && len(free) < ranks:
+		return candidate{err: fmt.Errorf("it has %d devices of kind %s to spare, %d ranks need one each", len(free), kind, ranks)}
 	}
-	r = state.Replica{
+	if len(free) > 1 {
+		free = slices.Clone(free)
+		slices.SortStableFunc(free, func(a, b *slot) int { return cmp.Compare(b.left(), a.left()) })
+	}
+	c := candidate{slots: make([]*slot, ranks), left: 1 << 62}
+	for i := range c.slots {
+		c.slots[i] = free[i%len(free)] // ranks share a CPU, never a GPU
+		c.left = min(c.left, c.slots[i].left())
+	}
+	return c
+}
+
+// together finds one node for a whole replica: GPUs before CPUs, in the zone and
+// then on the node with fewest of the deployment's, where most memory is left.
+func (s *search) together(id string) (state.Replica, bool) {
+	if s.nodes == nil {
+		for _, m := range s.p.machines {
+			s.nodes = append(s.nodes, s.weigh(m))
+		}
+	}
+	for {
+		best := -1
+		for i := range s.nodes {
+			if s.nodes[i].err == nil && (best < 0 || s.before(i, best)) {
+				best = i
+			}
+		}
+		if best < 0 {
+			return state.Replica{}, false
+		}
+		r, err := s.replica(id, s.nodes[best].slots)
+		if err == nil {
+			return r, true
+		}
+		s.nodes[best].err = err
+	}
+}
+
+func (s *search) before(i, j int) bool {
+	a, b := s.nodes[i].slots[0], s.nodes[j].slots[0]
+	order := cmp.Or(
+		kindOrder(a.device.Kind, b.device.Kind),
+		cmp.Compare(s.in[a.labels[state.Zone]], s.in[b.labels[state.Zone]]),
+		cmp.Compare(s.on[a.machine], s.on[b.machine]),
+		cmp.Compare(s.nodes[j].left, s.nodes[i].left))
+	return order < 0
+}
+
+// reasons says why no node takes a whole replica.
+func (s *search) reasons() []Reason {
+	if len(s.nodes) == 0 {
+		return []Reason{{Lacks: "no node has joined"}}
+	}
+	var reasons []Reason
+	for i, m := range s.p.machines {
+		if i == maxReasons {
+			return append(reasons, Reason{Lacks: fmt.Sprintf("%d further nodes can't take it either", len(s.nodes)-i)})
+		}
+		reasons = append(reasons, Reason{Node: m.node, Lacks: s.nodes[i].err.Error()})
+	}
+	return reasons
+}
+
+// replica plans a replica on the slots of its ranks, stage by stage.
+func (s *search) replica(id string, slots []*slot) (state.Replica, error) {
+	fit, err := s.fit(slots)
+	if err != nil {
+		return state.Replica{}, err
+	}
+	d := s.d
+	r := state.Replica{
 		ID: id, Deployment: d.Name, Version: d.Version, Layout: d.Layout,
 		Blocks: fit.Blocks, MaxLen: fit.MaxLen, Memory: fit.WeightBytes + fit.ScratchBytes + fit.KVBytes,
 	}
-	for i, s := range spots {
+	for i, at := range slots {
 		r.Shards = append(r.Shards, state.Placement{
-			Stage: i / d.Layout.Tensor, Rank: i % d.Layout.Tensor, Node: s.node, Device: s.device.ID,
+			Stage: i / d.Layout.Tensor, Rank: i % d.Layout.Tensor, Node: at.node, Device: at.device.ID,
 		})
 	}
-	return r, left - r.Memory, nil
+	return r, nil
 }
 
-// refuses says why a node takes no shard of a deployment.
-func (p *planner) refuses(node string, d state.Deployment) error {
-	report := p.Reports[node]
-	switch {
-	case p.Frozen[node]:
-		return fmt.Errorf("its peers can't reach it")
-	case report.Draining || p.View.Nodes[node].Drained:
-		return fmt.Errorf("it is draining")
-	case !d.At(node):
-		return fmt.Errorf("%s is on %s only", d.Model, strings.Join(d.Homes, ", "))
-	case len(report.Devices) == 0:
-		return fmt.Errorf("it has no device")
+// fit divides the memory of slots. What was computed before is not again: many
+// nodes are alike, and less memory than was too little is too little.
+func (s *search) fit(slots []*slot) (plan.Fit, error) {
+	b, err := s.budget(slots)
+	if err != nil {
+		return plan.Fit{}, err
 	}
-	return nil
+	key := budgetKey{slots[0].device.Kind, b.Memory}
+	if less, ok := s.least[key.kind]; ok && b.Memory <= less.Memory {
+		less.Memory = b.Memory
+		return plan.Fit{}, &less
+	}
+	if known, ok := s.fits[key]; ok {
+		return known.fit, known.err
+	}
+	fit, err := plan.Compute(s.d.Shapes, s.d.Layout, b)
+	s.fits[key] = fitted{fit, err}
+	var less *plan.NoRoom
+	if errors.As(err, &less) {
+		s.least[key.kind] = *less
+	}
+	return fit, err
 }
 
-// on gives all ranks spots on one node: devices of the best kind, those with most
-// memory left first. Ranks share a CPU, never a GPU.
-func (p *planner) on(node string, d state.Deployment) ([]spot, error) {
-	if err := p.refuses(node, d); err != nil {
-		return nil, err
-	}
-	all := p.spots(node, nil)
-	kind := all[0].device.Kind
-	same := slices.DeleteFunc(all, func(s spot) bool { return s.device.Kind != kind })
-	ranks := d.Layout.Ranks()
-	if kind != "cpu" && len(same) < ranks {
-		return nil, fmt.Errorf("it has %d devices of kind %s, %d ranks need one each", len(same), kind, ranks)
-	}
-	spots := make([]spot, ranks)
-	for i := range spots {
-		spots[i] = same[i%len(same)]
-	}
-	return spots, nil
-}
-
-// spots gives a node's devices: GPUs first, then by memory left for one rank more
-// than taken has there.
-func (p *planner) spots(node string, taken map[device]int64) []spot {
-	var all []spot
-	for _, d := range p.Reports[node].Devices {
-		all = append(all, spot{node, d})
-	}
-	slices.SortStableFunc(all, func(a, b spot) int {
-		return cmp.Or(
-			-cmp.Compare(a.device.Kind, b.device.Kind), // "cuda" before "cpu"
-			cmp.Compare(p.share(b, taken), p.share(a, taken)),
-			cmp.Compare(a.device.ID, b.device.ID))
-	})
-	return all
-}
-
-// share is the memory for one rank more on a device.
-func (p *planner) share(s spot, taken map[device]int64) int64 {
-	return p.left(s) / (taken[device{s.node, s.device.ID}] + 1)
-}
-
-func (p *planner) left(s spot) int64 {
-	return s.device.Memory - p.used[device{s.node, s.device.ID}]
-}
-
-// across gives stages to nodes one after the other, each where its fullest device
-// has most memory left; tensor ranks are together on a node if any has room.
-func (p *planner) across(d state.Deployment, id string) (state.Replica, error) {
-	taken := map[device]int64{}
-	var spots []spot
-	for range d.Layout.Pipeline {
-		stage := p.stage(d, d.Layout.Tensor, taken)
-		if stage == nil {
-			// No node has room for all tensor ranks of a stage: they go apart, at the
-			// cost of an all-reduce over the network in every layer.
-			for range d.Layout.Tensor {
-				stage = append(stage, p.stage(d, 1, taken)...)
-			}
-		}
-		if len(stage) < d.Layout.Tensor {
-			return state.Replica{}, fmt.Errorf("%d ranks find no device each", d.Layout.Ranks())
-		}
-		spots = append(spots, stage...)
-	}
-	r, _, err := p.replica(d, id, spots)
-	return r, err
-}
-
-// stage finds spots for so many ranks on one node, and takes them.
-func (p *planner) stage(d state.Deployment, ranks int, taken map[device]int64) []spot {
-	var best []spot
-	var bestShare int64 = -1
-	for _, node := range slices.Sorted(maps.Keys(p.Reports)) {
-		if p.refuses(node, d) != nil {
-			continue
-		}
-		spots, share := p.together(node, ranks, taken)
-		if spots != nil && share > bestShare {
-			best, bestShare = spots, share
-		}
-	}
-	for _, s := range best {
-		taken[device{s.node, s.device.ID}]++
-	}
-	return best
-}
-
-// together finds spots for so many ranks on a node; share is the least memory that
-// one of them has.
-func (p *planner) together(node string, ranks int, taken map[device]int64) (spots []spot, share int64) {
-	taken = maps.Clone(taken)
-	share = 1 << 62
-	for range ranks {
-		all := slices.DeleteFunc(p.spots(node, taken), func(s spot) bool {
-			return s.device.Kind != "cpu" && taken[device{s.node, s.device.ID}] > 0
-		})
-		if len(all) == 0 || len(spots) > 0 && all[0].device.Kind != spots[0].device.Kind {
-			return nil, 0
-		}
-		share = min(share, p.share(all[0], taken))
-		taken[device{node, all[0].device.ID}]++
-		spots = append(spots, all[0])
-	}
-	return spots, share
-}
-
-// mend places the lost ranks of a replica and leaves the others, with the blocks
-// that they have, so that their nodes keep what is loaded.
-func (p *planner) mend(d state.Deployment, was state.Replica) (state.Replica, bool) {
-	r := was
-	r.Shards = slices.Clone(was.Shards)
-	taken := map[device]int64{}
-	alive := func(s state.Placement) bool { return !p.gone(s) && p.refuses(s.Node, d) == nil }
-	for _, s := range r.Shards {
-		if alive(s) {
-			taken[device{s.Node, s.Device}]++
-		}
-	}
-	if len(taken) == 0 {
-		return state.Replica{}, false
-	}
-	for i, s := range r.Shards {
-		if alive(s) {
-			continue
-		}
-		spots := p.stage(d, 1, taken)
-		if len(spots) == 0 {
-			return state.Replica{}, false
-		}
-		r.Shards[i].Node, r.Shards[i].Device = spots[0].node, spots[0].device.ID
-	}
-	kind := ""
-	for _, placed := range r.Shards {
-		s := p.spotOf(placed)
-		if kind = cmp.Or(kind, s.device.Kind); s.device.Kind != kind || p.left(s) < r.Memory*taken[device{s.node, s.device.ID}] {
-			return state.Replica{}, false
-		}
-	}
-	return r, true
-}
-
-// spotOf finds the device of a placed shard; the zero device if it is gone.
-func (p *planner) spotOf(s state.Placement) spot {
-	for _, d := range p.Reports[s.Node].Devices {
-		if d.ID == s.Device {
-			return spot{s.Node, d}
-		}
-	}
-	return spot{node: s.Node}
-}
-
-// budget says what each rank may use of its device, and how much the fullest of
-// the devices has left now.
-func (p *planner) budget(spots []spot, d state.Deployment) (plan.Budget, int64, error) {
-	kind := spots[0].device.Kind
+// budget says what each rank may use of its device.
+func (s *search) budget(slots []*slot) (plan.Budget, error) {
+	d, kind := s.d, slots[0].device.Kind
 	cache, err := d.Shapes.CacheType(kind, d.Settings.KVCacheDType, d.Settings.DType)
 	if err != nil {
-		return plan.Budget{}, 0, err
+		return plan.Budget{}, err
 	}
-	sharing := map[device]int64{}
-	for _, s := range spots {
-		if s.device.Kind != kind {
-			return plan.Budget{}, 0, fmt.Errorf("devices of the kinds %s and %s can't share a replica", kind, s.device.Kind)
-		}
-		sharing[device{s.node, s.device.ID}]++
-	}
-	utilization := cmp.Or(d.Settings.GPUMemoryUtilization, Utilization)
 	b := plan.Budget{
 		KVType: cache, MaxLen: d.Settings.MaxModelLen,
 		MaxSequences: d.Settings.MaxNumSeqs, MaxRows: d.Settings.MaxNumBatchedTokens,
 	}.Defaults(kind)
-	var left int64 = 1 << 62
-	b.Memory = left
-	for _, s := range spots {
-		free := p.left(s)
-		left = min(left, free)
-		b.Memory = min(b.Memory, min(free, int64(utilization*float64(s.device.Memory)))/sharing[device{s.node, s.device.ID}])
+	utilization := cmp.Or(d.Settings.GPUMemoryUtilization, Utilization)
+	b.Memory = 1 << 62
+	for _, at := range slots {
+		if at.device.Kind != kind {
+			return plan.Budget{}, fmt.Errorf("devices of the kinds %s and %s can't share a replica", kind, at.device.Kind)
+		}
+		sharing := int64(0)
+		for _, other := range slots {
+			if other == at {
+				sharing++
+			}
+		}
+		b.Memory = min(b.Memory, min(at.left(), int64(utilization*float64(at.device.Memory)))/sharing)
 	}
 	if kind == "cpu" && d.Settings.GPUMemoryUtilization == 0 {
 		stored := int64(d.Shapes.Layers)*(d.Shapes.AttentionBytes+d.Shapes.FFNBytes) + d.Shapes.EmbeddingBytes + d.Shapes.OutputBytes
 		b.Memory = min(b.Memory, 2*stored+CPUBytes)
 	}
-	return b, left, nil
+	return b, nil
 }

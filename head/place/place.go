@@ -5,12 +5,14 @@
 //
 // Memory is computed beforehand by runtime/plan, so that what is placed fits.
 // A replica stands on one node if it fits there; else its stages go across nodes,
-// the tensor ranks of each together as long as they fit. A lost rank moves alone.
+// the tensor ranks of each together as long as they fit. Replicas of a deployment
+// spread over zones, then over nodes. A lost rank moves alone. What is to go
+// (a node drains, another version is wanted) goes once its successor is ready,
+// where there is room for both.
 package place
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
 	"slices"
 
@@ -41,6 +43,8 @@ type Input struct {
 	// Frozen holds nodes that their peers can't reach, although they report: no
 	// place for a shard while there is another.
 	Frozen map[string]bool
+	// Overdue holds replicas that have been draining for as long as they may.
+	Overdue map[string]bool
 }
 
 // Output is what to do.
@@ -49,10 +53,10 @@ type Output struct {
 	Waiting []Waiting
 }
 
-// Waiting says why a replica is not placed.
+// Waiting says why replicas of a deployment are not placed, or can't move.
 type Waiting struct {
 	Deployment string
-	Replica    string
+	Missing    int      // how many replicas wait
 	Reasons    []Reason // one a node, or one without a node
 }
 
@@ -65,210 +69,142 @@ type Reason struct {
 // planner is one decision in the making.
 type planner struct {
 	Input
-	out  Output
-	used map[device]int64         // bytes placed
-	lost map[string]state.Replica // of these, what lives stays where it is
+	out      Output
+	machines []*machine // living nodes, by id
+	byNode   map[string]*machine
+	removed  map[string]bool // replicas that go away in this very decision
 }
-
-type device struct{ node, id string }
 
 // Reconcile compares and decides.
 func Reconcile(in Input) Output {
-	p := &planner{Input: in, used: map[device]int64{}, lost: map[string]state.Replica{}}
+	p := &planner{Input: in, byNode: map[string]*machine{}, removed: map[string]bool{}}
 	p.nodes()
-	keep := p.replicas()
-	for _, r := range keep {
-		p.occupy(r)
+	replicas, lost := p.replicas()
+	for _, d := range p.deployments() {
+		p.deployment(d, replicas[d.Name], lost[d.Name])
 	}
-	p.phases(p.thaw(keep))
-	p.missing(keep)
+	p.forget()
 	return p.out
 }
 
 func (p *planner) change(c state.Change) { p.out.Changes = append(p.out.Changes, c) }
 
-func (p *planner) occupy(r state.Replica) {
-	for _, s := range r.Shards {
-		p.used[device{s.Node, s.Device}] += r.Memory
-	}
+// remove takes a replica away, in this decision.
+func (p *planner) remove(r state.Replica) {
+	p.change(state.Change{DeleteReplica: r.ID})
+	p.removed[r.ID] = true
+	p.occupy(r, -1)
 }
 
-// nodes takes over what nodes tell of their devices.
+// nodes takes over what nodes tell of their devices and labels.
 func (p *planner) nodes() {
 	for _, id := range slices.Sorted(maps.Keys(p.Reports)) {
-		devices := make([]state.Device, 0, len(p.Reports[id].Devices))
-		for _, d := range p.Reports[id].Devices {
+		report := p.Reports[id]
+		known, ok := p.View.Nodes[id]
+		m := newMachine(report, known.Drained, p.Frozen[id])
+		p.machines = append(p.machines, m)
+		p.byNode[id] = m
+		devices := make([]state.Device, 0, len(report.Devices))
+		for _, d := range report.Devices {
 			devices = append(devices, state.Device(d))
 		}
-		known, ok := p.View.Nodes[id]
-		if !ok || !slices.Equal(known.Devices, devices) || !maps.Equal(known.Labels, p.Reports[id].Labels) {
-			p.change(state.Change{PutNode: &state.Node{ID: id, Devices: devices, Labels: p.Reports[id].Labels}})
+		if !report.Leaving && (!ok || !slices.Equal(known.Devices, devices) || !maps.Equal(known.Labels, report.Labels)) {
+			p.change(state.Change{PutNode: &state.Node{ID: id, Devices: devices, Labels: report.Labels}})
 		}
 	}
 }
 
-// replicas gives those that stay where they are, and removes the others: those
-// of no deployment, those too many, those made from an earlier version, and
-// those that lost a node.
-func (p *planner) replicas() (keep []state.Replica) {
+// forget drops the nodes that leave for good, once nothing is placed on them.
+func (p *planner) forget() {
+	for _, m := range p.machines {
+		if _, known := p.View.Nodes[m.node]; known && m.leaving && m.shards == 0 {
+			p.change(state.Change{DeleteNode: m.node})
+		}
+	}
+}
+
+// replicas gives those that stand, and those that lost a node, by deployment. It
+// removes the latter, and those of no deployment.
+func (p *planner) replicas() (standing, lost map[string][]state.Replica) {
+	standing, lost = map[string][]state.Replica{}, map[string][]state.Replica{}
 	for _, id := range slices.Sorted(maps.Keys(p.View.Replicas)) {
 		r := p.View.Replicas[id]
+		p.occupy(r, 1)
 		d, ok := p.View.Deployments[r.Deployment]
 		switch {
-		case !ok || !slices.Contains(names(d), id), r.Version != d.Version:
-			p.change(state.Change{DeleteReplica: id})
+		case !ok:
+			p.remove(r)
 		case slices.ContainsFunc(r.Shards, p.gone):
-			p.change(state.Change{DeleteReplica: id})
-			p.lost[id] = r
+			p.remove(r)
+			if r.Version == d.Version && r.Phase != state.Draining {
+				lost[d.Name] = append(lost[d.Name], r)
+			}
 		default:
-			keep = append(keep, r)
+			standing[d.Name] = append(standing[d.Name], r)
 		}
 	}
-	return keep
+	return standing, lost
 }
 
-// thaw moves the shards of failed replicas away from frozen nodes, if there is a
-// place for them, and gives the replicas that stay.
-func (p *planner) thaw(keep []state.Replica) (rest []state.Replica) {
-	for _, r := range keep {
-		stuck := func(s state.Placement) bool { return p.Frozen[s.Node] }
-		if phase, _ := p.phase(r); phase == state.Failed && slices.ContainsFunc(r.Shards, stuck) {
-			p.release(r)
-			if moved, ok := p.mend(p.View.Deployments[r.Deployment], r); ok {
-				p.occupy(moved)
-				p.change(state.Change{StartReplica: &state.StartReplica{Replica: moved, After: r.Epoch}})
-				continue
-			}
-			p.occupy(r)
+// deployments gives the oldest first, and those that take whatever is left last.
+func (p *planner) deployments() []state.Deployment {
+	last := func(d state.Deployment) int {
+		if d.Auto {
+			return 1
 		}
-		rest = append(rest, r)
+		return 0
 	}
-	return rest
-}
-
-func (p *planner) release(r state.Replica) {
-	for _, s := range r.Shards {
-		p.used[device{s.Node, s.Device}] -= r.Memory
-	}
-}
-
-// gone reports whether a shard's node is dead, or has no such device.
-func (p *planner) gone(s state.Placement) bool {
-	if p.Unheard[s.Node] {
-		return false
-	}
-	report, alive := p.Reports[s.Node]
-	return !alive || !slices.ContainsFunc(report.Devices, func(d wire.Device) bool { return d.ID == s.Device })
-}
-
-// names gives the ids of a deployment's replicas.
-func names(d state.Deployment) []string {
-	ids := make([]string, d.Replicas)
-	for i := range ids {
-		ids[i] = fmt.Sprintf("%s/%d", d.Name, i)
-	}
-	return ids
-}
-
-// phases takes over how far the nodes have come. A group that was ready and is
-// not any more, or that failed, starts again under a new epoch.
-func (p *planner) phases(keep []state.Replica) {
-	for _, r := range keep {
-		if slices.ContainsFunc(r.Shards, func(s state.Placement) bool { return p.Unheard[s.Node] }) {
-			continue
-		}
-		phase, reason := p.phase(r)
-		switch {
-		case r.Phase == state.Ready && phase != state.Ready && phase != state.Failed && phase != state.Draining,
-			r.Phase == state.Failed && phase == state.Failed && !p.Paused[r.ID]:
-			again := r
-			p.change(state.Change{StartReplica: &state.StartReplica{Replica: again, After: r.Epoch}})
-		case phase != "" && (phase != r.Phase || reason != r.Reason):
-			p.change(state.Change{SetPhase: &state.SetPhase{Replica: r.ID, Epoch: r.Epoch, Phase: phase, Reason: reason}})
-		}
-	}
-}
-
-// phase puts the reports of a replica's nodes together: the least of them, and a
-// failure before all; empty while some node has not begun.
-func (p *planner) phase(r state.Replica) (state.Phase, string) {
-	order := []state.Phase{"", state.Loading, state.Ready, state.Draining}
-	least := len(order) - 1
-	reason := ""
-	for _, s := range r.Shards {
-		var now state.Phase
-		for _, report := range p.Reports[s.Node].Replicas {
-			if report.Replica != r.ID || report.Epoch != r.Epoch {
-				continue
-			}
-			switch report.Phase {
-			case wire.PhaseFailed:
-				return state.Failed, s.Node + ": " + report.Reason
-			case wire.PhasePulling, wire.PhaseLoading:
-				now, reason = state.Loading, ""
-			case wire.PhaseReady:
-				now = state.Ready
-			case wire.PhaseDraining:
-				now = state.Draining
-			}
-		}
-		least = min(least, slices.Index(order, now))
-	}
-	return order[least], reason
-}
-
-// missing places what deployments lack, the oldest deployment first.
-func (p *planner) missing(keep []state.Replica) {
-	deployments := slices.SortedFunc(maps.Values(p.View.Deployments), func(a, b state.Deployment) int {
-		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name))
+	return slices.SortedFunc(maps.Values(p.View.Deployments), func(a, b state.Deployment) int {
+		return cmp.Or(cmp.Compare(last(a), last(b)), a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name))
 	})
-	for _, d := range deployments {
-		for _, id := range names(d) {
-			if slices.ContainsFunc(keep, func(r state.Replica) bool { return r.ID == id }) {
-				continue
-			}
-			r, reasons := p.place(d, id)
-			if reasons != nil {
-				p.out.Waiting = append(p.out.Waiting, Waiting{Deployment: d.Name, Replica: id, Reasons: reasons})
-				continue
-			}
-			p.occupy(r)
-			// A replica that goes away in this same command is not there any more.
-			p.change(state.Change{StartReplica: &state.StartReplica{Replica: r}})
-		}
-	}
 }
 
-// Assignments gives what a node shall run.
-func Assignments(view *state.View, node string) wire.Assignments {
-	all := wire.Assignments{Version: wire.Version, Index: view.Index}
+// Assignments gives what each node shall run; one that is missing: nothing.
+func Assignments(view *state.View) map[string]wire.Assignments {
+	all := map[string]wire.Assignments{}
 	for _, id := range slices.Sorted(maps.Keys(view.Replicas)) {
 		r := view.Replicas[id]
 		d, ok := view.Deployments[r.Deployment]
-		if !ok || !slices.ContainsFunc(r.Shards, func(s state.Placement) bool { return s.Node == node }) {
+		if !ok {
 			continue
 		}
-		kind := "cpu"
-		a := wire.Assignment{
-			Replica: r.ID, Deployment: r.Deployment, Epoch: r.Epoch, Model: d.Model, Revision: d.Revision,
-			Layout: r.Layout, Blocks: r.Blocks, MaxLen: r.MaxLen,
-		}
-		for _, s := range r.Shards {
-			a.Shards = append(a.Shards, wire.Shard{Stage: s.Stage, Rank: s.Rank, Node: s.Node, Device: s.Device})
-			for _, device := range view.Nodes[s.Node].Devices {
-				if device.ID == s.Device {
-					kind = device.Kind
-				}
+		a := assignment(view, d, r)
+		for i, s := range r.Shards {
+			if slices.ContainsFunc(r.Shards[:i], func(other state.Placement) bool { return other.Node == s.Node }) {
+				continue
 			}
+			of := all[s.Node]
+			of.Replicas = append(of.Replicas, a)
+			all[s.Node] = of
 		}
-		b := plan.Budget{MaxSequences: d.Settings.MaxNumSeqs, MaxRows: d.Settings.MaxNumBatchedTokens}.Defaults(kind)
-		a.Settings = wire.Settings{
-			MaxNumSeqs: b.MaxSequences, MaxNumBatchedTokens: b.MaxRows,
-			DType: cmp.Or(d.Settings.DType, "auto"), KVCacheDType: cmp.Or(d.Settings.KVCacheDType, "auto"),
-			PrefixCaching: d.Settings.PrefixCaching, DownloadDir: d.Settings.DownloadDir,
-			LoadFormat: d.Settings.LoadFormat,
-		}
-		all.Replicas = append(all.Replicas, a)
+	}
+	for node, of := range all {
+		of.Version, of.Index = wire.Version, view.Index
+		all[node] = of
 	}
 	return all
+}
+
+func assignment(view *state.View, d state.Deployment, r state.Replica) wire.Assignment {
+	kind := "cpu"
+	a := wire.Assignment{
+		Replica: r.ID, Deployment: r.Deployment, Epoch: r.Epoch, Model: d.Model, Revision: d.Revision,
+		Layout: r.Layout, Blocks: r.Blocks, MaxLen: r.MaxLen,
+	}
+	for _, s := range r.Shards {
+		a.Shards = append(a.Shards, wire.Shard{Stage: s.Stage, Rank: s.Rank, Node: s.Node, Device: s.Device})
+		for _, device := range view.Nodes[s.Node].Devices {
+			if device.ID == s.Device {
+				kind = device.Kind
+			}
+		}
+	}
+	b := plan.Budget{MaxSequences: d.Settings.MaxNumSeqs, MaxRows: d.Settings.MaxNumBatchedTokens}.Defaults(kind)
+	a.Settings = wire.Settings{
+		MaxNumSeqs: b.MaxSequences, MaxNumBatchedTokens: b.MaxRows,
+		DType: cmp.Or(d.Settings.DType, "auto"), KVCacheDType: cmp.Or(d.Settings.KVCacheDType, "auto"),
+		PrefixCaching: d.Settings.PrefixCaching, DownloadDir: d.Settings.DownloadDir,
+		LoadFormat: d.Settings.LoadFormat,
+	}
+	return a
 }

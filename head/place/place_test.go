@@ -41,6 +41,7 @@ type world struct {
 	paused  map[string]bool
 	unheard map[string]bool
 	frozen  map[string]bool
+	overdue map[string]bool
 }
 
 func newWorld(t *testing.T, deployments ...state.Deployment) *world {
@@ -64,7 +65,7 @@ func (w *world) apply(changes ...state.Change) {
 func (w *world) settle() Output {
 	w.t.Helper()
 	for range 10 {
-		out := Reconcile(Input{View: w.view, Reports: w.reports, Paused: w.paused, Unheard: w.unheard, Frozen: w.frozen})
+		out := Reconcile(Input{View: w.view, Reports: w.reports, Paused: w.paused, Unheard: w.unheard, Overdue: w.overdue, Frozen: w.frozen})
 		if len(out.Changes) == 0 {
 			return out
 		}
@@ -78,7 +79,7 @@ func (w *world) settle() Output {
 func (w *world) run(phase wire.Phase, reason string) {
 	for node, r := range w.reports {
 		r.Replicas = nil
-		for _, a := range Assignments(w.view, node).Replicas {
+		for _, a := range Assignments(w.view)[node].Replicas {
 			r.Replicas = append(r.Replicas, wire.ReplicaReport{Replica: a.Replica, Epoch: a.Epoch, Phase: phase, Reason: reason})
 		}
 		w.reports[node] = r
@@ -217,7 +218,7 @@ func TestIntentIsFollowed(t *testing.T) {
 	}
 	w.apply(state.Change{DeleteDeployment: "m"})
 	w.settle()
-	if len(w.view.Replicas) != 0 || len(Assignments(w.view, "a").Replicas) != 0 {
+	if len(w.view.Replicas) != 0 || len(Assignments(w.view)["a"].Replicas) != 0 {
 		t.Fatalf("deleted: %+v", w.view.Replicas)
 	}
 }

@@ -50,6 +50,7 @@ type Change struct {
 	PutJob           *Job          `cbor:"11,keyasint,omitempty"`
 	DeleteJob        string        `cbor:"12,keyasint,omitempty"`
 	AddHome          *AddHome      `cbor:"13,keyasint,omitempty"`
+	Scale            *Scale        `cbor:"14,keyasint,omitempty"`
 	PutKey           *Key          `cbor:"30,keyasint,omitempty"`
 	DeleteKey        string        `cbor:"31,keyasint,omitempty"` // its name
 	ClaimJob         *ClaimJob     `cbor:"32,keyasint,omitempty"`
@@ -57,6 +58,13 @@ type Change struct {
 	StopJob          string        `cbor:"34,keyasint,omitempty"`
 	PutFile          *File         `cbor:"35,keyasint,omitempty"`
 	DeleteFile       string        `cbor:"36,keyasint,omitempty"`
+}
+
+// Scale says how many replicas a deployment shall have.
+type Scale struct {
+	Deployment string `cbor:"1,keyasint"`
+	Replicas   int    `cbor:"2,keyasint"`
+	Auto       bool   `cbor:"3,keyasint,omitempty"` // as many as fit
 }
 
 // StartReplica places a replica, or starts its group again. The epoch becomes
@@ -198,6 +206,13 @@ func (d *draft) apply(c Change, at time.Time) error {
 		return d.putJob(*c.PutJob, at)
 	case c.AddHome != nil:
 		return d.addHome(*c.AddHome)
+	case c.Scale != nil:
+		next, ok := d.Deployments[c.Scale.Deployment]
+		if !ok {
+			return fmt.Errorf("%w: deployment %q", ErrUnknown, c.Scale.Deployment)
+		}
+		next.Replicas, next.Auto = c.Scale.Replicas, c.Scale.Auto
+		owned(&d.View.Deployments, &d.own.deployments)[next.Name] = next
 	case c.DeleteJob != "":
 		return d.deleteJob(c.DeleteJob)
 	case c.ClaimJob != nil:
@@ -263,7 +278,7 @@ func (d *draft) addHome(h AddHome) error {
 // sameReplicas reports whether replicas made for d serve other as they are.
 func (d Deployment) sameReplicas(other Deployment) bool {
 	for _, v := range []*Deployment{&d, &other} {
-		v.Aliases, v.Homes, v.Replicas, v.Created, v.Version, v.Job = nil, nil, 0, time.Time{}, 0, ""
+		v.Aliases, v.Homes, v.Replicas, v.Auto, v.Created, v.Version, v.Job = nil, nil, 0, false, time.Time{}, 0, ""
 	}
 	return reflect.DeepEqual(d, other)
 }

@@ -69,7 +69,7 @@ func NextMembership(seats []Seat, living []string, applied map[string]uint64, co
 	for _, id := range slices.Sorted(slices.Values(living)) {
 		// The old id goes also when gossip gave it up only after the new one was seated.
 		for _, other := range seats {
-			if other.ID != id && headName(other.ID) == headName(id) && !slices.Contains(living, other.ID) {
+			if other.ID != id && stableName(other.ID) == stableName(id) && !slices.Contains(living, other.ID) {
 				return Membership{Remove: other.ID}, true
 			}
 		}
@@ -90,8 +90,8 @@ func NextMembership(seats []Seat, living []string, applied map[string]uint64, co
 // catchUp is how many entries a non-voter may lack when it becomes a voter.
 const catchUp = 16
 
-// headName is the stable part of an id.
-func headName(id string) string {
+// stableName is the stable part of an id.
+func stableName(id string) string {
 	if i := strings.LastIndexByte(id, '-'); i >= 0 {
 		return id[:i]
 	}

@@ -40,11 +40,14 @@ type Deployment struct {
 	Generation Generation
 	Layout     shard.Layout
 	Strategy   Strategy
-	Replicas   int
-	Settings   Settings
-	Created    time.Time
+	// NodeSelector names labels that a node must have to take shards.
+	NodeSelector map[string]string
+	Replicas     int
+	Auto         bool // as many replicas as fit, a device of its own each; Replicas is 0
+	Settings     Settings
+	Created      time.Time
 	// Version is the raft index of the last change that its replicas must be made
-	// anew for; one of Replicas or Aliases alone leaves it.
+	// anew for; one of Replicas, Auto or Aliases alone leaves it.
 	Version uint64
 	// Job is the job that keeps it; "": none does.
 	Job string
@@ -110,7 +113,7 @@ const (
 	Placed   Phase = "placed"
 	Loading  Phase = "loading"
 	Ready    Phase = "ready"
-	Draining Phase = "draining"
+	Draining Phase = "draining" // it takes no more requests, and goes when those it has are done
 	Failed   Phase = "failed"
 )
 
@@ -126,7 +129,27 @@ type Node struct {
 	ID      string
 	Devices []Device
 	Labels  map[string]string
-	Drained bool
+	Drained bool // it takes no shards: an operator has said so
+}
+
+// Zone is the label that replicas are spread by.
+const Zone = "topology.kubernetes.io/zone"
+
+// FindNode gives the node of an id, or of a stable name that only one id has.
+func (v *View) FindNode(name string) (Node, bool) {
+	if node, ok := v.Nodes[name]; ok {
+		return node, true
+	}
+	var found []Node
+	for id, node := range v.Nodes {
+		if stableName(id) == name {
+			found = append(found, node)
+		}
+	}
+	if len(found) != 1 {
+		return Node{}, false
+	}
+	return found[0], true
 }
 
 // A Device is one place for a shard.

@@ -47,6 +47,7 @@ type Info struct {
 	// Processes: this node runs each replica's ranks in a process of its own, with
 	// an inbox of its own.
 	Processes bool `cbor:"6,keyasint,omitempty"`
+	Leaving   bool `cbor:"7,keyasint,omitempty"` // heads: is no voter any more, and ends
 }
 
 // A Member is one living process.

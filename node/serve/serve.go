@@ -53,18 +53,25 @@ type Server struct {
 	mu       sync.Mutex // guards what follows
 	index    uint64     // of the newest Assignments
 	replicas map[string]Hosted
-	draining bool
-	sequence uint64 // of the newest Report
+	draining bool          // no request is taken
+	going    bool          // the node stops soon: heads shall move its shards
+	leaving  bool          // and will not come back
+	assigned time.Time     // when the newest Assignments came
+	emptied  chan struct{} // closed and made anew when a replica goes
+	sequence uint64        // of the newest Report
 	running  context.Context
 	group    *errgroup.Group
 }
+
+// ErrNoLeader: no head leads, so nobody moves this node's shards.
+var ErrNoLeader = errors.New("serve: no head leads")
 
 // ErrDraining is the answer to requests while the node empties itself.
 var ErrDraining = errors.New("serve: this node is draining")
 
 // New makes a server; Run starts it.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, replicas: make(map[string]Hosted)}
+	s := &Server{cfg: cfg, replicas: make(map[string]Hosted), emptied: make(chan struct{})}
 	s.outboxes = newOutboxes(cfg.Send, cfg.Logger)
 	s.sessions = newSessions(s.outboxes)
 	return s
@@ -113,12 +120,16 @@ func (s *Server) Assign(a wire.Assignments) {
 	if a.Version > wire.Version || a.Index < s.index || s.draining || s.running != nil && s.running.Err() != nil {
 		return
 	}
-	s.index = a.Index
+	s.index, s.assigned = a.Index, time.Now()
 	for id, r := range s.replicas {
 		if !slices.ContainsFunc(a.Replicas, func(w wire.Assignment) bool { return w.Replica == id }) {
 			delete(s.replicas, id)
 			r.Stop()
 		}
+	}
+	if len(s.replicas) == 0 {
+		close(s.emptied)
+		s.emptied = make(chan struct{})
 	}
 	for _, want := range a.Replicas {
 		if r, ok := s.replicas[want.Replica]; ok {
@@ -178,7 +189,7 @@ func (s *Server) Report() wire.Report {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sequence++
-	report := wire.Report{Version: wire.Version, Node: s.cfg.Node, Sequence: s.sequence, Draining: s.draining}
+	report := wire.Report{Version: wire.Version, Node: s.cfg.Node, Sequence: s.sequence, Draining: s.draining || s.going, Leaving: s.leaving}
 	for _, kind := range s.cfg.Devices {
 		report.Devices = append(report.Devices, kind.Devices()...)
 		if watched, ok := kind.(Watched); ok {
@@ -209,6 +220,46 @@ func (s *Server) Credits(heads int) []wire.Credit {
 		}
 	}
 	return credits
+}
+
+// leaderSilent is how long no head may have told what to run before it is clear
+// that none will take the shards elsewhere.
+const leaderSilent = 3 * time.Second
+
+// Empty asks the heads to move the node's shards elsewhere, and works on until
+// none is left, ctx ends, or no head leads. leaving: the node will not come back.
+func (s *Server) Empty(ctx context.Context, leaving bool) error {
+	s.mu.Lock()
+	s.going, s.leaving = true, s.leaving || leaving
+	s.mu.Unlock()
+	s.changed()
+	ticker := time.NewTicker(leaderSilent / 6)
+	defer ticker.Stop()
+	for {
+		s.mu.Lock()
+		left, silent, emptied := len(s.replicas), time.Since(s.assigned), s.emptied
+		s.mu.Unlock()
+		switch {
+		case left == 0:
+			return nil
+		case silent > leaderSilent:
+			return ErrNoLeader
+		}
+		select {
+		case <-emptied:
+		case <-ticker.C:
+		case <-ctx.Done():
+			return fmt.Errorf("serve: %d replicas still have shards here: %w", left, ctx.Err())
+		}
+	}
+}
+
+// Stay takes Empty back.
+func (s *Server) Stay() {
+	s.mu.Lock()
+	s.going, s.leaving = false, false
+	s.mu.Unlock()
+	s.changed()
 }
 
 // Drain takes no new requests and returns when those in progress have ended, or

@@ -64,8 +64,11 @@ type Report struct {
 	Sequence uint64          `cbor:"3,keyasint"` // counts up within a boot
 	Devices  []Device        `cbor:"4,keyasint,omitempty"`
 	Replicas []ReplicaReport `cbor:"5,keyasint,omitempty"`
-	Draining bool            `cbor:"6,keyasint,omitempty"`
-	GPUs     []GPU           `cbor:"7,keyasint,omitempty"`
+	// Draining: the node is about to stop; its shards shall move.
+	Draining bool `cbor:"6,keyasint,omitempty"`
+	// Leaving: it will not come back; heads forget it.
+	Leaving bool  `cbor:"9,keyasint,omitempty"`
+	GPUs    []GPU `cbor:"7,keyasint,omitempty"`
 	// Labels are the node's own: its zone, what an operator calls it.
 	Labels map[string]string `cbor:"8,keyasint,omitempty"`
 }

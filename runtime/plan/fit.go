@@ -12,6 +12,22 @@ import (
 // ErrNoRoom means that a shard does not fit into its device's memory.
 var ErrNoRoom = errors.New("plan: does not fit")
 
+// NoRoom says what a rank needs and does not have. It wraps ErrNoRoom.
+type NoRoom struct {
+	Weights, Scratch int64
+	Sequence         int64 // of one sequence of Tokens tokens
+	Tokens           int
+	Memory           int64 // what there is
+}
+
+func (n *NoRoom) Error() string {
+	return fmt.Sprintf("%v: weights %s + scratch %s + one sequence of %d tokens %s are more than %s; give more memory, or a smaller max_model_len, max_num_batched_tokens or max_num_seqs",
+		ErrNoRoom, Bytes(n.Weights), Bytes(n.Scratch), n.Tokens, Bytes(n.Sequence), Bytes(n.Memory))
+}
+
+// Unwrap implements errors.Is.
+func (n *NoRoom) Unwrap() error { return ErrNoRoom }
+
 // A Budget is what a deployment's flags and its devices allow. Zero values of the
 // counts mean: choose.
 type Budget struct {
@@ -54,9 +70,8 @@ func Compute(s Shapes, layout shard.Layout, b Budget) (Fit, error) {
 	for _, r := range ranks {
 		need := r.sequence(b, maxLen)
 		if room := r.room(b); maxLen < 2*kernels.BlockTokens || need > room {
-			return Fit{}, fmt.Errorf("%w: weights %s + scratch %s + one sequence of %d tokens %s are more than %s; give more memory, or a smaller max_model_len, max_num_batched_tokens or max_num_seqs",
-				ErrNoRoom, Bytes(r.weights), Bytes(r.scratch), max(maxLen, 2*kernels.BlockTokens),
-				Bytes(r.sequence(b, max(maxLen, 2*kernels.BlockTokens))), Bytes(b.Memory))
+			tokens := max(maxLen, 2*kernels.BlockTokens)
+			return Fit{}, &NoRoom{Weights: r.weights, Scratch: r.scratch, Sequence: r.sequence(b, tokens), Tokens: tokens, Memory: b.Memory}
 		} else if need > 0 {
 			fit.Concurrency = min(fit.Concurrency, float64(room)/float64(need))
 		}

@@ -207,6 +207,29 @@ func (b *bench) close() {
 	}
 }
 
+// run runs a command of the program to its end.
+func (b *bench) run(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	command := exec.CommandContext(ctx, b.binary, args...)
+	command.Env = append(os.Environ(), "MANTA_API_KEY=")
+	out, err := command.CombinedOutput()
+	return string(out), err
+}
+
+// data is a member's data directory.
+func (b *bench) data(name string) string { return filepath.Join(b.dir, name) }
+
+// untilReady waits for a head to be able to queue.
+func (b *bench) untilReady(head int) {
+	b.t.Helper()
+	b.until("a ready head", func(*api.ClusterState) bool {
+		c := client.New("", "http://"+b.apis[head])
+		defer c.Close()
+		return c.Get(context.Background(), "/readyz", nil) == nil
+	})
+}
+
 // client talks to all heads, that of the given index first.
 func (b *bench) client(first int) *client.Client {
 	var bases []string

@@ -1,0 +1,166 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"manta/head/api"
+	"manta/head/client"
+)
+
+// lookEvery is between two looks at what a command waits for.
+const lookEvery = 250 * time.Millisecond
+
+// place are the flags that say which member is meant.
+type place struct {
+	self    bool
+	dataDir string
+	timeout time.Duration
+}
+
+func (p *place) register(command *cobra.Command) {
+	flags := command.Flags()
+	flags.BoolVar(&p.self, "self", false, "the node that runs on this machine, without the API")
+	flags.StringVar(&p.dataDir, "data-dir", "", "of that node (MANTA_DATA_DIR)")
+}
+
+func (p *place) waits(command *cobra.Command) {
+	command.Flags().DurationVar(&p.timeout, "timeout", 0, "most time to wait; 0: no limit")
+}
+
+func (p *place) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	if p.timeout > 0 {
+		return context.WithTimeout(ctx, p.timeout)
+	}
+	return context.WithCancel(ctx)
+}
+
+// named takes either a node's name or --self.
+func (p *place) named(args []string) error {
+	if p.self == (len(args) == 1) {
+		return errors.New("give the name of a node, or --self")
+	}
+	return nil
+}
+
+func drainCommand(local Local) *cobra.Command {
+	var at server
+	var p place
+	command := &cobra.Command{
+		Use: "drain NODE", Short: "Move a node's shards elsewhere; it takes none until undrain", Args: cobra.MaximumNArgs(1),
+		Long: `Move a node's shards elsewhere, and wait until it has none. A replica goes once its
+successor is ready; streams go on. What finds no other place stays, and the command
+says why. With --self, on the node's own machine, the node asks for it by itself.`,
+		RunE: func(command *cobra.Command, args []string) error {
+			if err := p.named(args); err != nil {
+				return err
+			}
+			ctx, stop := p.within(command.Context())
+			defer stop()
+			if p.self {
+				return local(ctx, p.dataDir, "drain")
+			}
+			c := at.client()
+			defer c.Close()
+			var node api.Node
+			if err := c.Post(ctx, nodePath(args[0])+"/drain", nil, &node); err != nil {
+				return err
+			}
+			return emptied(ctx, c, node, func(line string) { fmt.Fprintln(command.ErrOrStderr(), line) })
+		},
+	}
+	at.register(command)
+	p.register(command)
+	p.waits(command)
+	return command
+}
+
+func nodePath(name string) string { return "/api/cluster/nodes/" + url.PathEscape(name) }
+
+// emptied waits until a node has no shards, and says what keeps those that it has.
+func emptied(ctx context.Context, c *client.Client, node api.Node, say func(string)) error {
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
+	said := ""
+	for len(node.Replicas) > 0 {
+		line := fmt.Sprintf("%s still has shards of %s", node.ID, strings.Join(node.Replicas, ", "))
+		if line != said {
+			say(line)
+			said = line
+		}
+		select {
+		case <-ctx.Done():
+			return why(c, node, ctx.Err())
+		case <-ticker.C:
+		}
+		if err := c.Get(ctx, nodePath(node.ID), &node); err != nil && ctx.Err() == nil {
+			return err
+		}
+	}
+	say(node.ID + " has no shards")
+	return nil
+}
+
+// why adds to the end of a wait what the cluster says of it.
+func why(c *client.Client, node api.Node, cause error) error {
+	ctx, stop := context.WithTimeout(context.Background(), 2*time.Second)
+	defer stop()
+	state, err := c.Cluster(ctx)
+	if err != nil {
+		return cause
+	}
+	for _, w := range state.Pending {
+		for _, id := range node.Replicas {
+			if strings.HasPrefix(id, w.Deployment+"/") {
+				return fmt.Errorf("%w: %s finds no other place: %s", cause, w.Deployment, strings.Join(w.Lines(), "; "))
+			}
+		}
+	}
+	return cause
+}
+
+func undrainCommand(local Local) *cobra.Command {
+	var at server
+	var p place
+	command := &cobra.Command{
+		Use: "undrain NODE", Short: "Let a drained node take shards again", Args: cobra.MaximumNArgs(1),
+		RunE: func(command *cobra.Command, args []string) error {
+			if err := p.named(args); err != nil {
+				return err
+			}
+			if p.self {
+				return local(command.Context(), p.dataDir, "undrain")
+			}
+			c := at.client()
+			defer c.Close()
+			return c.Post(command.Context(), nodePath(args[0])+"/undrain", nil, nil)
+		},
+	}
+	at.register(command)
+	p.register(command)
+	return command
+}
+
+func leaveCommand(local Local) *cobra.Command {
+	var p place
+	command := &cobra.Command{
+		Use: "leave", Short: "Take the head or node on this machine out of the cluster for good", Args: cobra.NoArgs,
+		Long: `Take the head or node that runs on this machine out of the cluster for good, and end
+it. A node's shards move first, then the cluster forgets it. A head ends its requests,
+then it is no voter any more: one that only stops remains one. Made for scaling down.`,
+		RunE: func(command *cobra.Command, _ []string) error {
+			ctx, stop := p.within(command.Context())
+			defer stop()
+			return local(ctx, p.dataDir, "leave")
+		},
+	}
+	command.Flags().StringVar(&p.dataDir, "data-dir", "", "of the head or node (MANTA_DATA_DIR)")
+	p.waits(command)
+	return command
+}

@@ -1,0 +1,116 @@
+package place
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"manta/head/state"
+)
+
+// across gives stages to nodes one after the other, each where its fullest device
+// has most memory left; tensor ranks are together on a node if any has room.
+func (s *search) across(id string) (state.Replica, error) {
+	taken := map[*slot]int{}
+	var slots []*slot
+	for range s.d.Layout.Pipeline {
+		stage := s.stage(s.d.Layout.Tensor, taken)
+		if stage == nil {
+			// No node has room for all tensor ranks of a stage: they go apart, at the
+			// cost of an all-reduce over the network in every layer.
+			for range s.d.Layout.Tensor {
+				stage = append(stage, s.stage(1, taken)...)
+			}
+		}
+		if len(stage) < s.d.Layout.Tensor {
+			return state.Replica{}, fmt.Errorf("%d ranks find no device each", s.d.Layout.Ranks())
+		}
+		slots = append(slots, stage...)
+	}
+	return s.replica(id, slots)
+}
+
+// stage finds slots for so many ranks on one node, and takes them.
+func (s *search) stage(ranks int, taken map[*slot]int) []*slot {
+	var best []*slot
+	var bestShare int64 = -1
+	for _, m := range s.p.machines {
+		if m.refuses(s.d, s.anywhere) != nil {
+			continue
+		}
+		if slots, share := s.ranks(m, ranks, taken); slots != nil && share > bestShare {
+			best, bestShare = slots, share
+		}
+	}
+	for _, at := range best {
+		taken[at]++
+	}
+	return best
+}
+
+// ranks finds slots for so many ranks on a node; share is the least memory that
+// one of them has.
+func (s *search) ranks(m *machine, ranks int, taken map[*slot]int) (slots []*slot, share int64) {
+	free := m.free(s.d)
+	share = 1 << 62
+	var here map[*slot]int
+	for range ranks {
+		var best *slot
+		var bestShare int64 = -1
+		for _, at := range free {
+			n := taken[at] + here[at]
+			if at.device.Kind != "cpu" && n > 0 {
+				continue // ranks share a CPU, never a GPU
+			}
+			if part := at.left() / int64(n+1); part > bestShare {
+				best, bestShare = at, part
+			}
+		}
+		if best == nil {
+			return nil, 0
+		}
+		slots, share = append(slots, best), min(share, bestShare)
+		if ranks > 1 {
+			if here == nil {
+				here = map[*slot]int{}
+			}
+			here[best]++
+		}
+	}
+	return slots, share
+}
+
+// mend places the lost ranks of a replica and leaves the others, with the blocks
+// that they have, so that their nodes keep what is loaded. The replica occupies
+// nothing before and afterwards.
+func (s *search) mend(was state.Replica) (state.Replica, bool) {
+	r := was
+	r.Shards = slices.Clone(was.Shards)
+	taken := map[*slot]int{}
+	var lost []int
+	for i, shard := range r.Shards {
+		if at := s.p.slot(shard); at != nil && at.refuses(s.d, false) == nil {
+			taken[at]++
+		} else {
+			lost = append(lost, i)
+		}
+	}
+	if len(lost) == 0 || len(taken) == 0 {
+		return state.Replica{}, false
+	}
+	for _, i := range lost {
+		found := s.stage(1, taken)
+		if len(found) == 0 {
+			return state.Replica{}, false
+		}
+		r.Shards[i].Node, r.Shards[i].Device = found[0].node, found[0].device.ID
+	}
+	kind := ""
+	for _, shard := range r.Shards {
+		at := s.p.slot(shard)
+		if kind = cmp.Or(kind, at.device.Kind); at.device.Kind != kind || at.left() < r.Memory*int64(taken[at]) {
+			return state.Replica{}, false
+		}
+	}
+	return r, true
+}

@@ -112,7 +112,7 @@ func workOf(shapes, files []string) ([]named, error) {
 		}
 		w := named{name: file}
 		for _, l := range lengths {
-			w.work = append(w.work, measure.Request(l))
+			w.work = append(w.work, measure.Request{Input: l.Input, Output: l.Output})
 		}
 		all = append(all, w)
 	}

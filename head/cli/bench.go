@@ -18,12 +18,16 @@ func benchCommand() *cobra.Command {
 	var file, jsonFile string
 	var requests, input, output, vocabulary int
 	var spread, temperature float64
+	var prefixes, prefixTokens, turns int
+	var goodput []string
+	var compare string
 	var itself bool
 	config := load.Config{}
 	command := &cobra.Command{
 		Use: "bench", Short: "Measure a server under load",
 		Long: "Measure any OpenAI-compatible server under load: throughput, time to first token, inter-token\n" +
 			"latency and whole requests. Prompts are random token ids; the same seed gives the same work.\n" +
+			"Several addresses in --url are asked in turn.\n" +
 			"With --self, what follows -- goes to `manta up`.",
 		Args: func(command *cobra.Command, args []string) error {
 			if !itself {
@@ -46,6 +50,19 @@ func benchCommand() *cobra.Command {
 				}
 				config.Work = work
 			}
+			if err := shape(&config, prefixes, prefixTokens, turns, goodput); err != nil {
+				return err
+			}
+			if config.Rate > 0 && !command.Flags().Changed("max-concurrency") {
+				config.Concurrency = len(config.Work)
+			}
+			var before *load.Report
+			if compare != "" {
+				var err error
+				if before, err = load.ReadReport(compare); err != nil {
+					return err
+				}
+			}
 			config.Vocabulary = [2]int{vocabulary / 10, vocabulary}
 			if command.Flags().Changed("temperature") {
 				config.Temperature = &temperature
@@ -54,13 +71,23 @@ func benchCommand() *cobra.Command {
 				config.Done = progress(command.ErrOrStderr(), len(config.Work))
 			}
 			measure := func(ctx context.Context, out io.Writer, c *client.Client, _ string) error {
-				config.Client = c
+				if config.Clients = []*client.Client{c}; !itself {
+					config.Clients = at.each()
+				}
+				for _, one := range config.Clients {
+					defer one.Close()
+				}
 				report, err := load.Run(ctx, config)
 				if err != nil {
 					return err
 				}
 				if err := writeReport(out, jsonFile, report); err != nil {
 					return err
+				}
+				if before != nil {
+					if err := load.WriteComparison(out, before, report); err != nil {
+						return err
+					}
 				}
 				if report.Failed == report.Requests {
 					return fmt.Errorf("all %d requests failed", report.Failed)
@@ -72,15 +99,20 @@ func benchCommand() *cobra.Command {
 				config.Model = "" // the only one that is served
 				return selfBench(command.Context(), command.OutOrStdout(), model, args, measure)
 			}
-			c := at.client()
-			defer c.Close()
-			return measure(command.Context(), command.OutOrStdout(), c, "")
+			return measure(command.Context(), command.OutOrStdout(), nil, "")
 		},
 	}
 	at.register(command)
 	flags := command.Flags()
 	flags.StringVarP(&config.Model, "model", "m", "", "model to ask; the only one served by default")
 	flags.IntVar(&config.Concurrency, "max-concurrency", 16, "requests at once")
+	flags.Float64Var(&config.Rate, "request-rate", 0, "requests (or conversations) that begin a second, whatever is answered; 0: --max-concurrency at once")
+	flags.Float64Var(&config.Burstiness, "burstiness", 1, "of the gaps between them: 1 as Poisson's, less in bursts, more evenly")
+	flags.StringSliceVar(&goodput, "goodput", nil, "count the requests within ttft:MS, tpot:MS and e2el:MS")
+	flags.IntVar(&prefixes, "prefix-repetition-num-prefixes", 0, "prefixes that prompts share; 0: none")
+	flags.IntVar(&prefixTokens, "prefix-repetition-prefix-len", 256, "tokens of such a prefix")
+	flags.IntVar(&turns, "multi-turn-num-turns", 0, "chats of so many turns, of the requests in order; 0: none")
+	flags.StringVar(&compare, "compare", "", "a report of --json to set this run beside")
 	flags.IntVar(&requests, "num-prompts", 100, "requests; with --workload, the first so many of the file")
 	flags.IntVar(&input, "random-input-len", 128, "mean input tokens")
 	flags.IntVar(&output, "random-output-len", 128, "mean output tokens")
@@ -93,6 +125,22 @@ func benchCommand() *cobra.Command {
 	flags.BoolVar(&itself, "self", false, "start this program's own server, on --model, and measure it with --workload, or with 1, 4 and 16 streams")
 	flags.StringVar(&jsonFile, "json", "", "write JSON to this file; - prints it instead of the table")
 	return command
+}
+
+// shape gives the work prefixes or turns, and reads the bound.
+func shape(config *load.Config, prefixes, prefixTokens, turns int, goodput []string) (err error) {
+	switch {
+	case prefixes < 0 || prefixTokens < 1 || turns < 0:
+		return fmt.Errorf("--prefix-repetition-num-prefixes and --multi-turn-num-turns must not be negative, --prefix-repetition-prefix-len not less than 1")
+	case prefixes > 0 && turns > 0:
+		return fmt.Errorf("--multi-turn-num-turns and --prefix-repetition-num-prefixes exclude each other")
+	case prefixes > 0:
+		load.SharePrefixes(config.Work, prefixes, prefixTokens)
+	case turns > 0:
+		load.Converse(config.Work, turns)
+	}
+	config.Goodput, err = load.ParseBound(goodput)
+	return err
 }
 
 // progress keeps one line of a terminal up to date. The workers call it at once.

@@ -57,6 +57,16 @@ func (s *server) client() *client.Client {
 	return client.New(key, s.urls...)
 }
 
+// each gives a client of every address.
+func (s *server) each() []*client.Client {
+	var all []*client.Client
+	for _, url := range s.urls {
+		one := server{urls: []string{url}, key: s.key}
+		all = append(all, one.client())
+	}
+	return all
+}
+
 // sampling are the flags of one answer.
 type sampling struct {
 	model       string

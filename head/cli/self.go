@@ -59,7 +59,7 @@ func selfTable(ctx context.Context, out io.Writer, c *client.Client, url string)
 	for _, streams := range []int{1, 4, 16} {
 		waste := watchWaste(url)
 		report, err := load.Run(ctx, load.Config{
-			Client: c, Work: load.RandomWork(2*streams, 128, 128, 0, 1), Concurrency: streams, Vocabulary: [2]int{1000, 10000}, IgnoreEOS: true,
+			Clients: []*client.Client{c}, Work: load.RandomWork(2*streams, 128, 128, 0, 1), Concurrency: streams, Vocabulary: [2]int{1000, 10000}, IgnoreEOS: true,
 		})
 		unused := waste()
 		if err != nil {

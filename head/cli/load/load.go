@@ -7,10 +7,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
-	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,57 +17,26 @@ import (
 	"manta/head/client"
 )
 
-// Work is the lengths of one request in tokens.
-type Work struct{ Input, Output int }
-
-// ReadWork reads a file of [[in, out], …].
-func ReadWork(name string) ([]Work, error) {
-	data, err := os.ReadFile(name)
-	if err != nil {
-		return nil, fmt.Errorf("workload: %w", err)
-	}
-	var pairs [][]int
-	if err := json.Unmarshal(data, &pairs); err != nil {
-		return nil, fmt.Errorf("workload %s: it must be a JSON list of [input tokens, output tokens]: %w", name, err)
-	}
-	var all []Work
-	for i, pair := range pairs {
-		if len(pair) != 2 || pair[0] < 1 || pair[1] < 1 {
-			return nil, fmt.Errorf("workload %s: entry %d is not [input tokens, output tokens]", name, i)
-		}
-		all = append(all, Work{pair[0], pair[1]})
-	}
-	if len(all) == 0 {
-		return nil, fmt.Errorf("workload %s: it is empty", name)
-	}
-	return all, nil
-}
-
-// RandomWork draws lengths evenly from mean·(1 ± spread).
-func RandomWork(requests, input, output int, spread float64, seed uint64) []Work {
-	draw := rand.New(rand.NewPCG(seed, 1))
-	around := func(mean int) int {
-		low := max(1, int(float64(mean)*(1-spread)))
-		high := max(low, int(float64(mean)*(1+spread)))
-		return low + draw.IntN(high-low+1)
-	}
-	all := make([]Work, requests)
-	for i := range all {
-		all[i] = Work{around(input), around(output)}
-	}
-	return all
-}
-
 // Config says what to do.
 type Config struct {
-	Client      *client.Client
-	Model       string
-	Work        []Work
+	// Clients are the endpoints; requests go to them in turn, those of a
+	// conversation to one.
+	Clients []*client.Client
+	Model   string
+	Work    []Work
+	// Rate is how many conversations (or single requests) begin a second, whatever
+	// has been answered: an open loop. 0: the next begins when one ends, so many at
+	// once as Concurrency says.
+	Rate float64
+	// Burstiness shapes the gaps between beginnings: 1 as Poisson's, less in bursts,
+	// more evenly (a gamma distribution of that shape). 0: 1.
+	Burstiness  float64
 	Concurrency int
 	Seed        uint64
 	Vocabulary  [2]int // token ids of prompts are drawn from [0] to [1], without the last
 	IgnoreEOS   bool
 	Temperature *float64
+	Goodput     Bound
 	Done        func(done, failed int) // after each request; may be nil
 }
 
@@ -80,29 +48,34 @@ type sample struct {
 	err           error
 }
 
-// Run does all the work, so much of it at once, and sums it up.
-func Run(ctx context.Context, config Config) (*Report, error) {
-	if config.Concurrency < 1 || config.Vocabulary[1] <= config.Vocabulary[0] {
-		return nil, errors.New("bench: the concurrency and the vocabulary must not be empty")
+func (s *sample) perOutput() time.Duration {
+	if s.output < 2 {
+		return 0
 	}
-	samples := make([]sample, len(config.Work))
-	var next, failed, done atomic.Int64
+	return (s.total - s.first) / time.Duration(s.output-1)
+}
+
+// Run does all the work and sums it up.
+func Run(ctx context.Context, config Config) (*Report, error) {
+	switch {
+	case config.Concurrency < 1 || config.Vocabulary[1] <= config.Vocabulary[0] || len(config.Clients) == 0:
+		return nil, errors.New("bench: the concurrency, the vocabulary and the endpoints must not be empty")
+	case config.Rate < 0 || config.Burstiness < 0:
+		return nil, errors.New("bench: the request rate and the burstiness must not be negative")
+	}
+	r := &run{config: config, talks: conversations(config.Work), samples: make([]sample, len(config.Work))}
+	begins := arrivals(len(r.talks), config.Rate, config.Burstiness, config.Seed)
+	var next atomic.Int64
 	var workers sync.WaitGroup
-	start := time.Now()
-	for range min(config.Concurrency, len(config.Work)) {
+	r.start = time.Now()
+	for range min(config.Concurrency, len(r.talks)) {
 		workers.Go(func() {
 			for {
 				i := int(next.Add(1)) - 1
-				if i >= len(config.Work) || ctx.Err() != nil {
+				if i >= len(r.talks) || !until(ctx, r.start.Add(begins[i])) {
 					return
 				}
-				samples[i] = one(ctx, &config, i)
-				if samples[i].err != nil {
-					failed.Add(1)
-				}
-				if n := done.Add(1); config.Done != nil {
-					config.Done(int(n), int(failed.Load()))
-				}
+				r.talk(ctx, i)
 			}
 		})
 	}
@@ -110,25 +83,68 @@ func Run(ctx context.Context, config Config) (*Report, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	return summarize(&config, samples, time.Since(start)), nil
+	return summarize(&config, r.samples, time.Since(r.start)), nil
 }
 
-// one does one request. Its prompt depends on the seed and its place alone.
-func one(ctx context.Context, config *Config, index int) sample {
-	work := config.Work[index]
-	draw := rand.New(rand.NewPCG(config.Seed, uint64(index)+2))
-	prompt := make([]int, work.Input)
-	low, high := config.Vocabulary[0], config.Vocabulary[1]
-	for i := range prompt {
-		prompt[i] = low + draw.IntN(high-low)
+type run struct {
+	config       Config
+	talks        [][]int // indices of Work, those of a conversation together
+	samples      []sample
+	start        time.Time
+	done, failed atomic.Int64
+}
+
+// until waits for a time, and reports whether it came before the end of ctx.
+func until(ctx context.Context, at time.Time) bool {
+	timer := time.NewTimer(time.Until(at))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
 	}
+}
+
+// talk does one conversation: a single request, or its turns one after the other.
+func (r *run) talk(ctx context.Context, talk int) {
+	c := r.config.Clients[talk%len(r.config.Clients)]
+	var messages []client.Message
+	for _, i := range r.talks[talk] {
+		s := &r.samples[i]
+		work := r.config.Work[i]
+		if work.Conversation == 0 {
+			r.measure(s, work, func(options client.Options, each func(client.Piece) error) (client.Usage, error) {
+				return c.Complete(ctx, r.config.Model, prompt(&r.config, work, i), options, each)
+			}, i)
+		} else {
+			messages = append(messages, client.Message{Role: "user", Content: text(&r.config, work, i)})
+			var said strings.Builder
+			r.measure(s, work, func(options client.Options, each func(client.Piece) error) (client.Usage, error) {
+				return c.Chat(ctx, r.config.Model, messages, options, func(p client.Piece) error {
+					said.WriteString(p.Text)
+					return each(p)
+				})
+			}, i)
+			messages = append(messages, client.Message{Role: "assistant", Content: said.String()})
+		}
+		if s.err != nil {
+			r.failed.Add(1)
+		}
+		if n := r.done.Add(1); r.config.Done != nil {
+			r.config.Done(int(n), int(r.failed.Load()))
+		}
+	}
+}
+
+// measure does one request and times its pieces.
+func (r *run) measure(s *sample, work Work, ask func(client.Options, func(client.Piece) error) (client.Usage, error), index int) {
 	seed := int64(index)
-	s := sample{input: work.Input}
+	s.input = work.Input
 	start := time.Now()
-	last := start
-	pieces := 0
-	used, err := config.Client.Complete(ctx, config.Model, prompt, client.Options{
-		MaxTokens: &work.Output, IgnoreEOS: config.IgnoreEOS, Temperature: config.Temperature, Seed: &seed,
+	last, pieces := start, 0
+	used, err := ask(client.Options{
+		MaxTokens: &work.Output, IgnoreEOS: r.config.IgnoreEOS, Temperature: r.config.Temperature, Seed: &seed,
 	}, func(p client.Piece) error {
 		if p.Text == "" {
 			return nil
@@ -154,8 +170,33 @@ func one(ctx context.Context, config *Config, index int) sample {
 	if pieces == 0 {
 		s.first = s.total
 	}
-	return s
 }
+
+// prompt depends on the seed and its place alone, its prefix on the prefix's number.
+func prompt(config *Config, work Work, index int) []int {
+	tokens := make([]int, 0, work.Input)
+	fill := func(draw *rand.Rand, n int) {
+		for range n {
+			tokens = append(tokens, config.Vocabulary[0]+draw.IntN(config.Vocabulary[1]-config.Vocabulary[0]))
+		}
+	}
+	fill(rand.New(rand.NewPCG(config.Seed, 1<<40+uint64(work.Prefix))), min(work.PrefixTokens, work.Input))
+	fill(rand.New(rand.NewPCG(config.Seed, uint64(index)+2)), work.Input-len(tokens))
+	return tokens
+}
+
+// text is about so many tokens of English.
+func text(config *Config, work Work, index int) string {
+	draw := rand.New(rand.NewPCG(config.Seed, uint64(index)+2))
+	words := make([]string, work.Input)
+	for i := range words {
+		words[i] = vocabulary[draw.IntN(len(vocabulary))]
+	}
+	return strings.Join(words, " ")
+}
+
+var vocabulary = strings.Fields("the a of to and in that is was for on with as by at from this which or an be are not have it but had one all " +
+	"their there been were more when who will would about into time than two may then do first any my now such like our over man me even most")
 
 // WriteJSON writes a report for programs.
 func WriteJSON(out io.Writer, report *Report) error {

@@ -90,7 +90,7 @@ func TestRun(t *testing.T) {
 	c := client.New("", server.URL)
 	defer c.Close()
 	report, err := Run(t.Context(), Config{
-		Client: c, Work: []Work{{1, 5}, {2, 6}, {3, 7}, {4, 8}}, Concurrency: 2, Vocabulary: [2]int{10, 20}, IgnoreEOS: true,
+		Clients: []*client.Client{c}, Work: []Work{{Input: 1, Output: 5}, {Input: 2, Output: 6}, {Input: 3, Output: 7}, {Input: 4, Output: 8}}, Concurrency: 2, Vocabulary: [2]int{10, 20}, IgnoreEOS: true,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -19,7 +19,10 @@ type Report struct {
 	Seconds        float64        `json:"seconds"`
 	InputTokens    int            `json:"input_tokens"`
 	OutputTokens   int            `json:"output_tokens"`
+	Rate           float64        `json:"request_rate,omitempty"` // offered; 0: a closed loop
 	RequestsPerSec float64        `json:"requests_per_second"`
+	Good           int            `json:"good_requests,omitempty"` // within the bound that was given
+	GoodPerSec     float64        `json:"goodput,omitempty"`       // of those, a second
 	InputPerSec    float64        `json:"input_tokens_per_second"`
 	OutputPerSec   float64        `json:"output_tokens_per_second"`
 	TotalPerSec    float64        `json:"total_tokens_per_second"`
@@ -43,11 +46,15 @@ const maxErrors = 20
 
 func summarize(config *Config, samples []sample, took time.Duration) *Report {
 	r := &Report{
-		Requests: len(samples), Concurrency: config.Concurrency, Seed: config.Seed,
+		Requests: len(samples), Concurrency: config.Concurrency, Seed: config.Seed, Rate: config.Rate,
 		Seconds: took.Seconds(), Errors: map[string]int{},
 	}
 	var first, between, each, total []time.Duration
-	for _, s := range samples {
+	for i := range samples {
+		s := &samples[i]
+		if !config.Goodput.none() && config.Goodput.holds(s) {
+			r.Good++
+		}
 		if s.err != nil {
 			r.Failed++
 			if text := s.err.Error(); len(r.Errors) < maxErrors || r.Errors[text] > 0 {
@@ -60,11 +67,11 @@ func summarize(config *Config, samples []sample, took time.Duration) *Report {
 		first, total = append(first, s.first), append(total, s.total)
 		between = append(between, s.between...)
 		if s.output > 1 {
-			each = append(each, (s.total-s.first)/time.Duration(s.output-1))
+			each = append(each, s.perOutput())
 		}
 	}
 	perSecond := func(n int) float64 { return float64(n) / took.Seconds() }
-	r.RequestsPerSec = perSecond(len(total))
+	r.RequestsPerSec, r.GoodPerSec = perSecond(len(total)), perSecond(r.Good)
 	r.InputPerSec, r.OutputPerSec = perSecond(r.InputTokens), perSecond(r.OutputTokens)
 	r.TotalPerSec = r.InputPerSec + r.OutputPerSec
 	r.FirstToken, r.InterToken = quantiles(first), quantiles(between)
@@ -96,10 +103,16 @@ func quantiles(times []time.Duration) Quantiles {
 func WriteTable(out io.Writer, r *Report) error {
 	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintf(table, "requests\t%d, of which %d failed, %d at once\n", r.Requests, r.Failed, r.Concurrency)
+	if r.Rate > 0 {
+		fmt.Fprintf(table, "offered\t%.2f a second\n", r.Rate)
+	}
 	fmt.Fprintf(table, "time\t%.2f s\n", r.Seconds)
 	fmt.Fprintf(table, "tokens\t%d in, %d out\n", r.InputTokens, r.OutputTokens)
 	fmt.Fprintf(table, "throughput\t%.2f requests/s, %.1f tokens/s out, %.1f in, %.1f in all\n\n",
 		r.RequestsPerSec, r.OutputPerSec, r.InputPerSec, r.TotalPerSec)
+	if r.Good > 0 {
+		fmt.Fprintf(table, "goodput\t%.2f requests/s, %d within the bound\n\n", r.GoodPerSec, r.Good)
+	}
 	fmt.Fprintf(table, "milliseconds\tmean\tp50\tp90\tp99\tmax\n")
 	for _, row := range []struct {
 		name string

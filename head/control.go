@@ -25,6 +25,9 @@ import (
 const (
 	reconcileEvery = 500 * time.Millisecond
 	commandTimeout = 5 * time.Second
+	// resolveTimeout bounds how long a model reference is asked about: a node may
+	// have to ask a hub.
+	resolveTimeout = 2 * time.Minute
 	// hearWithin is how long nodes that this leader has not heard of yet are taken
 	// for living.
 	hearWithin = 5 * time.Second
@@ -204,7 +207,7 @@ func (c *control) living() (map[string]wire.Report, []state.Change) {
 			member[m.ID] = true
 			continue
 		}
-		now := state.Head{ID: m.ID, Name: m.ID[:max(0, strings.LastIndexByte(m.ID, '-'))], API: reachable(m)}
+		now := state.Head{ID: m.ID, Name: m.ID[:max(0, strings.LastIndexByte(m.ID, '-'))], API: reachable(m), Reads: m.Info.Reads}
 		if view.Heads[m.ID] != now && slices.Contains(staying, m.ID) {
 			changes = append(changes, state.Change{PutHead: &now})
 		}
@@ -437,14 +440,31 @@ func (c *control) Deploy(ctx context.Context, d state.Deployment) (state.Deploym
 	return c.head.raft.View().Deployments[d.Name], nil
 }
 
-// resolve asks the first node that there is.
+// resolve asks a node; the next one where that can't be reached.
 func (c *control) resolve(ctx context.Context, d state.Deployment) (string, wire.Resolved, error) {
-	node, err := c.node(ctx)
-	if err != nil {
-		return "", wire.Resolved{}, err
+	ctx, stop := context.WithTimeout(ctx, resolveTimeout)
+	defer stop()
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	failure := errors.New("no node has joined")
+	for {
+		for _, node := range c.nodes() {
+			answer, err := c.ask(ctx, node, d)
+			var unresolved *Unresolved
+			if err == nil || errors.As(err, &unresolved) || errors.Is(err, link.ErrRemote) {
+				return node, answer, err
+			}
+			failure = err
+		}
+		select {
+		case <-ctx.Done():
+			return "", wire.Resolved{}, &api.Error{
+				Status: http.StatusServiceUnavailable, Type: "ServiceUnavailableError", RetryAfter: 5,
+				Message: fmt.Sprintf("no node can be asked what %q is: %v", d.Model, failure),
+			}
+		case <-ticker.C:
+		}
 	}
-	answer, err := c.ask(ctx, node, d)
-	return node, answer, err
 }
 
 // ask asks one node what a deployment's model stands for.
@@ -465,22 +485,6 @@ func (c *control) ask(ctx context.Context, node string, d state.Deployment) (wir
 		return wire.Resolved{}, &Unresolved{Model: d.Model, Reason: answer.Err}
 	}
 	return answer, nil
-}
-
-// node waits for a node that has reported.
-func (c *control) node(ctx context.Context) (string, error) {
-	ticker := time.NewTicker(50 * time.Millisecond)
-	defer ticker.Stop()
-	for {
-		if nodes := c.nodes(); len(nodes) > 0 {
-			return nodes[0], nil
-		}
-		select {
-		case <-ctx.Done():
-			return "", fmt.Errorf("no node has joined: %w", ctx.Err())
-		case <-ticker.C:
-		}
-	}
 }
 
 // Unresolved says that a model reference stands for nothing that can be served.

@@ -187,6 +187,14 @@ func (h *Head) Run(ctx context.Context) error {
 		h.handOver(rest)
 		return nil
 	})
+	group.Go(func() error {
+		select {
+		case err := <-h.raft.TooNew():
+			return err
+		case <-rest.Done():
+			return nil
+		}
+	})
 	if h.cfg.Metrics != nil {
 		group.Go(func() error { return serveMetrics(rest, h.cfg.Metrics, h.metrics.Handler()) })
 	}
@@ -328,6 +336,7 @@ func (h *Head) info() member.Info {
 	}
 	now.Link, now.Raft = uint16(h.link.Port()), uint16(h.raft.Port())
 	now.API, now.Version, now.Fresh = h.cfg.API.Addr().String(), version.String(), h.raft.Fresh()
+	now.Reads = state.Version
 	return now
 }
 

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -250,14 +251,14 @@ func (n *Node) wake() {
 	}
 }
 
-// join meets the cluster, and meets it again when no other member is left: all
-// addresses may have changed.
+// join meets the cluster, and meets it again while no head is to be seen: all of
+// them may have other addresses now.
 func (n *Node) join(ctx context.Context) error {
 	ticker := time.NewTicker(rejoinEvery)
 	defer ticker.Stop()
 	for {
 		members := n.members.Load()
-		if len(members.Members()) < 2 {
+		if !slices.ContainsFunc(members.Members(), func(m member.Member) bool { return m.Role == trust.Head }) {
 			if err := members.Join(n.cfg.Join...); err != nil {
 				n.log.Warn("join", "error", err)
 			}

@@ -106,6 +106,8 @@ func describe(err error) *Error {
 		return &Error{Status: http.StatusNotFound, Type: "NotFoundError", Param: "Last-Event-ID", Message: err.Error()}
 	case errors.Is(err, dispatch.ErrUnknown):
 		return &Error{Status: http.StatusNotFound, Type: "NotFoundError", Param: "model", Message: err.Error()}
+	case errors.Is(err, state.ErrVersion):
+		return &Error{Status: http.StatusServiceUnavailable, Type: "ServiceUnavailableError", Message: err.Error(), RetryAfter: 30}
 	case errors.Is(err, dispatch.ErrPoison):
 		return &Error{Status: http.StatusInternalServerError, Type: "InternalServerError", Message: err.Error()}
 	case errors.Is(err, dispatch.ErrDraining), errors.Is(err, dispatch.ErrReplica):

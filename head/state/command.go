@@ -6,14 +6,20 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
 )
 
-// Version is that of the commands and snapshots that this program writes. The
-// leader writes none that a member can't read.
-const Version = 1
+// Version is the newest of commands and snapshots that this program reads. It
+// writes each command in the least version that has all that the command uses, and
+// the leader writes none that a member can't read.
+const Version = 2
+
+// lastKey is the greatest key of a Change in each version.
+var lastKey = [Version + 1]int{1: 13, 2: 63}
 
 // Refusals of Apply; the state is unchanged, on every head alike.
 var (
@@ -114,12 +120,31 @@ var decoding = func() cbor.DecMode {
 
 // Encode gives the bytes of a command for the log.
 func (c Command) Encode() ([]byte, error) {
-	c.Version = Version
+	c.Version = c.needs()
 	data, err := encoding.Marshal(c)
 	if err != nil {
 		return nil, fmt.Errorf("state: encode command: %w", err)
 	}
 	return data, nil
+}
+
+// needs is the least version that has all of a command's changes.
+func (c Command) needs() int {
+	version := 1
+	for _, change := range c.Changes {
+		fields := reflect.ValueOf(change)
+		for i := range fields.NumField() {
+			if fields.Field(i).IsZero() {
+				continue
+			}
+			key, _, _ := strings.Cut(fields.Type().Field(i).Tag.Get("cbor"), ",")
+			number, _ := strconv.Atoi(key)
+			for version < Version && number > lastKey[version] {
+				version++
+			}
+		}
+	}
+	return version
 }
 
 // DecodeCommand reads what Encode wrote.
@@ -154,6 +179,7 @@ func (v *View) Apply(index uint64, c Command) (*View, error) {
 			return &same, fmt.Errorf("change %d of %d: %w", i+1, len(c.Changes), err)
 		}
 	}
+	next.Format = max(v.Format, c.Version)
 	return &next.View, nil
 }
 
@@ -313,7 +339,7 @@ type snapshot struct {
 }
 
 func (v *View) encode() ([]byte, error) {
-	return encoding.Marshal(snapshot{Version: Version, View: *v})
+	return encoding.Marshal(snapshot{Version: max(1, v.Format), View: *v})
 }
 
 func decodeSnapshot(data []byte) (*View, error) {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"reflect"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -47,6 +49,7 @@ func apply(t *testing.T, commands ...Command) (*View, error) {
 		if err != nil {
 			t.Fatalf("command %d: %v", i-1, err)
 		}
+		c.Version = c.needs()
 		v, err = v.Apply(uint64(10+i), c)
 	}
 	return v, err
@@ -178,6 +181,29 @@ func TestReplayGivesTheSameState(t *testing.T) {
 }
 
 func TestVersionsAreChecked(t *testing.T) {
+	for _, c := range []struct {
+		command Command
+		want    int
+	}{{command(deployment("d", 1)), 1}, {command(phase("r", 1, Ready), key("a", 1)), 2}, {command(Change{DeleteKey: "a"}), 2}} {
+		data, err := c.command.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if read, err := DecodeCommand(data); err != nil || read.Version != c.want {
+			t.Errorf("%+v is written in version %d, want %d; %v", c.command.Changes, read.Version, c.want, err)
+		}
+	}
+	v, err := apply(t, command(deployment("d", 1)))
+	if data, _ := v.encode(); err != nil || v.Format > 1 || !bytes.Equal(data[:4], []byte{0xa2, 1, 1, 2}) {
+		t.Errorf("a state without keys is of format %d, its snapshot begins with %x", v.Format, data[:4])
+	}
+	fields := reflect.TypeFor[Change]()
+	for i := range fields.NumField() {
+		number, _, _ := strings.Cut(fields.Field(i).Tag.Get("cbor"), ",")
+		if n, err := strconv.Atoi(number); err != nil || n > lastKey[Version] {
+			t.Errorf("%s has key %s, version %d has keys up to %d: raise Version", fields.Field(i).Name, number, Version, lastKey[Version])
+		}
+	}
 	later, _ := encoding.Marshal(Command{Version: Version + 1})
 	if _, err := DecodeCommand(later); !errors.Is(err, ErrVersion) {
 		t.Errorf("command: %v", err)

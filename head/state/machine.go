@@ -2,6 +2,7 @@ package state
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -16,7 +17,9 @@ const maxSnapshotBytes = 1 << 30
 // A machine applies committed commands and publishes the View. Raft's one
 // goroutine calls Apply, Snapshot and Restore; everybody else reads.
 type machine struct {
-	view atomic.Pointer[View]
+	view   atomic.Pointer[View]
+	tooNew chan error // holds one: a command of a later version was committed
+	ended  bool       // after that; Apply alone uses it
 
 	mu      sync.Mutex // guards changed
 	changed chan struct{}
@@ -25,7 +28,7 @@ type machine struct {
 var _ raft.FSM = (*machine)(nil)
 
 func newMachine() *machine {
-	m := &machine{changed: make(chan struct{})}
+	m := &machine{changed: make(chan struct{}), tooNew: make(chan error, 1)}
 	m.view.Store(empty())
 	return m
 }
@@ -63,6 +66,14 @@ func (m *machine) wait(ctx context.Context, index uint64) (*View, error) {
 // Apply gives nil or the error that refused the command.
 func (m *machine) Apply(log *raft.Log) any {
 	command, err := DecodeCommand(log.Data)
+	if m.ended || errors.Is(err, ErrVersion) {
+		// To go on without it would be another state than the other heads'.
+		if !m.ended {
+			m.ended = true
+			m.tooNew <- fmt.Errorf("this program is too old for the cluster, upgrade it: %w", err)
+		}
+		return ErrVersion
+	}
 	if err != nil {
 		next := *m.view.Load()
 		next.Index = log.Index

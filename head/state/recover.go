@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -26,6 +27,9 @@ type Recovered struct {
 // are those on its disk. The head must not run, and no other head of the old
 // cluster may ever run on its old disk again: two clusters would go on apart.
 func Recover(dir, digits string, log *slog.Logger) (_ Recovered, err error) {
+	if _, err := os.Stat(filepath.Join(dir, "log")); err != nil {
+		return Recovered{}, fmt.Errorf("%w: %w", ErrNothing, err)
+	}
 	logger := raftLogger(log)
 	logs, err := wal.Open(filepath.Join(dir, "log"), wal.WithSegmentSize(walSegmentBytes), wal.WithLogger(logger.Named("wal")))
 	if err != nil {

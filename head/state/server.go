@@ -168,7 +168,11 @@ func (s *Server) Leadership() <-chan bool { return s.raft.LeaderCh() }
 // gives its index. Only the leader does so. The error may be one of those that
 // refuse a command.
 func (s *Server) Apply(ctx context.Context, command []byte) (uint64, error) {
-	if _, err := DecodeCommand(command); err != nil {
+	c, err := DecodeCommand(command)
+	if err != nil {
+		return 0, err
+	}
+	if err := s.allRead(c.Version); err != nil {
 		return 0, err
 	}
 	future := s.raft.Apply(command, timeLeft(ctx))
@@ -180,6 +184,28 @@ func (s *Server) Apply(ctx context.Context, command []byte) (uint64, error) {
 	}
 	return future.Index(), nil
 }
+
+// allRead refuses a version that a member is known not to read.
+func (s *Server) allRead(version int) error {
+	if version <= 1 {
+		return nil
+	}
+	seats, err := s.Seats()
+	if err != nil {
+		return err
+	}
+	heads := s.View().Heads
+	for _, seat := range seats {
+		if head, known := heads[seat.ID]; known && seat.ID != s.self && max(1, head.Reads) < version {
+			return fmt.Errorf("%w: the command is of version %d, head %s reads %d: upgrade it first", ErrVersion, version, seat.ID, max(1, head.Reads))
+		}
+	}
+	return nil
+}
+
+// TooNew tells that the log holds a command which this program can't read: the
+// View is not followed any further, and the head must end.
+func (s *Server) TooNew() <-chan error { return s.machine.tooNew }
 
 // Barrier returns once this head has applied everything that was committed before
 // the call, and gives the Index that another head's View must have to hold as

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"go.uber.org/goleak"
 
 	"manta/internal/trust"
@@ -128,5 +129,105 @@ func TestWait(t *testing.T) {
 	cancel()
 	if _, err := s.Wait(ctx, s.View().Index); !errors.Is(err, context.Canceled) {
 		t.Fatalf("error %v", err)
+	}
+}
+
+// A head whose log holds a command of a later version stops following it and says
+// so: its state would not be the others' any more.
+func TestTooNewCommandEndsTheHead(t *testing.T) {
+	m := newMachine()
+	put := func(index uint64, c Command) any {
+		data, err := encoding.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m.Apply(&raft.Log{Index: index, Data: data})
+	}
+	first, later := command(deployment("d", 1)), command(deployment("e", 1))
+	first.Version, later.Version = 1, Version+1
+	if err := put(1, first); err != nil {
+		t.Fatal(err)
+	}
+	put(2, later)
+	select {
+	case err := <-m.tooNew:
+		if !errors.Is(err, ErrVersion) {
+			t.Errorf("error %v", err)
+		}
+	default:
+		t.Fatal("nobody is told")
+	}
+	put(3, command(Change{DeleteDeployment: "d"}))
+	if v := m.view.Load(); v.Index != 1 || len(v.Deployments) != 1 {
+		t.Errorf("the view went on to %d: %v", v.Index, v.Deployments)
+	}
+}
+
+// The leader writes no version that a member is known not to read.
+func TestLeaderWritesWhatAllRead(t *testing.T) {
+	s := open(t, t.TempDir())
+	defer s.Close()
+	lead(t, s)
+	old := Change{PutHead: &Head{ID: "h-2"}}
+	if err := commit(t, s, command(old)); err != nil {
+		t.Fatal(err)
+	}
+	if err := commit(t, s, command(key("a", 1))); err != nil {
+		t.Fatalf("before the old head is a member: %v", err)
+	}
+	if err := s.Change(soon(t), Membership{Add: "h-2"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := commit(t, s, command(key("b", 2))); !errors.Is(err, ErrVersion) {
+		t.Errorf("with it: %v, want %v", err, ErrVersion)
+	}
+	if err := commit(t, s, command(deployment("d", 1))); err != nil {
+		t.Errorf("an old command: %v", err)
+	}
+	old.PutHead.Reads = 2
+	if err := commit(t, s, command(old)); err != nil {
+		t.Fatal(err)
+	}
+	if err := commit(t, s, command(key("b", 2))); err != nil {
+		t.Errorf("after its upgrade: %v", err)
+	}
+}
+
+// A head of three is made the only voter: it leads, with all that was committed.
+func TestRecover(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	lead(t, s)
+	if err := commit(t, s, command(deployment("d", 1))); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"h-2", "h-3"} { // they are never there
+		if err := s.Change(soon(t), Membership{Add: id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// From here on the lone head has no majority: nothing is committed any more.
+	_ = s.raft.AddVoter("h-2", "h-2", 0, time.Second)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Recover(dir, "9", slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("another head's disk was taken")
+	}
+	if _, err := Recover(t.TempDir(), "1", slog.New(slog.DiscardHandler)); !errors.Is(err, ErrNothing) {
+		t.Errorf("an empty disk: %v", err)
+	}
+	r, err := Recover(dir, "1", slog.New(slog.DiscardHandler))
+	if err != nil || r.ID != "h-1" || len(r.Were) != 3 || len(r.View.Deployments) != 1 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	s = open(t, dir)
+	defer s.Close()
+	lead(t, s)
+	if _, err := s.Barrier(soon(t)); err != nil {
+		t.Fatal(err)
+	}
+	if seats, err := s.Seats(); err != nil || len(seats) != 1 || len(s.View().Deployments) != 1 {
+		t.Errorf("seats %v, %v, deployments %v", seats, err, s.View().Deployments)
 	}
 }

@@ -15,6 +15,7 @@ import (
 // never touches it again, so readers take no lock.
 type View struct {
 	Index       uint64 // of the last raft entry applied
+	Format      int    // the greatest version of a command in it; 0: 1
 	Deployments map[string]Deployment
 	Replicas    map[string]Replica
 	Nodes       map[string]Node
@@ -165,4 +166,6 @@ type Head struct {
 	ID   string // stable name plus the id on its disk
 	Name string
 	API  string // address of its HTTP API
+	// Reads is the newest version of commands that it reads; 0: 1.
+	Reads int
 }

@@ -43,7 +43,8 @@ type Info struct {
 	Raft    uint16 `cbor:"2,keyasint,omitempty"` // heads
 	API     string `cbor:"3,keyasint,omitempty"` // heads: address of the HTTP API
 	Version string `cbor:"4,keyasint,omitempty"`
-	Fresh   bool   `cbor:"5,keyasint,omitempty"` // heads: belongs to no cluster yet
+	Fresh   bool   `cbor:"5,keyasint,omitempty"`  // heads: belongs to no cluster yet
+	Reads   int    `cbor:"10,keyasint,omitempty"` // heads: the newest version of commands
 	// Processes: this node runs each replica's ranks in a process of its own, with
 	// an inbox of its own.
 	Processes bool `cbor:"6,keyasint,omitempty"`

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -65,19 +66,23 @@ func binary(t *testing.T) string {
 	return path
 }
 
-// ports gives loopback addresses that were free a moment ago.
+// ports gives loopback addresses that were free a moment ago and that no system
+// hands out by itself: who is started again must find its own free.
 func ports(t *testing.T, n int) []string {
 	t.Helper()
 	var addresses []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for range 1000 {
+		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", 20000+rand.IntN(12000)))
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
 		defer l.Close()
-		addresses = append(addresses, l.Addr().String())
+		if addresses = append(addresses, l.Addr().String()); len(addresses) == n {
+			return addresses
+		}
 	}
-	return addresses
+	t.Fatal("no free ports")
+	return nil
 }
 
 func port(address string) string {
@@ -110,15 +115,32 @@ func newBenchOn(t *testing.T, n *network) *bench {
 	if err := os.WriteFile(filepath.Join(b.dir, "secret"), []byte("the secret of the kill matrix\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	b.meet()
 	for i := range headCount {
-		b.add(fmt.Sprint("head", i), "head", "--gossip-port", port(b.gossip[i]), "--raft-port", "0", "--metrics-port", "0",
-			"--host", b.host(fmt.Sprint("head", i)), "--port", port(b.apis[i]), "--api-key", "none", "--bootstrap-expect", fmt.Sprint(headCount))
+		b.head(i)
 	}
 	for i := range nodeCount {
 		b.add(fmt.Sprint("node", i), "node", "--gossip-port", "0", "--devices", "cpu")
 	}
 	t.Cleanup(b.close)
 	return b
+}
+
+// meet writes the file that all members find each other by.
+func (b *bench) meet() {
+	b.t.Helper()
+	if err := os.WriteFile(b.joins(), []byte(strings.Join(b.gossip, "\n")), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) joins() string { return filepath.Join(b.dir, "members") }
+
+// head starts a head at its addresses.
+func (b *bench) head(i int) {
+	b.t.Helper()
+	b.add(fmt.Sprint("head", i), "head", "--gossip-port", port(b.gossip[i]), "--raft-port", "0", "--metrics-port", "0",
+		"--host", b.host(fmt.Sprint("head", i)), "--port", port(b.apis[i]), "--api-key", "none", "--bootstrap-expect", fmt.Sprint(headCount))
 }
 
 // host is the address that a member listens on.
@@ -131,9 +153,11 @@ func (b *bench) host(name string) string {
 
 func (b *bench) add(name string, args ...string) {
 	args = append(args, "--name", name, "--bind", b.host(name), "--link-port", "0", "--data-dir", filepath.Join(b.dir, name),
-		"--secret-file", filepath.Join(b.dir, "secret"), "--join", strings.Join(b.gossip, ","))
+		"--secret-file", filepath.Join(b.dir, "secret"), "--join", "@"+b.joins())
 	b.members[name] = &member{name: name, args: args}
-	b.log[name] = &bytes.Buffer{}
+	if b.log[name] == nil {
+		b.log[name] = &bytes.Buffer{}
+	}
 	b.start(name)
 }
 

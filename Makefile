@@ -54,9 +54,24 @@ bench: build ## measure this machine: kernels, then serving through HTTP
 e2e: build ## clients, faults and processes against the real program
 	MANTA_BINARY=$(abspath $(BIN)) $(GO) test -count=1 -p 1 -timeout 30m -tags e2e ./deploy/e2e/...
 
+e2e-full: build ## the full counts of the cluster's faults: about an hour, on a calm machine
+	MANTA_BINARY=$(abspath $(BIN)) $(GO) test -count=1 -timeout 120m -tags e2e ./deploy/e2e/cluster -v \
+	  -run 'KillMatrix|LeaderKills|Heads|Starved' -rounds 20 -kills 200
+
+SOAK ?= 30m
+soak: build ## SOAK (default 30m) of faults every 10 s, then leak checks
+	MANTA_BINARY=$(abspath $(BIN)) $(GO) test -count=1 -timeout 300m -tags e2e ./deploy/e2e/cluster -v -run Soak -soak $(SOAK)
+
+BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git rev-parse HEAD~1)
+e2e-upgrade: build ## a cluster of BASE (the last tag, or the commit before) is upgraded under load
+	@rm -rf bin/base && mkdir -p bin/base && git archive $(BASE) | tar -x -C bin/base
+	cd bin/base && $(GO) build -trimpath -o ../manta-base . && cd .. && rm -rf base
+	MANTA_BINARY=$(abspath $(BIN)) MANTA_BASE_BINARY=$(abspath bin/manta-base) \
+	  $(GO) test -count=1 -timeout 30m -tags e2e,upgrade ./deploy/e2e/cluster -v -run Upgrade
+
 toolchain:
 	@command -v $(GO) >/dev/null || { echo "Go 1.26 or later is needed: https://go.dev/dl"; exit 1; }
 
 -include cuda.mk deploy/deploy.mk
 
-.PHONY: help run build test race check golden fuzz bench e2e toolchain
+.PHONY: help run build test race check golden fuzz bench e2e e2e-full soak e2e-upgrade toolchain

@@ -185,7 +185,7 @@ var faults = []fault{
 // deploy asks for the small model in two stages on two nodes.
 func (b *bench) deploy() {
 	b.t.Helper()
-	b.whole()
+	b.settle()
 	c := b.client(0)
 	defer c.Close()
 	body := map[string]any{

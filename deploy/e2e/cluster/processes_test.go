@@ -312,3 +312,14 @@ func (b *bench) await(what string, ask func() (*api.ClusterState, error), ok fun
 		}
 	}
 }
+
+// settle waits until every head answers, of whatever version it is.
+func (b *bench) settle() {
+	b.t.Helper()
+	for i := range headCount {
+		b.await("an answer", func() (*api.ClusterState, error) { return b.stateOf(i, 2*time.Second) },
+			func(s *api.ClusterState) bool {
+				return !s.Stale && len(s.Heads) == headCount && len(s.Nodes) >= nodeCount
+			})
+	}
+}

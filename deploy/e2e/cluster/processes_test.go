@@ -153,7 +153,7 @@ func (b *bench) host(name string) string {
 
 func (b *bench) add(name string, args ...string) {
 	args = append(args, "--name", name, "--bind", b.host(name), "--link-port", "0", "--data-dir", filepath.Join(b.dir, name),
-		"--secret-file", filepath.Join(b.dir, "secret"), "--join", "@"+b.joins())
+		"--secret-file", filepath.Join(b.dir, "secret"), "--join", strings.Join(b.gossip, ",")+",@"+b.joins())
 	b.members[name] = &member{name: name, args: args}
 	if b.log[name] == nil {
 		b.log[name] = &bytes.Buffer{}

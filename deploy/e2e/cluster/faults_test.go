@@ -6,6 +6,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -44,7 +45,7 @@ func (b *bench) tell(head, seed int, each func()) story {
 	var text strings.Builder
 	last := time.Now()
 	temperature, n, fixed := 0.8, *tokens, int64(seed)
-	_, s.err = c.Complete(ctx, "", fmt.Sprintf("Story number %d. Once upon a time", seed),
+	_, s.err = c.Complete(ctx, "smollm2", fmt.Sprintf("Story number %d. Once upon a time", seed),
 		client.Options{Temperature: &temperature, Seed: &fixed, MaxTokens: &n, IgnoreEOS: true},
 		func(p client.Piece) error {
 			if text.Len() > 0 {
@@ -183,7 +184,9 @@ var faults = []fault{
 }
 
 // deploy asks for the small model in two stages on two nodes.
-func (b *bench) deploy() {
+func (b *bench) deploy() { b.deployWith(nil) }
+
+func (b *bench) deployWith(settings map[string]any) {
 	b.t.Helper()
 	b.settle()
 	c := b.client(0)
@@ -192,9 +195,10 @@ func (b *bench) deploy() {
 		"model": "smollm2", "pipeline_parallel_size": 2, "strategy": "spread",
 		"max_model_len": 512, "max_num_seqs": 16, "max_num_batched_tokens": 64,
 	}
-	if err := c.Post(b.t.Context(), "/api/cluster/deployments", body, nil); err != nil {
-		b.t.Fatal(err)
-	}
+	maps.Copy(body, settings)
+	b.await("the deployment", func() (*api.ClusterState, error) {
+		return &api.ClusterState{}, c.Post(b.t.Context(), "/api/cluster/deployments", body, nil)
+	}, func(*api.ClusterState) bool { return true })
 	b.until("a ready replica", ready)
 }
 

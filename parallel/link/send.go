@@ -20,6 +20,9 @@ const (
 	byeTimeout   = 500 * time.Millisecond
 )
 
+// buffers hold what a chunk is put together in; Publish does not keep it.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
+
 type laneKey struct {
 	peer  trust.Identity
 	which Lane
@@ -113,7 +116,8 @@ func (n *lane) send(ctx context.Context, kind string, h header, data []byte) (en
 func (n *lane) chunks(ctx context.Context, kind string, h header, data []byte) error {
 	target := subject(n.key.peer, n.key.which, n.link.self, kind)
 	h.total, h.flags = uint64(len(data)), flagFirst
-	buffer := make([]byte, 0, headerBytes+min(len(data), chunkBytes))
+	buffer := *buffers.Get().(*[]byte)
+	defer func() { buffers.Put(&buffer) }()
 	for {
 		chunk := data[:min(len(data), chunkBytes)]
 		data = data[len(chunk):]
@@ -137,7 +141,8 @@ func (n *lane) chunks(ctx context.Context, kind string, h header, data []byte) e
 		n.sent += uint64(len(chunk))
 		n.last = time.Now()
 		n.mu.Unlock()
-		if err := conn.Publish(target, append(h.append(buffer[:0]), chunk...)); err != nil {
+		buffer = append(h.append(buffer[:0]), chunk...)
+		if err := conn.Publish(target, buffer); err != nil {
 			err = fmt.Errorf("%w: %w", ErrBroken, err)
 			n.close(err)
 			return err

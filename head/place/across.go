@@ -3,23 +3,38 @@ package place
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
 	"manta/head/state"
 )
 
-// across gives stages to nodes one after the other, each where its fullest device
+// across finds places on several nodes that speak one protocol, the newest first.
+func (s *search) across(id string) (r state.Replica, err error) {
+	speaks := map[int]bool{}
+	for _, m := range s.p.machines {
+		speaks[m.speaks] = true
+	}
+	for _, protocol := range slices.Backward(slices.Sorted(maps.Keys(speaks))) {
+		if r, err = s.among(id, protocol); err == nil {
+			return r, nil
+		}
+	}
+	return r, err
+}
+
+// among gives stages to nodes one after the other, each where its fullest device
 // has most memory left; tensor ranks are together on a node if any has room.
-func (s *search) across(id string) (state.Replica, error) {
+func (s *search) among(id string, protocol int) (state.Replica, error) {
 	taken := map[*slot]int{}
 	var slots []*slot
 	for range s.d.Layout.Pipeline {
-		stage := s.stage(s.d.Layout.Tensor, taken)
+		stage := s.stage(s.d.Layout.Tensor, protocol, taken)
 		if stage == nil {
 			// No node has room for all tensor ranks of a stage: they go apart, at the
 			// cost of an all-reduce over the network in every layer.
 			for range s.d.Layout.Tensor {
-				stage = append(stage, s.stage(1, taken)...)
+				stage = append(stage, s.stage(1, protocol, taken)...)
 			}
 		}
 		if len(stage) < s.d.Layout.Tensor {
@@ -31,11 +46,11 @@ func (s *search) across(id string) (state.Replica, error) {
 }
 
 // stage finds slots for so many ranks on one node, and takes them.
-func (s *search) stage(ranks int, taken map[*slot]int) []*slot {
+func (s *search) stage(ranks, protocol int, taken map[*slot]int) []*slot {
 	var best []*slot
 	var bestShare int64 = -1
 	for _, m := range s.p.machines {
-		if m.refuses(s.d, s.anywhere) != nil {
+		if m.speaks != protocol || m.refuses(s.d, s.anywhere) != nil {
 			continue
 		}
 		if slots, share := s.ranks(m, ranks, taken); slots != nil && share > bestShare {
@@ -88,9 +103,13 @@ func (s *search) mend(was state.Replica) (state.Replica, bool) {
 	r.Shards = slices.Clone(was.Shards)
 	taken := map[*slot]int{}
 	var lost []int
+	protocol := 0
 	for i, shard := range r.Shards {
 		if at := s.p.slot(shard); at != nil && at.refuses(s.d, false) == nil {
 			taken[at]++
+			if protocol = cmp.Or(protocol, at.speaks); protocol != at.speaks {
+				return state.Replica{}, false // a node came back as another program
+			}
 		} else {
 			lost = append(lost, i)
 		}
@@ -99,7 +118,7 @@ func (s *search) mend(was state.Replica) (state.Replica, bool) {
 		return state.Replica{}, false
 	}
 	for _, i := range lost {
-		found := s.stage(1, taken)
+		found := s.stage(1, protocol, taken)
 		if len(found) == 0 {
 			return state.Replica{}, false
 		}

@@ -144,3 +144,40 @@ func TestFrozenNodeIsAvoided(t *testing.T) {
 		t.Errorf("after its pause: %+v", again)
 	}
 }
+
+// Ranks of a group speak one protocol, also while nodes are upgraded: a lost rank
+// goes to a node of the survivors' protocol, a new group where one has enough nodes.
+func TestGroupsSpeakOneProtocol(t *testing.T) {
+	const small = 36 << 20
+	w := newWorld(t, spread(staged(1, 2)))
+	speak := func(node string, protocol int) {
+		r := report(node, small)
+		r.Protocol = protocol
+		w.reports[node] = r
+	}
+	speak("a", 0) // of before protocols were told
+	speak("b", 2)
+	if out := w.settle(); len(out.Waiting) != 1 {
+		t.Fatalf("a group of two protocols: %v", w.nodesOf())
+	}
+	speak("c", 1)
+	w.settle()
+	if got := w.nodesOf(); !slices.Equal(got, []string{"a", "c"}) && !slices.Equal(got, []string{"c", "a"}) {
+		t.Fatalf("ranks on %v", got)
+	}
+	speak("d", 2)
+	speak("e", 1)
+	delete(w.reports, "c")
+	w.settle()
+	if got := w.nodesOf(); slices.Contains(got, "b") || slices.Contains(got, "d") || !slices.Contains(got, "e") {
+		t.Errorf("after a loss, ranks on %v", got)
+	}
+	speak("e", 2) // it came back as another program
+	w.settle()
+	if got := w.nodesOf(); len(got) != 2 || slices.Contains(got, "a") {
+		t.Errorf("with one old node left, ranks on %v", got)
+	}
+	if out := w.settle(); len(out.Changes) > 0 {
+		t.Errorf("it goes on: %+v", out.Changes)
+	}
+}

@@ -15,6 +15,7 @@ import (
 type machine struct {
 	node    string
 	labels  map[string]string
+	speaks  int     // the protocol of its ranks: those of a group speak one
 	slots   []*slot // all of its devices
 	best    []*slot // those of the best kind: shards go to these alone
 	shards  int     // placed on it, of all deployments
@@ -39,7 +40,7 @@ func kindOrder(a, b string) int { return -cmp.Compare(a, b) }
 
 func newMachine(report wire.Report, drained, frozen bool) *machine {
 	m := &machine{
-		node: report.Node, labels: report.Labels, drained: drained, frozen: frozen,
+		node: report.Node, labels: report.Labels, speaks: max(1, report.Protocol), drained: drained, frozen: frozen,
 		going: report.Draining || report.Leaving, leaving: report.Leaving,
 	}
 	for _, d := range report.Devices {
@@ -84,6 +85,20 @@ func (p *planner) occupy(r state.Replica, sign int) {
 
 // gone reports whether a shard's node is dead, or has no such device.
 func (p *planner) gone(s state.Placement) bool { return !p.Unheard[s.Node] && p.slot(s) == nil }
+
+// mixed reports whether the ranks of a replica speak several protocols: one of its
+// nodes came back as another program.
+func (p *planner) mixed(r state.Replica) bool {
+	protocol := 0
+	for _, shard := range r.Shards {
+		if at := p.slot(shard); at != nil {
+			if protocol = cmp.Or(protocol, at.speaks); protocol != at.speaks {
+				return true
+			}
+		}
+	}
+	return false
+}
 
 // refuses says why a node takes no shard of a deployment. With anywhere a frozen
 // one takes it rather than none.

@@ -134,7 +134,7 @@ func (p *planner) replicas() (standing, lost map[string][]state.Replica) {
 		switch {
 		case !ok:
 			p.remove(r)
-		case slices.ContainsFunc(r.Shards, p.gone):
+		case slices.ContainsFunc(r.Shards, p.gone), p.mixed(r):
 			p.remove(r)
 			if r.Version == d.Version && r.Phase != state.Draining {
 				lost[d.Name] = append(lost[d.Name], r)

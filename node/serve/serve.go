@@ -189,7 +189,7 @@ func (s *Server) Report() wire.Report {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sequence++
-	report := wire.Report{Version: wire.Version, Node: s.cfg.Node, Sequence: s.sequence, Draining: s.draining || s.going, Leaving: s.leaving}
+	report := wire.Report{Version: wire.Version, Protocol: wire.Protocol, Node: s.cfg.Node, Sequence: s.sequence, Draining: s.draining || s.going, Leaving: s.leaving}
 	for _, kind := range s.cfg.Devices {
 		report.Devices = append(report.Devices, kind.Devices()...)
 		if watched, ok := kind.(Watched); ok {

@@ -71,6 +71,8 @@ type Report struct {
 	GPUs    []GPU `cbor:"7,keyasint,omitempty"`
 	// Labels are the node's own: its zone, what an operator calls it.
 	Labels map[string]string `cbor:"8,keyasint,omitempty"`
+	// Protocol is that of the node's ranks; 0: 1.
+	Protocol int `cbor:"10,keyasint,omitempty"`
 }
 
 // Device is one place for a shard.

@@ -18,6 +18,11 @@ import (
 // Version is the protocol that this program writes. A peer refuses a greater one.
 const Version = 1
 
+// Protocol is that of the ranks of a group among themselves: steps, answers, what
+// they exchange. A group forms among nodes of one protocol, so a change of its
+// meaning raises it and nothing else is needed while nodes are upgraded.
+const Protocol = 1
+
 // RequestID names a request for its whole life: 128 random bits, drawn by the
 // head that accepted it. It is the first part of every SSE event id.
 type RequestID [16]byte

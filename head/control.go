@@ -36,10 +36,10 @@ const (
 	// when gossip has given the node up too.
 	heartbeatLost = 6 * time.Second
 	silentDead    = 1500 * time.Millisecond
-	// retryFailed is how long a replica that failed is left alone. One whose ranks
-	// are well but lost a message starts again soon, later each time in a row.
-	retryFailed    = 30 * time.Second
-	retryTransient = 250 * time.Millisecond
+	// retryFailed is how long a replica that failed is left alone: twice as long for
+	// each time in a row, retryAtMost at most.
+	retryFailed = 250 * time.Millisecond
+	retryAtMost = 30 * time.Second
 	// frozenFor is how long a node that its peers could not reach is avoided.
 	frozenFor = 10 * time.Second
 	// drainWithin is how long a replica that is to go may work on what it has;
@@ -69,7 +69,7 @@ type control struct {
 type failure struct {
 	epoch uint64
 	at    time.Time // when the epoch was found failed
-	row   int       // how many epochs have failed without one that was ready for long
+	row   int       // how many epochs have failed without one that was ready
 }
 
 var _ api.Cluster = (*control)(nil)
@@ -254,7 +254,7 @@ func (c *control) paused(view *state.View) map[string]bool {
 	for id, r := range view.Replicas {
 		f := c.failed[id]
 		if r.Phase != state.Failed {
-			if r.Phase == state.Ready && now.Sub(f.at) > retryFailed {
+			if r.Phase == state.Ready {
 				delete(c.failed, id)
 			}
 			continue
@@ -263,10 +263,7 @@ func (c *control) paused(view *state.View) map[string]bool {
 			f = failure{epoch: r.Epoch, at: now, row: f.row + 1}
 			c.failed[id] = f
 		}
-		wait := retryFailed
-		if c.transient(r) {
-			wait = min(wait, retryTransient<<min(f.row-1, 10))
-		}
+		wait := min(retryAtMost, retryFailed<<min(f.row-1, 10))
 		if now.Sub(f.at) < wait {
 			paused[id] = true
 		}
@@ -300,20 +297,6 @@ func (c *control) overdue(view *state.View) map[string]bool {
 		overdue[id] = now.Sub(c.drained[id]) > drainWithin
 	}
 	return overdue
-}
-
-// transient reports whether no rank of a failed replica has a failure of its own.
-// It holds mu.
-func (c *control) transient(r state.Replica) bool {
-	found := false
-	for told := range c.ranks(r) {
-		if told.Phase == wire.PhaseFailed {
-			if found = true; !told.Transient {
-				return false
-			}
-		}
-	}
-	return found
 }
 
 // ranks gives what the nodes of a replica told last of its epoch. It holds mu.

@@ -297,11 +297,8 @@ func (r *replica) set(epoch uint64, phase wire.Phase, reason string) {
 func (r *replica) failed(ctx context.Context, a wire.Assignment, err error) {
 	report := wire.ReplicaReport{Replica: a.Replica, Epoch: a.Epoch, Phase: wire.PhaseFailed, Reason: err.Error()}
 	if nodes, _, bad := r.server.places(a); bad == nil {
-		if node, ok := r.server.blame(err, nodes); ok {
-			report.Transient = true
-			if !r.server.reachable(ctx, node) {
-				report.Lost = []string{node}
-			}
+		if node, ok := r.server.blame(err, nodes); ok && !r.server.reachable(ctx, node) {
+			report.Lost = []string{node}
 		}
 	}
 	r.mu.Lock()

@@ -108,10 +108,8 @@ type ReplicaReport struct {
 	Total   int64       `cbor:"6,keyasint,omitempty"`  // … of so many
 	Engine  EngineStats `cbor:"7,keyasint"`            // of the driver
 	Process *Process    `cbor:"10,keyasint,omitempty"` // nil: the node's own
-	// Of a failed epoch: the nodes of other ranks that this one can't reach or that
-	// do not answer, and whether nothing is wrong but that a message was lost.
-	Lost      []string `cbor:"8,keyasint,omitempty"`
-	Transient bool     `cbor:"9,keyasint,omitempty"`
+	// Lost are, of a failed epoch, the nodes of other ranks that can't be reached.
+	Lost []string `cbor:"8,keyasint,omitempty"`
 }
 
 // Process is the device process that runs a node's ranks of a replica.

@@ -129,6 +129,17 @@ func (b *bench) leader() (leader, other string) {
 // nameOf is the stable name in an id.
 func nameOf(id string) string { return id[:max(0, strings.LastIndexByte(id, '-'))] }
 
+// apart makes sure that the stages are on two nodes: after many faults both may
+// have found their place on one.
+func (b *bench) apart() {
+	b.t.Helper()
+	for b.rank(0) == b.rank(1) {
+		mend := b.kill(b.rank(0))
+		b.until("a ready replica", ready)
+		mend()
+	}
+}
+
 func (b *bench) epoch() uint64 {
 	b.t.Helper()
 	return b.until("a ready replica", ready).Deployments[0].Replicas[0].Epoch
@@ -239,6 +250,7 @@ func TestKillMatrix(t *testing.T) {
 			var pauses []time.Duration
 			for round := range *rounds {
 				b.whole()
+				b.apart()
 				epoch := b.epoch()
 				leader, _ := b.leader()
 				var mend func()

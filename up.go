@@ -28,11 +28,7 @@ import (
 	"manta/runtime/weights"
 )
 
-const (
-	// A lone voter has nobody to wait for.
-	loneHeartbeat = 50 * time.Millisecond
-	startTimeout  = 20 * time.Second
-)
+const startTimeout = 20 * time.Second
 
 // up is what the flags of `manta up` say.
 type up struct {
@@ -137,24 +133,37 @@ func (u *up) both(ctx context.Context, out, errs io.Writer) (err error) {
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	h, err := head.New(head.Config{
-		Name: "head", Dir: filepath.Join(u.dataDir, "head"), Secrets: secrets,
-		Gossip: "127.0.0.1:0", Raft: "127.0.0.1:0", Link: "127.0.0.1:0", API: listener, Metrics: metrics,
-		Bootstrap: true, Heartbeat: loneHeartbeat, Grace: u.grace, Keys: u.apiKeys, KeysOff: u.keysOff, Logger: u.logger,
+	var h *head.Head
+	var n *node.Node
+	defer func() {
+		if n != nil {
+			err = errors.Join(err, n.Close())
+		}
+		if h != nil {
+			err = errors.Join(err, h.Close())
+		}
+	}()
+	var opening errgroup.Group
+	opening.Go(func() (err error) {
+		h, err = head.New(head.Config{
+			Name: "head", Dir: filepath.Join(u.dataDir, "head"), Secrets: secrets,
+			Gossip: "127.0.0.1:0", Raft: "127.0.0.1:0", Link: "127.0.0.1:0", API: listener, Metrics: metrics,
+			Bootstrap: true, Grace: u.grace, Keys: u.apiKeys, KeysOff: u.keysOff, Logger: u.logger,
+		})
+		return err
 	})
-	if err != nil {
+	opening.Go(func() (err error) {
+		n, err = node.New(node.Config{
+			Name: "node", Dir: filepath.Join(u.dataDir, "node"), Secrets: secrets, Gossip: "127.0.0.1:0", Link: "127.0.0.1:0",
+			Devices: kinds, Processes: processes, Grace: u.grace, Alone: true, Logger: u.logger,
+			Library: models(""),
+		})
+		return err
+	})
+	if err := opening.Wait(); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, h.Close()) }()
-	n, err := node.New(node.Config{
-		Name: "node", Dir: filepath.Join(u.dataDir, "node"), Secrets: secrets, Gossip: "127.0.0.1:0", Link: "127.0.0.1:0",
-		Join: []string{h.Gossip()}, Devices: kinds, Processes: processes, Grace: u.grace, Alone: true, Logger: u.logger,
-		Library: models(""),
-	})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, n.Close()) }()
+	n.Meet(h.Gossip())
 	u.port = listener.Addr().(*net.TCPAddr).Port // --port 0 took a free one
 	return u.serve(ctx, h, n, out, errs)
 }

@@ -132,6 +132,9 @@ func New(cfg Config) (_ *Node, err error) {
 	return n, nil
 }
 
+// Meet adds gossip addresses of other members to Join. It is called before Run.
+func (n *Node) Meet(addresses ...string) { n.cfg.Join = append(n.cfg.Join, addresses...) }
+
 // ID is the node's id.
 func (n *Node) ID() string { return n.id.ID }
 

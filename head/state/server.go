@@ -100,7 +100,27 @@ func Open(cfg Config) (_ *Server, err error) {
 		return nil, fmt.Errorf("state: start raft: %w", err)
 	}
 	s.opened = s.raft.LastIndex()
-	return s, nil
+	return s, s.standAlone()
+}
+
+// standAlone makes a lone voter stand for election at once: there is nobody whose
+// heartbeat it could wait for. A follower whose timeout changes looks right away.
+func (s *Server) standAlone() error {
+	future := s.raft.GetConfiguration()
+	if err := future.Error(); err != nil {
+		return fmt.Errorf("state: read raft's configuration: %w", err)
+	}
+	servers := future.Configuration().Servers
+	if len(servers) != 1 || servers[0].ID != raft.ServerID(s.self) {
+		return nil
+	}
+	now := s.raft.ReloadableConfig()
+	now.HeartbeatTimeout += time.Millisecond
+	now.ElectionTimeout = max(now.ElectionTimeout, now.HeartbeatTimeout)
+	if err := s.raft.ReloadConfig(now); err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	return nil
 }
 
 func bootstrap(config *raft.Config, s *Server, snapshots raft.SnapshotStore) error {

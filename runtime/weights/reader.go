@@ -50,8 +50,7 @@ func (r *reader) u64(field string) uint64 {
 
 // str copies, since the mapping may go before the string does.
 func (r *reader) str(field string) string {
-	n := r.u64(field + " length")
-	return string(r.take(n, field))
+	return string(r.take(r.u64(field), field))
 }
 
 // countFits refuses a count whose items, of at least size bytes each, can't be there.

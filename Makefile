@@ -51,6 +51,9 @@ bench: build ## measure this machine: kernels, then serving through HTTP
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./kernels/... ./runtime/token
 	@$(BIN) bench --self
 
+bench-peers: build ## measure beside llama.cpp, which it builds once (python3, cmake, a C++ compiler)
+	@$(GO) run ./internal/peers $(ARGS)
+
 e2e: build ## clients, faults and processes against the real program
 	MANTA_BINARY=$(abspath $(BIN)) $(GO) test -count=1 -p 1 -timeout 30m -tags e2e ./deploy/e2e/...
 
@@ -74,4 +77,4 @@ toolchain:
 
 -include cuda.mk deploy/deploy.mk
 
-.PHONY: help run build test race check golden fuzz bench e2e e2e-full soak e2e-upgrade toolchain
+.PHONY: help run build test race check golden fuzz bench bench-peers e2e e2e-full soak e2e-upgrade toolchain

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"manta/kernels"
+	"manta/kernels/cpu"
 	"manta/node/serve"
 	"manta/runtime/measure"
 	"manta/runtime/model"
@@ -103,10 +104,22 @@ func benchEngine() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return printed(command.OutOrStdout(), asJSON, speeds, func(w io.Writer) {
-				fmt.Fprintf(w, "prompt of %d: tokens/s\tone stream: tokens/s\tload: s\n", work.Prompt)
+			read, err := cpu.ReadBandwidth(p.threads)
+			if err != nil {
+				return err
+			}
+			type row struct {
+				measure.Speed
+				Read float64 `json:"read_bytes_per_second"`
+			}
+			rows := make([]row, len(speeds))
+			for i, s := range speeds {
+				rows[i] = row{s, read}
+			}
+			return printed(command.OutOrStdout(), asJSON, rows, func(w io.Writer) {
+				fmt.Fprintf(w, "prompt of %d: tokens/s\tone stream: tokens/s\tof what %.1f GB/s allow\tload: s\n", work.Prompt, read/1e9)
 				for _, s := range speeds {
-					fmt.Fprintf(w, "%.0f\t%.1f\t%.2f\n", s.PromptPerSecond, s.DecodePerSecond, s.LoadSeconds)
+					fmt.Fprintf(w, "%.0f\t%.1f\t%.0f%%\t%.2f\n", s.PromptPerSecond, s.DecodePerSecond, 100*s.DecodePerSecond*s.BytesPerToken/read, s.LoadSeconds)
 				}
 			})
 		},

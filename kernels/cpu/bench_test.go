@@ -2,9 +2,9 @@ package cpu
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
-	"unsafe"
 
 	"manta/kernels"
 )
@@ -41,13 +41,21 @@ type stack struct {
 	x, wide, attended, hidden kernels.Tensor
 	last, logits              kernels.Tensor
 	headMap                   []int32
+	bytes                     float64 // of weights
 }
 
 func newStack(b testing.TB, o *Ops, s shape, rows, blocks int) *stack {
 	rng := newRand(1)
 	m := &stack{shape: s, o: o}
+	made := map[[2]int]kernels.Matrix{} // layers are packed from the same numbers
 	w := func(dtype kernels.DType, rows, cols int) kernels.Weight {
-		return weightOf(b, o, matrix(rng, dtype, rows, cols))
+		shape := [2]int{rows, cols}
+		if made[shape].Data == nil {
+			made[shape] = matrix(rng, dtype, rows, cols)
+		}
+		packed := weightOf(b, o, made[shape])
+		m.bytes += float64(made[shape].Stride) * float64(rows)
+		return packed
 	}
 	scale := make([]float32, s.hidden)
 	for i := range scale {
@@ -108,6 +116,44 @@ func (m *stack) step(b testing.TB, batch *kernels.Batch, rows []kernels.SampleRo
 	}
 }
 
+var llama1B = shape{16, 2048, 32, 8, 64, 8192, 128256, kernels.BF16, kernels.BF16}
+
+// BenchmarkBandwidth decodes one stream and tells which part of the memory's read
+// bandwidth its weights come at: random weights, Llama-3.2-1B's shape in bf16, and
+// SmolLM2's in the types of its file.
+func BenchmarkBandwidth(b *testing.B) {
+	for _, c := range []struct {
+		name  string
+		shape shape
+	}{{"llama-1b-bf16", llama1B}, {"smollm2-q4_1", smollm2}} {
+		b.Run(c.name, func(b *testing.B) {
+			o := deviceOf(b, Options{Precision: Int8}, fastest())
+			m := newStack(b, o, c.shape, 1, 64)
+			batch, rows := batchOf(1, 100, 1)
+			m.step(b, batch, rows) // packs the head
+			var rates, reads []float64
+			for b.Loop() {
+				read, err := o.readBandwidth()
+				if err != nil {
+					b.Fatal(err)
+				}
+				begin := time.Now()
+				const steps = 8
+				for range steps {
+					m.step(b, batch, rows)
+				}
+				rates, reads = append(rates, steps*m.bytes/time.Since(begin).Seconds()), append(reads, read)
+			}
+			slices.Sort(rates)
+			slices.Sort(reads)
+			rate, read := rates[len(rates)/2], reads[len(reads)/2]
+			b.ReportMetric(rate/m.bytes, "tokens/s")
+			b.ReportMetric(rate/1e9, "GB/s")
+			b.ReportMetric(rate/read, "of-read-bandwidth")
+		})
+	}
+}
+
 // batchOf makes a step of some sequences with count rows each from start on.
 func batchOf(sequences, start, count int) (*kernels.Batch, []kernels.SampleRow) {
 	b := &kernels.Batch{}
@@ -153,34 +199,17 @@ func benchmarkModel(b *testing.B, p Precision) {
 	}
 }
 
-// readTask reads memory once, as fast as it goes: the limit of decoding.
-type readTask struct {
-	o    *Ops
-	data []byte
-	part int
-}
-
-func (t *readTask) do(worker, unit int) {
-	s := t.data[unit*t.part : (unit+1)*t.part]
-	t.o.kernels.highest((*float32)(unsafe.Pointer(&s[0])), uintptr(t.part/4))
-}
-
 // BenchmarkProduct gives each format's speed as weights stream by (one row), as
 // bytes a second, and as a wide product, with the machine's limits first.
 func BenchmarkProduct(b *testing.B) {
 	o := device(b, 0, fastest())
 	b.Run("read", func(b *testing.B) {
-		data, err := o.memory.take(256 << 20)
-		if err != nil {
-			b.Fatal(err)
-		}
-		for i := range data {
-			data[i] = 1
-		}
-		t := &readTask{o, data, 64 << 10}
-		b.SetBytes(int64(len(data)))
 		for b.Loop() {
-			o.pool.run(t, len(data)/t.part)
+			rate, err := o.readBandwidth()
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(rate/1e9, "GB/s")
 		}
 	})
 	for _, dtype := range []kernels.DType{kernels.F32, kernels.BF16, kernels.F16, kernels.Q8_0, kernels.Q4_1, kernels.Q4_0} {

@@ -50,6 +50,7 @@ type kernelSet struct {
 	blockSums  func(sums, x *float32, blocks uintptr)
 	narrow     [storeCount]func(dst *uint16, x *float32, n uintptr)
 	transpose  func(dst, src *uint32, srcStride uintptr) // 16 × 16 words
+	stream     func(x *byte, lines uintptr)
 	spin       func(word *uint32, value uint32, pauses uintptr) bool
 }
 

@@ -17,6 +17,7 @@ func fastest() *kernelSet {
 		siluTo: siluTo, geluTo: geluTo, geluTanhTo: geluTanhTo, softcapTo: softcapTo, siluMul: siluMul, highest: highest, expSum: expSum, blockSums: blockSums,
 		narrow:    [storeCount]func(*uint16, *float32, uintptr){storeF16: narrowF16, storeBF16: narrowBF16},
 		transpose: transpose16,
+		stream:    stream,
 		spin:      spin,
 	}
 	if x.HasAVX512VNNI {

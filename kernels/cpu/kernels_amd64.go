@@ -578,5 +578,8 @@ func blend(dst *float32, x *float32, a float32, b float32, n uintptr)
 // transpose16 writes dst[j][i] = src[i][j] for 16 × 16 words; rows of src are srcStride bytes apart.
 func transpose16(dst *uint32, src *uint32, srcStride uintptr)
 
+// stream reads 4·lines cache lines, asking for what comes 2 KB later.
+func stream(x *byte, lines uintptr)
+
 // spin waits until *word differs from value and tells whether it does.
 func spin(word *uint32, value uint32, pauses uintptr) bool

@@ -30433,6 +30433,27 @@ TEXT ·transpose16(SB), NOSPLIT, $0-24
 	VZEROUPPER
 	RET
 
+// func stream(x *byte, lines uintptr)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·stream(SB), NOSPLIT, $0-16
+	MOVQ x+0(FP), AX
+	MOVQ lines+8(FP), CX
+
+loop:
+	PREFETCHT0 2048(AX)
+	PREFETCHT0 2112(AX)
+	PREFETCHT0 2176(AX)
+	PREFETCHT0 2240(AX)
+	VMOVDQU32  (AX), Z0
+	VMOVDQU32  64(AX), Z0
+	VMOVDQU32  128(AX), Z0
+	VMOVDQU32  192(AX), Z0
+	ADDQ       $0x00000100, AX
+	DECQ       CX
+	JNZ        loop
+	VZEROUPPER
+	RET
+
 // func spin(word *uint32, value uint32, pauses uintptr) bool
 TEXT ·spin(SB), NOSPLIT, $0-25
 	MOVQ word+0(FP), AX

@@ -15,7 +15,7 @@ func plain() *kernelSet {
 	set := &kernelSet{
 		name: "go", addTo: plainAddTo, mulScale: plainMulScale, scaleTo: plainScaleTo, blend: plainBlend,
 		sumSquares: plainSumSquares, siluTo: plainSilu, geluTo: plainGELU, geluTanhTo: plainGELUTanh, softcapTo: plainSoftcap, siluMul: plainSiluMul, highest: plainHighest,
-		expSum: plainExpSum, blockSums: plainBlockSums, transpose: plainTranspose, spin: plainSpin,
+		expSum: plainExpSum, blockSums: plainBlockSums, transpose: plainTranspose, stream: plainStream, spin: plainSpin,
 	}
 	set.narrow[storeF16] = func(dst *uint16, x *float32, n uintptr) { plainNarrow(dst, x, n, ref.ToHalf) }
 	set.narrow[storeBF16] = func(dst *uint16, x *float32, n uintptr) { plainNarrow(dst, x, n, ref.ToBrain) }
@@ -245,6 +245,19 @@ func plainTranspose(dst, src *uint32, srcStride uintptr) {
 		}
 	}
 }
+
+func plainStream(x *byte, lines uintptr) {
+	var sum uint64
+	for _, v := range unsafe.Slice((*uint64)(unsafe.Pointer(x)), 32*lines) {
+		sum |= v
+	}
+	streamed(sum)
+}
+
+// streamed keeps the loop above from being optimised away.
+//
+//go:noinline
+func streamed(uint64) {}
 
 func plainSpin(word *uint32, value uint32, pauses uintptr) bool {
 	for range pauses/4 + 1 {

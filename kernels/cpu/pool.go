@@ -31,11 +31,9 @@ type pool struct {
 	ended   sync.WaitGroup
 	stop    atomic.Bool
 
-	task  task
-	units int
-	_     [64]byte
-	next  atomic.Int32 // unit to be taken
-	_     [64]byte
+	task   task
+	ranges []unitRange // one a worker
+	_      [64]byte
 	// gate holds the task's number, whether it is closed to those who come late,
 	// and how many threads work at it.
 	gate atomic.Uint32
@@ -49,6 +47,14 @@ const (
 	turn    uint32 = 1 << 11
 )
 
+// A unitRange is the consecutive units that one worker does first, so that the
+// memory they read lies together; who has done its own takes from the others.
+type unitRange struct {
+	next atomic.Int32
+	end  int32
+	_    [120]byte // lines come in pairs
+}
+
 type thread struct {
 	parked atomic.Bool
 	wake   chan struct{}
@@ -56,7 +62,7 @@ type thread struct {
 }
 
 func newPool(workers int, spin spinner) *pool {
-	p := &pool{workers: workers, spin: spin}
+	p := &pool{workers: workers, spin: spin, ranges: make([]unitRange, workers)}
 	p.gate.Store(closed)
 	for i := 1; i < workers; i++ {
 		t := &thread{wake: make(chan struct{}, 1)}
@@ -75,7 +81,11 @@ func (p *pool) run(t task, units int) {
 		}
 		return
 	}
-	p.task, p.units = t, units
+	p.task = t
+	for w := range p.ranges {
+		p.ranges[w].end = int32((w + 1) * units / p.workers)
+		p.ranges[w].next.Store(int32(w * units / p.workers))
+	}
 	p.begin()
 	p.work(0)
 	p.gate.Or(closed)
@@ -93,7 +103,6 @@ func (p *pool) run(t task, units int) {
 
 // begin opens the gate for the next task and wakes who has parked.
 func (p *pool) begin() {
-	p.next.Store(0)
 	p.gate.Store(p.gate.Load()&^closed + turn)
 	for _, t := range p.threads {
 		if t.parked.Load() && t.parked.CompareAndSwap(true, false) {
@@ -103,12 +112,15 @@ func (p *pool) begin() {
 }
 
 func (p *pool) work(worker int) {
-	for {
-		u := int(p.next.Add(1)) - 1
-		if u >= p.units {
-			return
+	for i := range p.ranges {
+		r := &p.ranges[(worker+i)%p.workers]
+		for {
+			u := r.next.Add(1) - 1
+			if u >= r.end {
+				break
+			}
+			p.task.do(worker, int(u))
 		}
-		p.task.do(worker, u)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 
 	"manta/kernels"
@@ -32,6 +33,15 @@ func (l *loadedReplica) serves(a wire.Assignment, node string) bool {
 		return fmt.Sprintf("%+v", a)
 	}
 	return key(l.assignment) == key(a)
+}
+
+// release gives back what loading took, once a step has run: a processor has packed
+// all that it multiplies with by then, and reads single rows where they lie.
+func (l *loadedReplica) release() {
+	if kindOf(l.assignment.Shards[0].Device) == "cpu" {
+		l.weights.Release()
+	}
+	debug.FreeOSMemory()
 }
 
 func (l *loadedReplica) close() error { return errors.Join(l.local.Close(), l.weights.Close()) }
@@ -83,9 +93,6 @@ func (r *replica) load(ctx context.Context, a wire.Assignment) (*loadedReplica, 
 	})
 	if err != nil {
 		return nil, errors.Join(err, w.Close())
-	}
-	if kindOf(a.Shards[0].Device) == "cpu" {
-		w.Release() // it is packed; rows of embeddings are read where they lie
 	}
 	return &loadedReplica{assignment: a, weights: w, local: local}, nil
 }

@@ -127,7 +127,7 @@ func (r *replica) epoch(ctx context.Context, a wire.Assignment, loaded **loadedR
 	if err != nil {
 		return err
 	}
-	live := &liveEpoch{number: a.Epoch, epoch: e, end: end}
+	live := &liveEpoch{number: a.Epoch, epoch: e, end: end, ready: (*loaded).release}
 	if nodes[0][0] == self {
 		return r.drive(ctx, a, live)
 	}
@@ -140,6 +140,7 @@ type liveEpoch struct {
 	epoch  *engine.Epoch
 	spread *group.Spread // on the driver's node
 	end    context.CancelCauseFunc
+	ready  func() // called when the epoch is
 }
 
 // drive runs the epoch's engine on this node.
@@ -211,6 +212,7 @@ func (r *replica) alive(ctx context.Context, a wire.Assignment, live *liveEpoch,
 			return err
 		}
 		r.set(a.Epoch, wire.PhaseReady, "")
+		live.ready()
 		return nil
 	})
 	group.Go(func() error {

@@ -9,6 +9,7 @@ import (
 
 	"manta/kernels"
 	"manta/runtime/engine"
+	"manta/runtime/plan"
 	"manta/runtime/sample"
 	"manta/runtime/sched"
 )
@@ -18,6 +19,7 @@ type Speed struct {
 	LoadSeconds     float64 `json:"load_seconds"`
 	DecodePerSecond float64 `json:"decode_tokens_per_second"` // one stream, from one token on
 	PromptPerSecond float64 `json:"prompt_tokens_per_second"`
+	BytesPerToken   float64 `json:"bytes_per_token"` // of weights, as the file stores them
 }
 
 // Work sizes a measurement of speed.
@@ -41,7 +43,7 @@ func EngineSpeed(ctx context.Context, path string, d Device, w Work) ([]Speed, e
 		if s, err = r.round(w); err != nil {
 			break
 		}
-		if s.LoadSeconds = loaded; round > 0 {
+		if s.LoadSeconds, s.BytesPerToken = loaded, r.bytes; round > 0 {
 			all = append(all, s)
 		}
 	}
@@ -53,6 +55,7 @@ type running struct {
 	engine  *engine.Engine
 	outputs chan engine.Output
 	vocab   int
+	bytes   float64 // of weights a token
 	asked   uint64
 	stop    func() error
 }
@@ -80,7 +83,7 @@ func start(ctx context.Context, path string, d Device, w Work) (*running, error)
 	if err != nil {
 		return nil, free(err)
 	}
-	r := &running{outputs: make(chan engine.Output, w.Prompt+w.Output), vocab: m.spec.Shapes().Vocab}
+	r := &running{outputs: make(chan engine.Output, w.Prompt+w.Output), vocab: m.spec.Shapes().Vocab, bytes: bytesPerToken(m.spec.Shapes())}
 	e, _, run, err := epoch.Drive(func(list []engine.Output) {
 		for _, o := range list {
 			r.outputs <- o
@@ -102,6 +105,20 @@ func start(ctx context.Context, path string, d Device, w Work) (*running, error)
 		return free(err)
 	}
 	return r, nil
+}
+
+// bytesPerToken counts the weights that a step of one row reads. Of experts it
+// reads those that are used; a tied embedding is read as the output matrix.
+func bytesPerToken(s plan.Shapes) float64 {
+	ffn := float64(s.FFNBytes)
+	if s.Experts > 0 {
+		ffn *= float64(s.ExpertsUsed) / float64(s.Experts)
+	}
+	output := s.OutputBytes
+	if s.Tied {
+		output = s.EmbeddingBytes
+	}
+	return float64(s.Layers)*(float64(s.AttentionBytes)+ffn) + float64(output)
 }
 
 // round measures the prompt, then the answer.

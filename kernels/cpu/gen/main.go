@@ -31,6 +31,7 @@ func main() {
 	}
 	elementwise()
 	transpose()
+	stream()
 	spin()
 	table()
 	Generate()

@@ -1,0 +1,25 @@
+package main
+
+import (
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+)
+
+// stream reads memory as fast as it comes: the limit of products that are read once.
+func stream() {
+	TEXT("stream", NOSPLIT, "func(x *byte, lines uintptr)")
+	Doc("stream reads 4·lines cache lines, asking for what comes 2 KB later.")
+	x, n := pointer("x"), pointer("lines")
+	Label("loop")
+	for i := range 4 {
+		PREFETCHT0(Mem{Base: x, Disp: 2048 + 64*i})
+	}
+	for i := range 4 {
+		VMOVDQU32(Mem{Base: x, Disp: 64 * i}, ZMM())
+	}
+	ADDQ(U32(256), x)
+	DECQ(n)
+	JNZ(LabelRef("loop"))
+	VZEROUPPER()
+	RET()
+}

@@ -428,7 +428,7 @@ func (c *control) Deploy(ctx context.Context, d state.Deployment) (state.Deploym
 func (c *control) resolve(ctx context.Context, d state.Deployment) (string, wire.Resolved, error) {
 	ctx, stop := context.WithTimeout(ctx, resolveTimeout)
 	defer stop()
-	ticker := time.NewTicker(50 * time.Millisecond)
+	ticker := time.NewTicker(5 * time.Millisecond)
 	defer ticker.Stop()
 	failure := errors.New("no node has joined")
 	for {

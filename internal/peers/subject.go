@@ -93,7 +93,7 @@ func (l *llama) engine(ctx context.Context) (map[string]float64, error) {
 
 func (l *llama) server(port int, _ string, streams int) []string {
 	return []string{l.tools.path("llama-server"), "-m", l.model, "--port", strconv.Itoa(port), "-t", strconv.Itoa(l.threads),
-		"-np", strconv.Itoa(streams), "-c", strconv.Itoa(256 * streams), "--no-webui"}
+		"-np", strconv.Itoa(streams), "-c", strconv.Itoa(288 * streams), "--no-webui"}
 }
 
 // freePort gives a port that the kernel chose.

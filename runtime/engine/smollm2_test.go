@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"manta/kernels"
@@ -104,6 +105,41 @@ func TestGoldenSmolLM2(t *testing.T) {
 			} else if !ok && math.Abs(want[2]-p.Top20[19][2]) > 2e-3 {
 				t.Errorf("prompt %d: token %v is not among the best 20", i, want[0])
 			}
+		}
+	}
+}
+
+// The law of bits in the default, int8 activations: each of 16 requests gives
+// alone, to the bit, what it gives among all.
+func TestLawOfBitsInInt8(t *testing.T) {
+	var requests []engine.Request
+	for i := range 16 {
+		prompt := make([]int32, 3+5*i)
+		for j := range prompt {
+			prompt[j] = int32(1000 + 37*i*j%40000)
+		}
+		params := greedy(12)
+		params.Logprobs = 20
+		requests = append(requests, engine.Request{ID: engine.RequestID{byte(i)}, Attempt: 1, Prompt: prompt, Choices: 1, Params: params})
+	}
+	path := pullSmolLM2(t)
+	run := func(batch, threads int) map[engine.RequestID][]uint64 {
+		r := serveOn(t, path, shard.Layout{Tensor: 1, Pipeline: 1}, sched.Limits{
+			Blocks: []int{200}, MaxSequences: batch, MaxRows: 64, MaxWanted: 16, MaxLen: 512,
+		}, cpu.Options{Threads: threads, Precision: cpu.Int8}, 0)
+		defer r.stop()
+		outputs := make(map[engine.RequestID][]engine.Output)
+		r.generateWith(t, requests, func(o engine.Output) { outputs[o.ID] = append(outputs[o.ID], o) })
+		all := make(map[engine.RequestID][]uint64)
+		for id, list := range outputs {
+			all[id] = bits(list)
+		}
+		return all
+	}
+	alone := run(1, 1)
+	for id, got := range run(16, 2) {
+		if !slices.Equal(got, alone[id]) {
+			t.Errorf("request %d differs from what it gives alone", id[0])
 		}
 	}
 }

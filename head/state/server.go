@@ -87,7 +87,7 @@ func Open(cfg Config) (_ *Server, err error) {
 	config := raft.DefaultConfig()
 	config.LocalID = raft.ServerID(s.self)
 	config.HeartbeatTimeout, config.ElectionTimeout = cfg.Heartbeat, cfg.Heartbeat
-	config.LeaderLeaseTimeout = cfg.Heartbeat
+	config.LeaderLeaseTimeout = cfg.Heartbeat - standAloneStep
 	config.CommitTimeout = cfg.Heartbeat / 10
 	config.SnapshotThreshold = 4096
 	config.Logger = logger
@@ -103,8 +103,11 @@ func Open(cfg Config) (_ *Server, err error) {
 	return s, s.standAlone()
 }
 
+// standAloneStep is by how much the heartbeat of a lone voter is shortened.
+const standAloneStep = time.Millisecond
+
 // standAlone makes a lone voter stand for election at once: there is nobody whose
-// heartbeat it could wait for. A follower whose timeout changes looks right away.
+// heartbeat it could wait for. A follower whose timeout gets shorter looks right away.
 func (s *Server) standAlone() error {
 	future := s.raft.GetConfiguration()
 	if err := future.Error(); err != nil {
@@ -115,8 +118,7 @@ func (s *Server) standAlone() error {
 		return nil
 	}
 	now := s.raft.ReloadableConfig()
-	now.HeartbeatTimeout += time.Millisecond
-	now.ElectionTimeout = max(now.ElectionTimeout, now.HeartbeatTimeout)
+	now.HeartbeatTimeout -= standAloneStep
 	if err := s.raft.ReloadConfig(now); err != nil {
 		return fmt.Errorf("state: %w", err)
 	}

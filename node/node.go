@@ -339,9 +339,10 @@ func (n *Node) listen() {
 	})
 }
 
-// lost is told by the link that messages to or from a peer may be lost.
+// lost is told by the link that messages to or from a peer may be lost. A session
+// that is replaced was of an earlier epoch: the peer that lost it has ended that.
 func (n *Node) lost(peer trust.Identity, err error) {
-	if peer.Role != trust.Head {
+	if peer.Role != trust.Head && !errors.Is(err, link.ErrReplaced) {
 		n.server.Lost(peer.Home().ID, err)
 	}
 }

@@ -133,7 +133,7 @@ func (w *worker) lost(peer trust.Identity, err error) {
 	switch {
 	case peer == w.life.identity():
 		w.end(fmt.Errorf("%w: %w", errParent, err))
-	case peer.Role != trust.Head:
+	case peer.Role != trust.Head && !errors.Is(err, link.ErrReplaced):
 		w.server.Lost(peer.Home().ID, err)
 	}
 }

@@ -40,6 +40,9 @@ import (
 var (
 	ErrProtocol = errors.New("link: malformed message")
 	ErrGap      = errors.New("link: chunk missing")
+	// ErrReplaced: the peer began another session, and the one before had not ended
+	// in order: what was on its way then may be lost. The peer knew before.
+	ErrReplaced = errors.New("link: session replaced")
 	ErrTooLarge = errors.New("link: message too large")
 	ErrStalled  = errors.New("link: peer does not read")
 	ErrBroken   = errors.New("link: connection lost")

@@ -102,7 +102,7 @@ func (l *Link) receive(which Lane, m *nats.Msg) {
 	// That a device process is gone its node told by Disconnect, when that was so.
 	if s.replaces(h) && (sender.Role != trust.Device || sameProcess(s.session, h.session)) {
 		l.log.Info("link lost", "peer", sender.String(), "lane", which.String(), "error", "the peer began another session")
-		l.cfg.Lost(sender, ErrGap)
+		l.cfg.Lost(sender, ErrReplaced)
 	}
 	whole, data, err := s.add(h, payload, l.cfg.MaxMessage)
 	if err != nil {

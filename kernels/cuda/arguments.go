@@ -2,6 +2,8 @@
 
 package cuda
 
+import "unsafe"
+
 // The structs that kernels take, as src/ declares them: same order, same sizes.
 
 type pointer = uint64 // device memory
@@ -15,6 +17,21 @@ type linearArguments struct {
 	eps, softcap                                        float32
 	activation, gated, accumulate                       int32
 	xNarrow, outNarrow                                  int32
+}
+
+// wideArguments and widePromptArguments: tensor maps stand at multiples of 128 bytes.
+type wideArguments struct {
+	linearArguments
+	whole, tiles, weightTiles, rowTiles int32
+	once                                int32
+	_                                   [127 - (unsafe.Sizeof(linearArguments{})+20+127)%128]byte
+	weight, x                           tensorMap
+}
+
+type widePromptArguments struct {
+	attentionArguments
+	_            [127 - (unsafe.Sizeof(attentionArguments{})+127)%128]byte
+	keys, values tensorMap
 }
 
 type normArguments struct {

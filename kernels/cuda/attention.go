@@ -114,10 +114,22 @@ func (o *Ops) Attention(out, qkv kernels.Tensor, a kernels.Attention) {
 	if it.rowCount > 0 {
 		o.decode(args, it)
 	}
-	if it.tileCount > 0 {
-		args.items = it.tiles
+	if it.tileCount == 0 {
+		return
+	}
+	args.items = it.tiles
+	if o.wideKernels {
+		w := widePromptArguments{attentionArguments: args, keys: o.pages(c, args.k), values: o.pages(c, args.v)}
+		o.launch(fmt.Sprintf("wide_prompt%s_%d", o.suffix, a.HeadDim), a.KVHeads, it.tileCount, 1, 384, (2*64+4*128)*a.HeadDim*2+1024, bytesOf(&w))
+	} else {
 		o.launch(fmt.Sprintf("prompt%s_%d", o.suffix, a.HeadDim), a.KVHeads, it.tileCount, 1, 256, 4*64*a.HeadDim*2, bytesOf(&args))
 	}
+}
+
+// pages lets the copy engine take pages of keys or values: 16 slots of 64 dimensions.
+func (o *Ops) pages(c *cache, at pointer) tensorMap {
+	slots, size := uint64(c.spec.Blocks*c.spec.KVHeads*kernels.BlockTokens), uint64(c.spec.HeadDim)
+	return o.tensorMap(tiling{at: at, dimensions: [3]uint64{size, slots}, strides: [2]uint64{2 * size}, box: [3]uint32{64, kernels.BlockTokens}, swizzled: true})
 }
 
 // decode attends for the rows that stand alone. Where there are too few to fill
@@ -135,11 +147,13 @@ func (o *Ops) decode(args attentionArguments, it *items) {
 	for most < chunks { // steps of like length share a graph
 		most = max(most+1, most*5/4)
 	}
+	// Three chunks in flight, or with very many blocks two: then a third block
+	// stands beside two others while these begin and end.
 	args.stages = 3
-	if 3*stageBytesOf(args) > o.shared-staticShared {
+	pairs := it.rowCount * int(args.kvHeads)
+	if 3*stageBytesOf(args) > o.shared-staticShared || pairs >= 12*o.info.Multiprocessor {
 		args.stages = 2
 	}
-	pairs := it.rowCount * int(args.kvHeads)
 	if bytes := pairs * most * int(args.group) * int(args.size+4) * 4; pairs < 2*o.info.Multiprocessor && most > 1 && bytes <= 256<<20 {
 		splits, args.partial, args.stages = most, o.need("partial", bytes).at, 1
 	}

@@ -214,19 +214,25 @@ func (o *Ops) bandwidth(t testing.TB) float64 {
 	return best
 }
 
-// BenchmarkTable prints issue 7's table for this machine: each figure beside its limit.
-// MANTA_BENCH picks lines whose names contain one of its words.
+// wantedShapes are those that MANTA_BENCH names, or all.
+func wantedShapes() (list []shape) {
+	wanted := strings.Fields(cmp.Or(os.Getenv("MANTA_BENCH"), "8B 1B 0.6B"))
+	for _, s := range shapes {
+		if slices.Contains(wanted, s.name) {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// BenchmarkTable prints the time of steps on this machine, each beside its limit.
 func BenchmarkTable(b *testing.B) {
 	o := open(b, kernels.BF16)
 	bandwidth := o.bandwidth(b)
 	const peak = 790e12 // bf16, as measured through a library on this kind of machine
 	fmt.Printf("\n%s, %d multiprocessors: reads %.2f TB/s\n", o.info.Name, o.info.Multiprocessor, bandwidth/1e12)
 	fmt.Printf("| work | ms | limit ms | of limit |\n|---|---|---|---|\n")
-	wanted := strings.Fields(cmp.Or(os.Getenv("MANTA_BENCH"), "8B 1B 0.6B"))
-	for _, s := range shapes {
-		if !slices.ContainsFunc(wanted, func(w string) bool { return strings.HasPrefix(w, s.name) }) {
-			continue
-		}
+	for _, s := range wantedShapes() {
 		o := open(b, kernels.BF16)
 		const most = 8192
 		d := newDummy(b, o, s, most, 256, 257*33+most/16+2)
@@ -251,13 +257,23 @@ func BenchmarkTable(b *testing.B) {
 	}
 }
 
-// BenchmarkParts says where a step of the 8B shape spends its time: each part alone.
+// BenchmarkParts says where a step spends its time: each part alone, as it follows
+// itself. MANTA_BENCH picks shapes as for the table.
 func BenchmarkParts(b *testing.B) {
-	o := open(b, kernels.BF16)
-	s := shapes[0]
-	s.layers = 8
-	d := newDummy(b, o, s, 256, 256, 256*65+2)
-	for _, n := range []int{1, 64, 256} {
+	for _, s := range wantedShapes() {
+		o := open(b, kernels.BF16)
+		s.layers = 8
+		d := newDummy(b, o, s, 256, 256, 256*65+2)
+		d.parts(b)
+		if err := o.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func (d *dummy) parts(b *testing.B) {
+	o, s := d.o, d.shape
+	for _, n := range []int{1, 64, 128, 256} {
 		batch, rows := decodeBatch(n, 512)
 		x, qkv, attended, inner, wanted, logits := d.x.Top(n), d.qkvT.Top(n), d.attended.Top(n), d.inner.Top(n), d.wanted.Top(n), d.logitsT.Top(n)
 		parts := []struct {
@@ -290,7 +306,7 @@ func BenchmarkParts(b *testing.B) {
 					b.Fatal(err)
 				}
 			})
-			fmt.Printf("batch %d: %s: %.1f µs\n", n, p.name, took.Seconds()*1e6/8/float64(p.times))
+			fmt.Printf("%s, batch %d: %s: %.1f µs\n", s.name, n, p.name, took.Seconds()*1e6/8/float64(p.times))
 		}
 	}
 }

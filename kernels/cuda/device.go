@@ -65,7 +65,8 @@ type Ops struct {
 	shared  int // bytes of shared memory that a block may have
 	// gemvShared is the least that the products of few rows take: beyond half of a
 	// multiprocessor's, the next kernel's blocks cannot stand beside them.
-	gemvShared int
+	gemvShared  int
+	wideKernels bool // the image has machine code for Hopper's copy engine and warpgroups
 	// overlap: kernels may start before the one before has ended. Code for older
 	// devices does not wait for it by itself, so it must not.
 	overlap bool
@@ -97,6 +98,7 @@ type Ops struct {
 	step    *slot // between Begin and End
 	scratch map[string]*buffer
 	lists   map[string]pointer
+	maps    map[tiling]tensorMap
 	arrived pointer // counters of tiles, zero between kernels
 	last    pointer // per seat: the token sampled last
 	counts  pointer // seat × vocabulary, once the vocabulary is known
@@ -121,7 +123,7 @@ func New(device int, options Options) (kernels.Ops, error) {
 	o := &Ops{
 		options: options,
 		work:    make(chan func(), slotCount), ended: make(chan *slot, slotCount), slots: make(chan *slot, slotCount), waited: make(chan struct{}),
-		kernels: map[string]*kernel{}, graphs: map[string]*captured{}, scratch: map[string]*buffer{}, lists: map[string]pointer{}, early: map[int32]seatCall{},
+		kernels: map[string]*kernel{}, graphs: map[string]*captured{}, scratch: map[string]*buffer{}, lists: map[string]pointer{}, maps: map[tiling]tensorMap{}, early: map[int32]seatCall{},
 	}
 	switch options.Compute {
 	case kernels.BF16:
@@ -239,6 +241,7 @@ func (o *Ops) loadImage(image string, names []string) error {
 			return fmt.Errorf("kernel %s: %w", name, err)
 		}
 		o.kernels[name] = &kernel{name: name, function: handle(f), shared: usable}
+		o.wideKernels = o.wideKernels || strings.HasPrefix(name, "wide")
 	}
 	return nil
 }
@@ -317,7 +320,10 @@ func kernelNames() map[string][]string {
 	}
 	for _, t := range []string{"_bf16", "_f16"} {
 		rows = append(rows, "widen"+t)
-		products = append(products, "gate"+t, "wide"+t)
+		products = append(products, "gate"+t)
+		for _, w := range wideTiles {
+			products = append(products, w.kernel(t))
+		}
 		for _, n := range []string{"1", "2", "4", "8"} {
 			products = append(products, "gemv"+t+"_"+n)
 		}
@@ -325,7 +331,7 @@ func kernelNames() map[string][]string {
 			products = append(products, "gemm"+t+"_"+n)
 		}
 		for _, n := range []string{"64", "128"} {
-			attention = append(attention, "decode"+t+"_"+n, "decode_wide"+t+"_"+n, "prompt"+t+"_"+n)
+			attention = append(attention, "decode"+t+"_"+n, "decode_wide"+t+"_"+n, "prompt"+t+"_"+n, "wide_prompt"+t+"_"+n)
 		}
 	}
 	return map[string][]string{"products": products, "attention": attention, "rows": rows}

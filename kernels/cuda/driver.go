@@ -4,6 +4,7 @@ package cuda
 
 /*
 #include <cuda.h>
+#include <string.h>
 
 typedef struct {
   CUfunction function;
@@ -38,6 +39,16 @@ static CUresult manta_capture(CUstream stream, const manta_launch *l, int n, cha
   if (r == CUDA_SUCCESS) r = end;
   if (r == CUDA_SUCCESS) r = cuGraphInstantiateWithFlags(exec, graph, 0);
   if (graph) cuGraphDestroy(graph);
+  return r;
+}
+
+// One map of `rank` dimensions, the innermost first, in tiles of `box`.
+static CUresult manta_tensor_map(void *out, int type, unsigned rank, unsigned long long at, const cuuint64_t *dimensions, const cuuint64_t *strides, const cuuint32_t *box, int swizzled) {
+  const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
+  CUtensorMap map; // at a multiple of 64 bytes, which out need not be
+  CUresult r = cuTensorMapEncodeTiled(&map, (CUtensorMapDataType)type, rank, (void *)at, dimensions, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (r == CUDA_SUCCESS) memcpy(out, &map, sizeof map);
   return r;
 }
 */
@@ -130,6 +141,35 @@ func codeVersion(f cu.Function) (version int, err error) {
 	var v C.int
 	err = result(C.cuFuncGetAttribute(&v, C.CU_FUNC_ATTRIBUTE_PTX_VERSION, *(*C.CUfunction)(unsafe.Pointer(&f))), "code version")
 	return int(v), err
+}
+
+// A tensorMap tells the copy engine how a matrix lies in memory and in which tiles
+// it is wanted (cuTensorMapEncodeTiled). It mirrors CUtensorMap.
+type tensorMap [16]uint64
+
+// A tiling is what a tensorMap is made from: dimensions, the innermost first, with
+// the strides in bytes of all but that one.
+type tiling struct {
+	at         pointer
+	words      bool // elements of 4 bytes, else of 2
+	dimensions [3]uint64
+	strides    [2]uint64
+	box        [3]uint32
+	swizzled   bool // 128 bytes of a row change places by its number
+}
+
+func (t tiling) encode() (tensorMap, error) {
+	var m tensorMap
+	kind, rank := C.int(C.CU_TENSOR_MAP_DATA_TYPE_UINT16), C.uint(3) // what the bits mean is the kernel's
+	if t.words {
+		kind = C.CU_TENSOR_MAP_DATA_TYPE_UINT32
+	}
+	if t.dimensions[2] == 0 {
+		rank = 2
+	}
+	r := C.manta_tensor_map(unsafe.Pointer(&m), kind, rank, C.ulonglong(t.at), (*C.cuuint64_t)(unsafe.Pointer(&t.dimensions[0])), (*C.cuuint64_t)(unsafe.Pointer(&t.strides[0])),
+		(*C.cuuint32_t)(unsafe.Pointer(&t.box[0])), flag(t.swizzled))
+	return m, result(r, "tensor map")
 }
 
 // pinned gives host memory that the device copies from and to at full speed.

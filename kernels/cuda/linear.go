@@ -201,7 +201,7 @@ var tileKernels = []struct{ name, rows, shared int }{
 
 // tiles launches the product of many rows, of one weight or of each expert's.
 func (o *Ops) tiles(a linearArguments, rows, experts int) {
-	if o.kernels["wide"+o.suffix] != nil && rows > 64 && experts == 1 {
+	if o.wideKernels && experts == 1 {
 		o.wide(a, rows)
 		return
 	}
@@ -225,19 +225,6 @@ func (o *Ops) tiles(a linearArguments, rows, experts int) {
 		a.partial, z = o.need("partial", bytes).at, int(a.segments)
 	}
 	o.launch(fmt.Sprintf("gemm%s_%d", o.suffix, k.name), x, y, z, 256, k.shared, bytesOf(&a))
-}
-
-// wide launches the product of many rows on a Hopper device.
-func (o *Ops) wide(a linearArguments, rows int) {
-	perTile := 128 / 8
-	if a.gated == 1 {
-		perTile /= 2
-	}
-	tiles, z := ceil(units(a), perTile)*ceil(rows, 128), 1
-	if bytes := int(a.segments) * rows * ceil(int(a.width), 8) * 32; a.segments > 1 && rows <= 256 && 2*tiles < o.info.Multiprocessor && bytes <= 256<<20 {
-		a.partial, z = o.need("partial", bytes).at, int(a.segments)
-	}
-	o.launch("wide"+o.suffix, tiles, 1, z, 256, 6*256*128+1024, bytesOf(&a))
 }
 
 // outputs is the number of columns of out; units that of 8 of them.

@@ -204,13 +204,16 @@ func (o *Ops) shape(rows, cols int) *weight {
 	// is cut, and more where there are too few blocks of rows to occupy the warps of
 	// 132 multiprocessors. Where there are rows enough, few segments are less to add.
 	split, most := 1, 16
-	if rows >= 4096 {
+	switch {
+	case rows >= 24576: // every warp has rows of its own
+		most = 1
+	case rows >= 4096:
 		most = 4
 	}
 	for w.chunks/split > 32 && split < most {
 		split *= 2
 	}
-	for perBlock := ceil(ceil(rows, 8), 132); 2*split*perBlock <= 16 && split < 4 && w.chunks/split >= 8; {
+	for perBlock := ceil(ceil(rows, 8), 132); 2*split*perBlock <= 16 && split < min(4, most) && w.chunks/split >= 8; {
 		split *= 2
 	}
 	w.segment = ((w.chunks+split-1)/split + 1) / 2 * 2

@@ -163,6 +163,7 @@ static int no_device(void) { return 100; } /* CUDA_ERROR_NO_DEVICE */
   X(cuStreamWriteValue32_v2) \
   X(cuSurfRefGetArray) \
   X(cuSurfRefSetArray) \
+  X(cuTensorMapEncodeTiled) \
   X(cuTexRefGetAddressMode) \
   X(cuTexRefGetAddress_v2) \
   X(cuTexRefGetArray) \

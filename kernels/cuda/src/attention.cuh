@@ -148,7 +148,9 @@ DEVICE void mergeFactors(float& high, float& sum, float m, float l, float& keep,
 }
 DEVICE float merged(float out, float o, float keep, float take) { return __fmaf_rn(o, take, __fmul_rn(out, keep)); }
 
-// A raw product of query and key as a power of two's exponent.
+// A raw product of query and key as a power of two's exponent. Without a cap the
+// kernels that keep a chunk's products in registers leave the factor to the
+// exponents: 2^(s·c - m·c) is one operation.
 DEVICE float score(float s, float scale, float softcap) {
   constexpr float log2e = 1.44269504088896341f;
   if (softcap > 0) return __fmul_rn(softcap * log2e, tanhf(__fdividef(__fmul_rn(s, scale), softcap)));

@@ -1,10 +1,10 @@
 // Attention on tensor cores. Chunk is the arithmetic of one warp over 16 query
 // rows (or 8) and 64 keys; decode is its use for one token a sequence.
 //
-// The 16-bit products take their columns in an order in which every lane reads 16
-// contiguous bytes: query and key dimensions 32i + 8q … 32i + 8q + 7 by lane
-// 4r + q, value dimensions r·size/8 … by the same. A permutation of both factors
-// leaves the sum what it is; prompt.cuh uses the same one, so results are the same bits.
+// Products over a head's dimensions take them 16 at a time in their own order, as
+// wgmma does (wideprompt.cuh), so that all three kernels give the same bits. In the
+// products with values a lane takes dimensions r·size/8 …, which lie together: an
+// order of outputs, which says nothing.
 #pragma once
 #include "attention.cuh"
 
@@ -14,7 +14,12 @@ template <class T, int HD, bool WIDE> struct Chunk {
   float s[8][4]; // scores: keys 8j + 2q, + 1; rows r and r + 8
   float high[2], sum[2];
 
-  // One page of 16 keys: key(n, i) gives 16 bytes of key 8n + r.
+  // Dimensions 32i + 2q …, + 8, + 16, + 24 of a row of queries.
+  static DEVICE uint4 part(const T* row, int i, int q) {
+    const uint32_t* at = (const uint32_t*)(row + i * 32) + q;
+    return make_uint4(at[0], at[4], at[8], at[12]);
+  }
+  // One page of 16 keys: key(n, i) gives the same dimensions of key 8n + r.
   template <class K> DEVICE void multiplyKeys(int page, K key) {
 #pragma unroll
     for (int n = 0; n < 2; n++) {
@@ -30,24 +35,25 @@ template <class T, int HD, bool WIDE> struct Chunk {
   }
   // Scores to weights: sees(row half, key) tells what a row may see; with `all`, everything.
   template <class S> DEVICE void weigh(float scale, float softcap, int lane, bool all, S sees) {
-#pragma unroll
-    for (int h = 0; h < (WIDE ? 2 : 1); h++)
+    constexpr int PER = WIDE ? 4 : 2;
+    if (softcap > 0) {
 #pragma unroll
       for (int j = 0; j < 8; j++)
 #pragma unroll
-        for (int e = 0; e < 2; e++) s[j][2 * h + e] = score(s[j][2 * h + e], scale, softcap);
+        for (int e = 0; e < PER; e++) s[j][e] = score(s[j][e], scale, softcap);
+    }
     if (!all) {
 #pragma unroll
-      for (int h = 0; h < (WIDE ? 2 : 1); h++)
+      for (int j = 0; j < 8; j++)
 #pragma unroll
-        for (int j = 0; j < 8; j++)
-#pragma unroll
-          for (int e = 0; e < 2; e++)
-            if (!sees(h, 8 * j + 2 * (lane % 4) + e)) s[j][2 * h + e] = -INFINITY;
+        for (int e = 0; e < PER; e++)
+          if (!sees(e / 2, 8 * j + 2 * (lane % 4) + e % 2)) s[j][e] = -INFINITY;
     }
-    weighScores();
+    weighScores(softcap > 0 ? 1.f : exponent(scale));
   }
-  DEVICE void weighScores() {
+  // A score without a cap times this is a power of two's exponent.
+  static DEVICE float exponent(float scale) { return scale * 1.44269504088896341f; }
+  DEVICE void weighScores(float factor) {
 #pragma unroll
     for (int h = 0; h < (WIDE ? 2 : 1); h++) {
       float m = -INFINITY, l = 0;
@@ -55,11 +61,12 @@ template <class T, int HD, bool WIDE> struct Chunk {
       for (int j = 0; j < 8; j++) m = fmaxf(m, fmaxf(s[j][2 * h], s[j][2 * h + 1]));
       m = fmaxf(m, __shfl_xor_sync(allLanes, m, 1));
       m = fmaxf(m, __shfl_xor_sync(allLanes, m, 2));
-      const float from = m == -INFINITY ? 0.f : m; // all masked: weights of 0, not of NaN
+      m = __fmul_rn(m, factor);
+      const float from = m == -INFINITY ? 0.f : -m; // all masked: weights of 0, not of NaN
 #pragma unroll
       for (int j = 0; j < 8; j++) {
 #pragma unroll
-        for (int e = 0; e < 2; e++) s[j][2 * h + e] = power(s[j][2 * h + e] - from);
+        for (int e = 0; e < 2; e++) s[j][2 * h + e] = power(__fmaf_rn(s[j][2 * h + e], factor, from));
         l += s[j][2 * h] + s[j][2 * h + 1];
       }
       l += __shfl_xor_sync(allLanes, l, 1);
@@ -78,6 +85,59 @@ template <class T, int HD, bool WIDE> struct Chunk {
     for (int d = 0; d < 4; d++) {
       multiply<T>(o[2 * d], p, __byte_perm(x[0][d], x[1][d], 0x5410), __byte_perm(x[2][d], x[3][d], 0x5410));
       multiply<T>(o[2 * d + 1], p, __byte_perm(x[0][d], x[1][d], 0x7632), __byte_perm(x[2][d], x[3][d], 0x7632));
+    }
+  }
+};
+
+// What turnHead does to a head of HD dimensions, with all that does not depend on
+// the row's products read beforehand: lane by lane the same operations.
+template <int HD> struct Turn {
+  float2 angle[HD / 64];
+  float gain[2][HD / 32]; // of queries, of keys
+  DEVICE void prepare(const AttentionArguments& a, int position, int lane) {
+#pragma unroll
+    for (int i = 0; i < HD / 64; i++) angle[i] = a.rope && lane + 32 * i < a.pairs ? a.rope[size_t(position) * a.pairs + lane + 32 * i] : make_float2(1, 0);
+#pragma unroll
+    for (int i = 0; i < HD / 32; i++) gain[0][i] = a.qGain ? a.qGain[lane + 32 * i] : 1.f, gain[1][i] = a.kGain ? a.kGain[lane + 32 * i] : 1.f;
+  }
+  DEVICE void apply(const AttentionArguments& a, const float (&v)[HD / 32], int h, int lane, float* head) const {
+    const bool key = h >= a.heads, value = h >= a.heads + a.kvHeads;
+    const int kind = value ? -1 : key ? a.kNorm : a.qNorm;
+    const float* bias = key ? a.kBias : a.qBias;
+    float mean = 0, scale = 1;
+    if (kind >= 0) {
+      float sum = 0;
+      if (kind == 1) {
+#pragma unroll
+        for (int i = 0; i < HD / 32; i++) sum += v[i];
+        mean = warpSum(sum) / a.size, sum = 0;
+      }
+#pragma unroll
+      for (int i = 0; i < HD / 32; i++) sum += (v[i] - mean) * (v[i] - mean);
+      scale = 1.f / sqrtf(warpSum(sum) / a.size + (key ? a.kEps : a.qEps));
+    }
+#pragma unroll
+    for (int i = 0; i < HD / 32; i++) {
+      float u = v[i];
+      if (kind >= 0) {
+        u = (u - mean) * scale;
+        if (key ? a.kGain : a.qGain) u *= key ? gain[1][i] : gain[0][i];
+        if (bias) u += bias[lane + 32 * i];
+      }
+      head[lane + 32 * i] = u;
+    }
+    __syncwarp();
+    if (a.rope && !value) {
+#pragma unroll
+      for (int k = 0; k < HD / 64; k++) {
+        const int i = lane + 32 * k, lo = a.interleaved ? 2 * i : i, hi = a.interleaved ? 2 * i + 1 : i + a.pairs;
+        if (i >= a.pairs) break;
+        float2 t = angle[k];
+        float u = head[lo], w = head[hi];
+        head[lo] = __fsub_rn(__fmul_rn(u, t.x), __fmul_rn(w, t.y));
+        head[hi] = __fadd_rn(__fmul_rn(w, t.x), __fmul_rn(u, t.y));
+      }
+      __syncwarp();
     }
   }
 };
@@ -113,7 +173,7 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
   if (a.stored || from >= chunks) chain();
   if (from >= chunks) return;
 
-  auto keySwizzle = [](int key) { return (key & 1) << 2; };
+  auto keySwizzle = [](int key) { return key & 7; };
   auto valueSwizzle = [](int key) { return HD == 128 ? (key / 2 & 1) | (key / 4 & 1) << 2 : HD == 64 ? (key / 2 & 3) << 1 : key / 2 & 3; };
   const int there = a.stored ? position + 1 : position; // keys that the cache holds
   // A chunk's four blocks are read one chunk ahead of its keys.
@@ -136,7 +196,13 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
     if (from + s < to) fetch(from + s);
     commitCopies();
   }
-  if (!a.stored) chain();
+  constexpr int SLOTS = (ROWS + 2 + 3) / 4; // heads that a warp turns
+  const int turned = ROWS + (to == chunks ? 2 : 0);
+  Turn<HD> turn;
+  if (!a.stored) {
+    turn.prepare(a, position, lane);
+    chain();
+  }
 
   if (a.stored) {
     for (int i = thread; i < ROWS * HD; i += decodeThreads) {
@@ -145,13 +211,24 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
     }
   } else {
     const float* x = a.qkv + size_t(m) * (a.heads + 2 * a.kvHeads) * HD;
-    float* head = heads + warp * HD;
-    for (int g = warp; g < ROWS + (to == chunks ? 2 : 0); g += 4) {
-      const bool isNew = g >= ROWS;
-      int h = isNew ? a.heads + (g - ROWS) * a.kvHeads + kv : g < G ? a.groups[kv * G + g] : -1;
-      if (h >= 0) turnHead(a, x, h, position, lane, head, 0, 1);
-      T* out = isNew ? newest + (g - ROWS) * HD : queries + g * HD;
-      for (int i = lane; i < HD; i += 32) out[i] = narrow<T>(h >= 0 ? head[i] : 0.f);
+    float v[SLOTS][HD / 32];
+    auto headOf = [&](int g) { return g >= ROWS ? a.heads + (g - ROWS) * a.kvHeads + kv : g < G ? a.groups[kv * G + g] : -1; };
+#pragma unroll
+    for (int s = 0; s < SLOTS; s++) { // all at once, not one latency after the other
+      const int g = warp + 4 * s, h = g < turned ? headOf(g) : -1;
+#pragma unroll
+      for (int i = 0; i < HD / 32; i++) v[s][i] = h >= 0 ? x[size_t(h) * HD + lane + 32 * i] : 0.f;
+    }
+#pragma unroll
+    for (int s = 0; s < SLOTS; s++) {
+      const int g = warp + 4 * s;
+      if (g >= turned) break;
+      const int h = headOf(g);
+      T* to = g >= ROWS ? newest + (g - ROWS) * HD : queries + g * HD;
+      float* head = heads + warp * HD;
+      if (h >= 0) turn.apply(a, v[s], h, lane, head);
+#pragma unroll
+      for (int i = lane; i < HD; i += 32) to[i] = narrow<T>(h >= 0 ? head[i] : 0.f);
       __syncwarp();
     }
   }
@@ -165,7 +242,7 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
 #pragma unroll
   for (int h = 0; h < HALVES; h++)
 #pragma unroll
-    for (int i = 0; i < C::parts; i++) c.q[i][h] = *(const uint4*)(queries + (r + 8 * h) * HD + i * 32 + q * 8);
+    for (int i = 0; i < C::parts; i++) c.q[i][h] = C::part(queries + (r + 8 * h) * HD, i, q);
 
   float out[NT][4], high[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 #pragma unroll
@@ -191,8 +268,8 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
     }
     const uint32_t keys = shared(tile), values = keys + tileBytes;
     c.multiplyKeys(0, [&](int n, int i) {
-      int key = warp * 16 + n * 8 + r;
-      return loadShared(keys + key * rowBytes + (((4 * i + q) ^ keySwizzle(key)) << 4));
+      int key = warp * 16 + n * 8 + lane % 8;
+      return loadMatrix(keys + key * rowBytes + (((4 * i + lane / 8) ^ keySwizzle(key)) << 4));
     });
 #pragma unroll
     for (int n = 0; n < 2; n++)
@@ -200,7 +277,7 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
       for (int e = 0; e < 2 * HALVES; e++) {
         int key = warp * 16 + n * 8 + 2 * q + e % 2;
         bool sees = key0 + key >= first && key0 + key <= position;
-        scores[(r + e / 2 * 8) * pitch + key] = sees ? score(c.s[n][e], a.scale, a.softcap) : -INFINITY;
+        scores[(r + e / 2 * 8) * pitch + key] = !sees ? -INFINITY : a.softcap > 0 ? score(c.s[n][e], a.scale, a.softcap) : c.s[n][e];
       }
     __syncthreads();
 #pragma unroll
@@ -210,7 +287,7 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
         float2 v = *(const float2*)(scores + (r + 8 * h) * pitch + 8 * j + 2 * q);
         c.s[j][2 * h] = v.x, c.s[j][2 * h + 1] = v.y;
       }
-    c.weighScores();
+    c.weighScores(a.softcap > 0 ? 1.f : C::exponent(a.scale));
     float o[NT][4];
 #pragma unroll
     for (int j = 0; j < NT; j++) o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0;
@@ -287,17 +364,18 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
     const int g = i / HD, head = a.groups[kv * G + g];
     float h = -INFINITY, l = 0, keep, take;
     float4 u = make_float4(0, 0, 0, 0);
-    for (int n = 0; n < chunks; n += 8) {
-      float4 o[8];
-      float2 s[8];
+    constexpr int BATCH = 8; // loads on their way at once
+    for (int n = 0; n < chunks; n += BATCH) {
+      float4 o[BATCH];
+      float2 s[BATCH];
 #pragma unroll
-      for (int k = 0; k < 8; k++) {
+      for (int k = 0; k < BATCH; k++) {
         int at = min(n + k, chunks - 1) * G;
         o[k] = __ldcg((const float4*)(results + size_t(at) * HD + i));
         s[k] = __ldcg((const float2*)(stats + size_t(at + g) * 2));
       }
 #pragma unroll
-      for (int k = 0; k < 8; k++) {
+      for (int k = 0; k < BATCH; k++) {
         if (n + k >= chunks) break;
         mergeFactors(h, l, s[k].x, s[k].y, keep, take);
         u = make_float4(merged(u.x, o[k].x, keep, take), merged(u.y, o[k].y, keep, take), merged(u.z, o[k].z, keep, take), merged(u.w, o[k].w, keep, take));
@@ -309,6 +387,6 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
 }
 
 #define DECODE(type, size)                                                                                                              \
-  KERNEL __launch_bounds__(decodeThreads) decode_##type##_##size(const __grid_constant__ AttentionArguments a) { decode<type, size, false>(a); }  \
+  KERNEL __launch_bounds__(decodeThreads, 3) decode_##type##_##size(const __grid_constant__ AttentionArguments a) { decode<type, size, false>(a); }  \
   KERNEL __launch_bounds__(decodeThreads) decode_wide_##type##_##size(const __grid_constant__ AttentionArguments a) { decode<type, size, true>(a); }
 DECODE(bf16, 64) DECODE(bf16, 128) DECODE(f16, 64) DECODE(f16, 128)

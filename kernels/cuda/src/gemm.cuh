@@ -158,7 +158,7 @@ template <class T, int TN, int TM, int WN, int WM, int STAGES> struct Tile {
       for (int c = 0; c < 2; c++) {
         uint4 b[NB];
 #pragma unroll
-        for (int j = 0; j < NB; j++) b[j] = loadShared(w + ((wn * NB + j) * 2 + c) * chunkBytes + lane * 16);
+        for (int j = 0; j < NB; j++) b[j] = loadMatrix(w + ((wn * NB + j) * 2 + c) * chunkBytes + lane * 16);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
 #pragma unroll

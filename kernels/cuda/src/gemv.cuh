@@ -6,8 +6,8 @@
 // by 1/rms, so the reduction is off the path of the first weights.
 // Grid: one block per multiprocessor; each takes an equal run of units (8 weight
 // rows, with a gate 8 + 8). 16 warps: warp w takes segment w % split of every
-// (16 / split)-th unit and streams it through its own ring in shared memory, each
-// lane its own 16 bytes, so no barrier stands between a copy and its use.
+// (16 / split)-th unit and streams it through its own ring in shared memory, so no
+// barrier of the block stands between a copy and its use.
 // Memory bound: 2·width·columns bytes. Reference: ref.Linear.
 #pragma once
 #include "linear.cuh"
@@ -47,7 +47,11 @@ template <class T, int MC> DEVICE void gemv(const LinearArguments& a) {
 #pragma unroll
   for (int i = 0; i < gemvDepth; i++) fetch(i);
 
+  // A group of units shares the memory for sums.
+  const int perUnit = halves * split * MC * 8, group = max(1, gemvSums / 4 / perUnit / lanes) * lanes;
   chain();
+  float early[1] = {0}; // what this thread's first output is added to comes while x does
+  if (thread < (min(first + group, last) - first) * a.rows * 8) standing<T, 1>(a, thread / 8 % a.rows, (first + thread / (a.rows * 8)) * 8 + thread % 8, early);
   auto word = [&](int m, int k) { // where columns k, k+1 of row m are staged
     int inner = k % 16;
     return ((k / 32 * MC + m) * 4 + inner % 8 / 2) * 4 + k % 32 / 16 * 2 + inner / 8;
@@ -61,10 +65,17 @@ template <class T, int MC> DEVICE void gemv(const LinearArguments& a) {
     } else if (a.xNarrow) {
       const T* x = (const T*)a.x + size_t(m) * a.xStride;
       if (a.xStride % 8 == 0) {
-        for (int k = 8 * thread; k < padded; k += 4096) {
-          uint4 v = k < a.columns ? *(const uint4*)(x + k) : make_uint4(0, 0, 0, 0);
-          uint32_t* at = staged + word(m, k);
-          at[0] = v.x, at[4] = v.y, at[8] = v.z, at[12] = v.w;
+        constexpr int AHEAD = MC > 2 ? 1 : 4; // loads on their way at once
+        for (int base = 8 * thread; base < padded; base += AHEAD * 4096) {
+          uint4 v[AHEAD];
+#pragma unroll
+          for (int i = 0; i < AHEAD; i++) v[i] = base + i * 4096 < a.columns ? *(const uint4*)(x + base + i * 4096) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+          for (int i = 0; i < AHEAD; i++) {
+            if (base + i * 4096 >= padded) break;
+            uint32_t* at = staged + word(m, base + i * 4096);
+            at[0] = v[i].x, at[4] = v[i].y, at[8] = v[i].z, at[12] = v[i].w;
+          }
         }
       } else {
         for (int k = 2 * thread; k < padded; k += 1024)
@@ -84,8 +95,6 @@ template <class T, int MC> DEVICE void gemv(const LinearArguments& a) {
   }
   __syncthreads();
 
-  // A group of units shares the memory for sums.
-  const int perUnit = halves * split * MC * 8, group = max(1, gemvSums / 4 / perUnit / lanes) * lanes;
   const uint32_t x = shared(staged) + from * MC * 64 + lane * 16;
   int slot = 0;
   for (int base = first; base < last; base += group) {
@@ -97,7 +106,8 @@ template <class T, int MC> DEVICE void gemv(const LinearArguments& a) {
 #pragma unroll 2
           for (int c = 0; c < length; c++) {
             waitCopies<gemvDepth - 1>();
-            uint4 w = loadShared(ring + slot * chunkBytes), v = make_uint4(0, 0, 0, 0);
+            __syncwarp(); // lanes read what other lanes copied
+            uint4 w = loadMatrix(ring + slot * chunkBytes), v = make_uint4(0, 0, 0, 0);
             if (r < MC) v = loadShared(x + c * MC * 64);
             multiply<T>(d, make_uint4(v.x, 0, v.y, 0), w.x, w.y);
             multiply<T>(d, make_uint4(v.z, 0, v.w, 0), w.z, w.w);
@@ -119,7 +129,9 @@ template <class T, int MC> DEVICE void gemv(const LinearArguments& a) {
         for (int k = 1; k < a.segments; k++) up += s[k * MC * 8];
       }
       float scale = a.gain ? inverseRoot(squares[m], a.columns, a.eps) : a.scale ? a.scale[m] : 1.f;
-      finish<T, 1>(a, m, (base + u) * 8 + i % 8, scale, {v}, {up});
+      float old[1] = {early[0]};
+      if (base > first || i > thread) standing<T, 1>(a, m, (base + u) * 8 + i % 8, old);
+      finish<T, 1>(a, m, (base + u) * 8 + i % 8, scale, {v}, {up}, old);
     }
     __syncthreads();
   }

@@ -31,9 +31,37 @@ struct LinearArguments {
 // Blocks of 8 weight rows that a unit of output takes: one, or with a gate two.
 DEVICE int unitsOf(const LinearArguments& a) { return a.gated ? a.width / 16 : (a.width + 7) / 8; }
 
+// Whether outputs n … n + 3 of a row can be read and written at once.
+DEVICE bool fourTogether(const LinearArguments& a, int n) { return n + 4 <= (a.gated ? a.width / 2 : a.width) && a.outStride % 4 == 0; }
+
+// What outputs n … of row m are added to.
+template <class T, int N> DEVICE void standing(const LinearArguments& a, int m, int n, float (&old)[N]) {
+  const int limit = a.gated ? a.width / 2 : a.width;
+  const size_t at = size_t(m) * a.outStride + n;
+#pragma unroll
+  for (int i = 0; i < N; i++) old[i] = 0;
+  if (!a.accumulate) return;
+  if (N == 4 && fourTogether(a, n)) {
+    if (a.outNarrow) {
+      uint2 u = *(const uint2*)((const T*)a.out + at);
+      T v[4];
+      memcpy(v, &u, 8);
+#pragma unroll
+      for (int i = 0; i < N; i++) old[i] = widen(v[i]);
+    } else {
+      float4 u = *(const float4*)((const float*)a.out + at);
+      old[0] = u.x, old[1 % N] = u.y, old[2 % N] = u.z, old[3 % N] = u.w;
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < N; i++)
+    if (n + i < limit) old[i] = a.outNarrow ? widen(((const T*)a.out)[at + i]) : ((const float*)a.out)[at + i];
+}
+
 // Stores N neighbouring outputs (row m, columns n …) of sums v, and with a gate
-// those to multiply by.
-template <class T, int N> DEVICE void finish(const LinearArguments& a, int m, int n, float scale, const float (&sum)[N], const float (&gate)[N]) {
+// those to multiply by, on top of what stood there.
+template <class T, int N> DEVICE void finish(const LinearArguments& a, int m, int n, float scale, const float (&sum)[N], const float (&gate)[N], const float (&old)[N]) {
   const int limit = a.gated ? a.width / 2 : a.width;
   const size_t at = size_t(m) * a.outStride + n;
   float v[N];
@@ -49,7 +77,7 @@ template <class T, int N> DEVICE void finish(const LinearArguments& a, int m, in
 #pragma unroll
     for (int i = 0; i < N; i++) v[i] = activate(silu, v[i]);
   else if (a.activation)
-#pragma unroll 1
+#pragma unroll
     for (int i = 0; i < N; i++) v[i] = activate(a.activation, v[i]);
   if (a.gated)
 #pragma unroll
@@ -58,58 +86,62 @@ template <class T, int N> DEVICE void finish(const LinearArguments& a, int m, in
       if (a.bias && n + i < limit) up += a.bias[n + i + limit];
       v[i] *= up;
     }
-  if (N == 4 && n + N <= limit && a.outStride % 4 == 0) {
-    if (a.outNarrow) {
-      uint2* out = (uint2*)((T*)a.out + at);
-      if (a.accumulate) {
-        T old[4];
-        memcpy(old, out, 8);
+  if (a.accumulate)
 #pragma unroll
-        for (int i = 0; i < N; i++) v[i] += widen(old[i]);
-      }
-      *out = make_uint2(pair<T>(v[0], v[1 % N]), pair<T>(v[2 % N], v[3 % N]));
-    } else {
-      float4* out = (float4*)((float*)a.out + at);
-      if (a.accumulate) {
-        float4 old = *out;
-        v[0] += old.x, v[1 % N] += old.y, v[2 % N] += old.z, v[3 % N] += old.w;
-      }
-      *out = make_float4(v[0], v[1 % N], v[2 % N], v[3 % N]);
-    }
+    for (int i = 0; i < N; i++) v[i] += old[i];
+  if (N == 4 && fourTogether(a, n)) {
+    if (a.outNarrow) *(uint2*)((T*)a.out + at) = make_uint2(pair<T>(v[0], v[1 % N]), pair<T>(v[2 % N], v[3 % N]));
+    else *(float4*)((float*)a.out + at) = make_float4(v[0], v[1 % N], v[2 % N], v[3 % N]);
     return;
   }
 #pragma unroll
   for (int i = 0; i < N; i++) {
     if (n + i >= limit) break;
-    if (a.outNarrow) {
-      T* out = (T*)a.out + at + i;
-      *out = narrow<T>(a.accumulate ? v[i] + widen(*out) : v[i]);
-    } else {
-      float* out = (float*)a.out + at + i;
-      *out = a.accumulate ? v[i] + *out : v[i];
-    }
+    if (a.outNarrow) ((T*)a.out)[at + i] = narrow<T>(v[i]);
+    else ((float*)a.out)[at + i] = v[i];
   }
+}
+template <class T, int N> DEVICE void finish(const LinearArguments& a, int m, int n, float scale, const float (&sum)[N], const float (&gate)[N]) {
+  float old[N];
+  standing<T, N>(a, m, n, old);
+  finish<T, N>(a, m, n, scale, sum, gate, old);
 }
 
 // Reads row x and hands on (column, value · gain) in fours; gives this thread's
 // part of the sum of squares. 512 threads, one fixed order.
 template <class Put> DEVICE float stageWide(const float* x, const float* gain, int columns, int thread, Put put) {
   float squares = 0;
-  for (int e = 4 * thread; e < columns; e += 2048) {
-    float v[4] = {0, 0, 0, 0};
-    if (columns % 4 == 0) {
-      float4 u = *(const float4*)(x + e);
-      v[0] = u.x, v[1] = u.y, v[2] = u.z, v[3] = u.w;
-    } else {
-      for (int i = 0; i < 4 && e + i < columns; i++) v[i] = x[e + i];
-    }
+  auto take = [&](int e, float (&v)[4], const float (&g)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; i++) squares = fmaf(v[i], v[i], squares);
     if (gain) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) v[i] *= e + i < columns ? gain[e + i] : 0.f;
+      for (int i = 0; i < 4; i++) v[i] *= g[i];
     }
     put(e, v[0], v[1], v[2], v[3]);
+  };
+  if (columns % 4 == 0) {
+    constexpr int AHEAD = 2; // loads on their way at once
+    for (int base = 4 * thread; base < columns; base += AHEAD * 2048) {
+      float v[AHEAD][4], g[AHEAD][4];
+#pragma unroll
+      for (int k = 0; k < AHEAD; k++) {
+        const int e = min(base + k * 2048, columns - 4);
+        float4 u = *(const float4*)(x + e), w = gain ? *(const float4*)(gain + e) : make_float4(0, 0, 0, 0);
+        v[k][0] = u.x, v[k][1] = u.y, v[k][2] = u.z, v[k][3] = u.w;
+        g[k][0] = w.x, g[k][1] = w.y, g[k][2] = w.z, g[k][3] = w.w;
+      }
+#pragma unroll
+      for (int k = 0; k < AHEAD; k++)
+        if (base + k * 2048 < columns) take(base + k * 2048, v[k], g[k]);
+    }
+    return squares;
+  }
+  for (int e = 4 * thread; e < columns; e += 2048) {
+    float v[4], g[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[i] = e + i < columns ? x[e + i] : 0.f, g[i] = gain && e + i < columns ? gain[e + i] : 0.f;
+    take(e, v, g);
   }
   return squares;
 }

@@ -75,6 +75,17 @@ template <class T, class Put> DEVICE void normalise(const NormArguments& a, Put 
 template <class T> DEVICE void prepare(const NormArguments& a) {
   chain();
   T* out = (T*)a.out + size_t(blockIdx.x) * a.outStride;
+  if (sizeof(T) == 2 && a.postponed && a.columns % 4 == 0) { // one pass: the root is not needed to go on
+    __shared__ float squares[16];
+    float sum = stageWide((const float*)a.x + size_t(blockIdx.x) * a.xStride, a.gain, a.columns, threadIdx.x,
+                          [&](int i, float v0, float v1, float v2, float v3) { *(uint2*)(out + i) = make_uint2(pair<T>(v0, v1), pair<T>(v2, v3)); });
+    for (int i = a.columns + threadIdx.x; i < a.outStride; i += normThreads) out[i] = narrow<T>(0.f);
+    sum = warpSum(sum);
+    if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32] = sum;
+    __syncthreads();
+    if (threadIdx.x == 0) a.scale[blockIdx.x] = inverseRoot(squares, a.columns, a.eps);
+    return;
+  }
   normalise<T>(a, [&](int i, float v) { out[i] = narrow<T>(v); });
   for (int i = a.columns + threadIdx.x; i < a.outStride; i += normThreads) out[i] = narrow<T>(0.f);
 }

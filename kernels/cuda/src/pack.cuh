@@ -1,9 +1,8 @@
 // pack: rows of a weight as a file stores them into the order that products read.
 //
-// A block is 8 rows; a chunk of a block is 32 columns, 512 bytes: lane 4r + q (row
-// r) holds 16 bytes, columns 2q, 2q+1, 2q+8, 2q+9 and the same plus 16. That is
-// what the lane hands to two tensor core products (PTX ISA, mma.m16n8k16), so a
-// warp reads a chunk in one coalesced load, and a block's chunks follow each other.
+// A block is 8 rows; a chunk of a block is 32 columns, 512 bytes: four matrices of
+// 8 rows × 8 columns, row after row. That is how ldmatrix and wgmma (without swizzle)
+// read a factor, and a block's chunks follow each other.
 // Rows and columns past the end are zero. Columns are padded to 64.
 // Grid: one block of threads per weight block. Run once per weight.
 #pragma once
@@ -17,6 +16,9 @@ struct PackArguments {
   int type;                        // kernels.DType: F32, F16 or BF16
 };
 
+// Where column i of row n is.
+DEVICE size_t packedAt(int chunks, int n, int i) { return ((size_t(n / 8) * chunks + i / 32) * 32 + i % 32 / 8 * 8 + n % 8) * 8 + i % 8; }
+
 template <class T> DEVICE void pack(const PackArguments& a) {
   int n = a.row0 + blockIdx.x; // one block of threads a row
   const char* row = (const char*)a.source + blockIdx.x * a.stride;
@@ -27,8 +29,7 @@ template <class T> DEVICE void pack(const PackArguments& a) {
       if (i < a.columns) ((float*)a.out)[size_t(n) * a.columns + i] = v;
       continue;
     }
-    int inner = i % 16, lane = n % 8 * 4 + inner % 8 / 2, at = i % 32 / 16 * 4 + inner / 8 * 2 + i % 2;
-    ((T*)a.out)[((size_t(n / 8) * a.chunks + i / 32) * 32 + lane) * 8 + at] = narrow<T>(v);
+    ((T*)a.out)[packedAt(a.chunks, n, i)] = narrow<T>(v);
   }
 }
 KERNEL pack_bf16(const __grid_constant__ PackArguments a) { pack<bf16>(a); }

@@ -33,7 +33,7 @@ template <class T, int HD> DEVICE void prompt(const AttentionArguments& a) {
       int key = i / (HD / 8), piece = i % (HD / 8), at = chunk * chunkKeys + key;
       int b = at < written ? table[at / blockTokens] : -1;
       size_t from = size_t(max(b, 0)) * a.blockStride + (size_t(kv) * blockTokens + at % blockTokens) * HD + piece * 8;
-      copyAsync(shared(to) + key * rowBytes + ((piece ^ ((key & 1) << 2)) << 4), (const T*)a.k + from, b >= 0 ? 16 : 0);
+      copyAsync(shared(to) + key * rowBytes + ((piece ^ (key & 7)) << 4), (const T*)a.k + from, b >= 0 ? 16 : 0);
       copyAsync(shared(to) + tileBytes + key * rowBytes + ((piece ^ valueSwizzle(key)) << 4), (const T*)a.v + from, b >= 0 ? 16 : 0);
     }
   };
@@ -49,7 +49,7 @@ template <class T, int HD> DEVICE void prompt(const AttentionArguments& a) {
     row[h] = row0 + f / G, position[h] = head[h] >= 0 ? start + f / G : -1;
 #pragma unroll
     for (int i = 0; i < C::parts; i++)
-      c.q[i][h] = head[h] >= 0 ? *(const uint4*)((const T*)a.q + (size_t(row[h]) * a.heads + head[h]) * HD + i * 32 + q * 8) : make_uint4(0, 0, 0, 0);
+      c.q[i][h] = head[h] >= 0 ? C::part((const T*)a.q + (size_t(row[h]) * a.heads + head[h]) * HD, i, q) : make_uint4(0, 0, 0, 0);
   }
   const int wf = f0 + warp * 16, warpLow = start + wf / G, warpHigh = start + min(count - 1, (wf + 15) / G);
   const bool active = wf < count * G;
@@ -70,8 +70,8 @@ template <class T, int HD> DEVICE void prompt(const AttentionArguments& a) {
 #pragma unroll
     for (int p = 0; p < 4; p++)
       c.multiplyKeys(p, [&](int n, int i) {
-        int key = p * 16 + n * 8 + r;
-        return loadShared(keys + key * rowBytes + (((4 * i + q) ^ ((key & 1) << 2)) << 4));
+        int key = p * 16 + n * 8 + lane % 8;
+        return loadMatrix(keys + key * rowBytes + (((4 * i + lane / 8) ^ (key & 7)) << 4));
       });
     const bool all = key0 + chunkKeys - 1 <= warpLow && (a.window <= 0 || key0 > warpHigh - a.window) && wf + 16 <= count * G;
     c.weigh(a.scale, a.softcap, lane, all, [&](int h, int key) {

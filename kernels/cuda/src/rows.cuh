@@ -5,7 +5,7 @@
 // table: (vocabulary, columns) T in pack.cuh's order, out float32. Grid: one block
 // per row. Memory bound: columns·(2 + 4) bytes a row. Reference: ref.Embed, ref.Gather.
 #pragma once
-#include "common.cuh"
+#include "pack.cuh"
 
 struct EmbedArguments {
   const void *table, *positions; // positions may be null
@@ -18,8 +18,7 @@ struct EmbedArguments {
 // Column i of row n of a packed weight.
 template <class T> DEVICE float packed(const void* w, int chunks, int columns, int n, int i) {
   if (sizeof(T) == 4) return ((const float*)w)[size_t(n) * columns + i];
-  int inner = i % 16, lane = n % 8 * 4 + inner % 8 / 2, at = i % 32 / 16 * 4 + inner / 8 * 2 + i % 2;
-  return widen(((const T*)w)[((size_t(n / 8) * chunks + i / 32) * 32 + lane) * 8 + at]);
+  return widen(((const T*)w)[packedAt(chunks, n, i)]);
 }
 
 template <class T> DEVICE void embed(const EmbedArguments& a) {

@@ -109,7 +109,8 @@ DEVICE unsigned keyOf(float v) {
   return u >> 31 ? ~u : u | 0x80000000u;
 }
 
-// Calls f(token, logit) for every token; eight loads are on their way at a time.
+// Calls f(token, logit) for every token, each thread in rising order; eight
+// loads are on their way at a time.
 template <class F> DEVICE void everyToken(const float* x, int vocabulary, F f) {
   for (int base = threadIdx.x; base < vocabulary; base += 8 * sampleThreads) {
     float u[8];
@@ -121,6 +122,27 @@ template <class F> DEVICE void everyToken(const float* x, int vocabulary, F f) {
   }
 }
 
+// The same by fours, where rows begin at multiples of 16 bytes: for passes that are
+// bound by memory.
+template <class F> DEVICE void everyFour(const float* x, int vocabulary, F f) {
+  if (vocabulary % 4 == 0) {
+    const float4* four = (const float4*)x;
+    const int fours = vocabulary / 4;
+    for (int base = threadIdx.x; base < fours; base += 4 * sampleThreads) {
+      float4 u[4];
+#pragma unroll
+      for (int k = 0; k < 4; k++) u[k] = base + k * sampleThreads < fours ? four[base + k * sampleThreads] : make_float4(0, 0, 0, 0);
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        const int t = 4 * (base + k * sampleThreads);
+        if (t < vocabulary) f(t, u[k].x), f(t + 1, u[k].y), f(t + 2, u[k].z), f(t + 3, u[k].w);
+      }
+    }
+    return;
+  }
+  everyToken(x, vocabulary, f);
+}
+
 // The highest value of the row, and of those the lowest token; -1 where all are
 // -inf or not a number. With below, only what comes after (value, token) in order.
 DEVICE void highestOf(const float* x, int vocabulary, float& value, int& token, bool below, float lastValue, int lastToken) {
@@ -128,7 +150,7 @@ DEVICE void highestOf(const float* x, int vocabulary, float& value, int& token, 
   __shared__ int tokens[32];
   float v = -INFINITY;
   int t = -1;
-  everyToken(x, vocabulary, [&](int i, float u) {
+  everyFour(x, vocabulary, [&](int i, float u) {
     if (below && !(u < lastValue || (u == lastValue && i > lastToken))) return;
     if (u > v) v = u, t = i;
   });
@@ -325,7 +347,7 @@ DEVICE int pick(const Candidates& c, unsigned u24) {
   return chosen;
 }
 
-KERNEL __launch_bounds__(sampleThreads) draw(const __grid_constant__ SampleArguments a) {
+KERNEL __launch_bounds__(sampleThreads, 1) draw(const __grid_constant__ SampleArguments a) {
   chain();
   const SampleRow s = a.rows[blockIdx.x];
   int token = s.target;

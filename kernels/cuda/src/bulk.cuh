@@ -1,0 +1,66 @@
+// Hopper's copy engine: tiles come into shared memory by themselves and count their
+// bytes on a barrier there (PTX ISA, cp.async.bulk.tensor and mbarrier).
+#pragma once
+#include "common.cuh"
+#include <cuda.h>
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+DEVICE void initBarrier(uint32_t at, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory"); }
+DEVICE void fenceBarriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+DEVICE void arrive(uint32_t at) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory"); }
+// The same barrier in a block of this cluster.
+DEVICE void arriveAt(uint32_t at, int rank) {
+  asm volatile(
+      "{.reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(at), "r"(rank) : "memory");
+}
+DEVICE void expectBytes(uint32_t at, int bytes) { asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory"); }
+DEVICE void waitBarrier(uint32_t at, int parity) {
+  asm volatile(
+      "{.reg .pred done;\n"
+      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra over;\n"
+      "bra again;\n"
+      "over:}" ::"r"(at), "r"(parity) : "memory");
+}
+DEVICE void syncCluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+DEVICE int clusterRank() {
+  int r;
+  asm("mov.u32 %0, %cluster_ctarank;" : "=r"(r));
+  return r;
+}
+// What the engine and the tensor cores read next was written by ordinary stores.
+DEVICE void fenceEngine() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// A barrier among some warps of the block.
+DEVICE void syncSome(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+template <int N> DEVICE void raiseRegisters() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
+template <int N> DEVICE void lowerRegisters() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
+
+// A slot of a ring, and the parity of the barriers' phase that it is in.
+struct RingSlot {
+  int slot = 0, phase = 0;
+  template <int SLOTS> DEVICE void next() {
+    if (++slot == SLOTS) slot = 0, phase ^= 1;
+  }
+};
+
+DEVICE uint64_t plainPolicy() {
+  uint64_t p;
+  asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(p));
+  return p;
+}
+DEVICE void copyTile(uint32_t to, const CUtensorMap* map, int c0, int c1, uint32_t barrier) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(map), "r"(c0), "r"(c1), "r"(barrier) : "memory");
+}
+// To the same place in every block of `mask`, each of whose barriers counts the bytes.
+DEVICE void copyTileTo(int mask, uint32_t to, const CUtensorMap* map, int c0, int c1, uint32_t barrier) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(c0), "r"(c1), "r"(barrier), "h"((short)mask) : "memory");
+}
+DEVICE void copyTile(uint32_t to, const CUtensorMap* map, int c0, int c1, int c2, uint32_t barrier, uint64_t policy) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to), "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(barrier), "l"(policy) : "memory");
+}
+#endif

@@ -49,15 +49,19 @@ func benchLoad() *cobra.Command {
 				return err
 			}
 			fmt.Fprintf(out, "loaded, first step done: %.2f s; %v blocks, sequences of up to %d tokens\n\n", e.Loaded.Seconds(), e.Fit.Blocks, e.Fit.MaxLen)
-			const row = "%-20s %14v %10v %16v %18v %16v %8v %13v\n"
-			fmt.Fprintf(out, row, "work", "tokens/s out", "seconds", "first token ms", "decode ms a step", "decode tokens/s", "steps", "processor s")
+			const row = "%-20s %14v %10v %16v %18v %16v %8v %13v %8v\n"
+			fmt.Fprintf(out, row, "work", "tokens/s out", "seconds", "first token ms", "decode ms a step", "decode tokens/s", "steps", "processor s", "host %")
 			figure := func(value float64, digits int) string { return strconv.FormatFloat(value, 'f', digits, 64) }
 			all, err := workOf(shapes, workloads)
 			for i := 0; i < len(all) && err == nil; i++ {
 				var r measure.Result
 				if r, err = e.Do(all[i].work); err == nil {
+					share := "-"
+					if r.HostShare >= 0 {
+						share = figure(100*r.HostShare, 2)
+					}
 					fmt.Fprintf(out, row, filepath.Base(all[i].name), figure(float64(r.Output)/r.Seconds, 1), figure(r.Seconds, 2), figure(1000*r.FirstToken, 1),
-						figure(1000*r.DecodeSeconds/float64(max(1, r.DecodeSteps)), 3), figure(float64(r.DecodeOutput)/r.DecodeSeconds, 1), r.Steps, figure(r.ProcessSeconds, 2))
+						figure(1000*r.DecodeSeconds/float64(max(1, r.DecodeSteps)), 3), figure(float64(r.DecodeOutput)/r.DecodeSeconds, 1), r.Steps, figure(r.ProcessSeconds, 2), share)
 				}
 			}
 			if closing := e.Close(); err == nil {

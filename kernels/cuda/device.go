@@ -95,6 +95,8 @@ type Ops struct {
 		err error // guarded by the mutex
 	}
 
+	spent spent // of the waiter
+
 	step    *slot // between Begin and End
 	scratch map[string]*buffer
 	lists   map[string]pointer

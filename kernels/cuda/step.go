@@ -5,6 +5,7 @@ package cuda
 import (
 	"fmt"
 	"runtime"
+	"time"
 	"unsafe"
 
 	"gorgonia.org/cu"
@@ -48,6 +49,7 @@ type slot struct {
 
 	host   []byte // pinned: meta and lists up, results down
 	event  cu.Event
+	sent   time.Time // when the step began to be handed to the device
 	err    error
 	answer chan answer
 }
@@ -188,6 +190,7 @@ func (o *Ops) submit(s *slot) error {
 	if err := o.seat(s.seats, false); err != nil {
 		return err
 	}
+	s.sent = time.Now()
 	results := len(s.samples)*16 + s.tops*8
 	if size := len(s.meta) + len(s.lists) + results + 64; len(s.host) < size {
 		host, err := o.pin(2 * size) // grows by doubling; the old one stays until Close
@@ -296,6 +299,7 @@ func (o *Ops) wait() {
 		if o.sticky() == nil {
 			o.fail(wrapDevice(s.event.Synchronize(), "step")) //nolint:errcheck // sticks
 		}
+		o.spent.ended(s.sent, time.Now())
 		a := answer{err: o.sticky()}
 		if a.err == nil {
 			a.sampled = s.results()

@@ -70,7 +70,9 @@ func (r *replica) load(ctx context.Context, a wire.Assignment) (*loadedReplica, 
 	if err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
-	if len(r.server.others(a)) == 0 { // else ranks here need a part of the files alone
+	// A GPU's loading reads the files by itself, all cores at once, and ranks of a
+	// spread group need a part of them alone.
+	if kindOf(a.Shards[0].Device) != KindCUDA && len(r.server.others(a)) == 0 {
 		if err := w.Prefetch(ctx, r.progress); err != nil {
 			return nil, errors.Join(err, w.Close())
 		}

@@ -38,6 +38,7 @@ type Engine struct {
 	vocabulary int
 	outputs    chan []engine.Output
 	stop       func() error
+	device     kernels.Ops   // of rank 0
 	Loaded     time.Duration // from Start to the end of the first step
 	Fit        plan.Fit
 }
@@ -67,17 +68,23 @@ func Start(ctx context.Context, cfg LoadConfig) (_ *Engine, err error) {
 	if err != nil {
 		return nil, err
 	}
+	e := &Engine{outputs: make(chan []engine.Output, 1<<10), vocabulary: spec.Shapes().Vocab, Fit: fit}
 	local, err := engine.LoadLocal(engine.LocalConfig{
 		Weights: source, Spec: spec, Layout: layout, CacheType: b.KVType,
 		Limits: sched.Limits{
 			Blocks: fit.Blocks, MaxSequences: b.MaxSequences, MaxRows: b.MaxRows, MaxWanted: plan.Wanted(b.MaxSequences), MaxLen: fit.MaxLen,
 		},
-		Open: func(_, rank int) (kernels.Ops, error) { return cfg.Open(rank) },
+		Open: func(_, rank int) (kernels.Ops, error) {
+			ops, err := cfg.Open(rank)
+			if rank == 0 {
+				e.device = ops
+			}
+			return ops, err
+		},
 	})
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{outputs: make(chan []engine.Output, 1<<10), vocabulary: spec.Shapes().Vocab, Fit: fit}
 	ctx, cancel := context.WithCancel(ctx)
 	group, ctx := errgroup.WithContext(ctx)
 	epoch, err := local.Epoch(1, engine.Where{})
@@ -127,6 +134,15 @@ type Result struct {
 	DecodeOutput   int     // … with so many tokens …
 	DecodeSteps    int     // … in so many steps
 	ProcessSeconds float64 // processor time of this process
+	// HostShare is the part of the time after the first token in which the device had no step to do,
+	// because the host had not handed it over yet; negative where it is not counted.
+	HostShare float64
+}
+
+// A spender is a device that counts how long it works, and how long it stands
+// idle between two steps.
+type spender interface {
+	Spent() (busy, idle time.Duration)
 }
 
 // Do hands all the work over at once, in order, and waits for every token. Prompts
@@ -136,6 +152,8 @@ func (e *Engine) Do(work []Request) (Result, error) {
 	var r Result
 	p := sample.Default()
 	p.Temperature, p.IgnoreEOS = 0, true
+	var busy, idle time.Duration
+	counting, counts := e.device.(spender)
 	before, cpu, began := e.engine.Stats(), processTime(), time.Now()
 	for i, w := range work {
 		draw := rand.New(rand.NewPCG(1, uint64(i)+2))
@@ -159,7 +177,9 @@ func (e *Engine) Do(work []Request) (Result, error) {
 			if o.Offset == 0 && len(o.Tokens) > 0 {
 				now := time.Since(began).Seconds()
 				if waiting == len(work) {
-					r.FirstToken = now
+					if r.FirstToken = now; counts {
+						busy, idle = counting.Spent()
+					}
 				}
 				if waiting--; waiting == 0 {
 					r.AllFirst, r.DecodeSteps = now, int(e.engine.Stats().Steps)
@@ -174,6 +194,11 @@ func (e *Engine) Do(work []Request) (Result, error) {
 	}
 	r.Seconds = time.Since(began).Seconds()
 	r.ProcessSeconds = (processTime() - cpu).Seconds()
+	r.HostShare = -1
+	if counts {
+		b, i := counting.Spent()
+		r.HostShare = float64(i-idle) / float64(b-busy+i-idle)
+	}
 	after := e.engine.Stats()
 	r.Steps = int(after.Steps - before.Steps)
 	r.DecodeSeconds, r.DecodeOutput, r.DecodeSteps = r.Seconds-r.AllFirst, r.DecodeOutput+r.Output, int(after.Steps)-r.DecodeSteps

@@ -21,6 +21,7 @@ import (
 )
 
 var (
+	apart   = flag.String("device-processes", "auto", "of the nodes: where ranks run")
 	rounds  = flag.Int("rounds", 1, "how often each fault is made")
 	streams = flag.Int("streams", 6, "streams that run meanwhile")
 	tokens  = flag.Int("tokens", 60, "tokens of each stream")

@@ -120,7 +120,7 @@ func newBenchOn(t *testing.T, n *network) *bench {
 		b.head(i)
 	}
 	for i := range nodeCount {
-		b.add(fmt.Sprint("node", i), "node", "--gossip-port", "0", "--devices", "cpu")
+		b.add(fmt.Sprint("node", i), "node", "--gossip-port", "0", "--devices", "cpu", "--device-processes", *apart)
 	}
 	t.Cleanup(b.close)
 	return b

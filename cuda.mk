@@ -14,22 +14,35 @@ CUDA_ENV      = CGO_ENABLED=1 \
 cuda: toolchain $(CUDA_IMAGE) $(CUDA_CACHE)/lib/libcuda.a ## build bin/manta-cuda (with and without a GPU it starts)
 	@$(CUDA_ENV) $(GO) build -trimpath -tags cuda -ldflags '$(LDFLAGS)' -o bin/manta-cuda .
 
-gpu-test: gpu-binary ## build .cache/gpu/cuda.test and, where a GPU is, run its tests
-	@if [ -e /dev/nvidiactl ]; then cd kernels/cuda && $(CUDA_CACHE)/gpu/cuda.test -test.v; \
-	  else echo "no GPU here: run .cache/gpu/cuda.test on a machine with a driver"; fi
+GPU          := $(CUDA_CACHE)/gpu
+# Work to measure with: shapes/NAME/config.json, chat-1000.json, uniform-256.json.
+BENCH_DIR    ?= ../shared/bench
 
-gpu-bench: gpu-binary ## measure this machine's GPU; prints each figure beside its limit
-	@cd kernels/cuda && $(CUDA_CACHE)/gpu/cuda.test -test.run '^$$' -test.bench . -test.benchtime 1x
+gpu-test: gpu-binaries ## build .cache/gpu and, where a GPU is, test kernels, goldens, the engine, and serving through faults
+	@if [ ! -e /dev/nvidiactl ]; then echo "no GPU here: run .cache/gpu's programs on a machine with a driver"; else set -e; \
+	  (cd kernels/cuda && $(GPU)/cuda.test -test.v); \
+	  (cd runtime/model && $(GPU)/model.test -test.v -test.run OnGPU); \
+	  (cd runtime/engine && $(GPU)/engine.test -test.v -test.run OnGPU); \
+	  (cd deploy/e2e && MANTA_BINARY=$(GPU)/manta-fault $(GPU)/e2e.test -test.v -test.run Device -fault); fi
 
-# The program with a device that faults at SIGUSR2, and the engine's tests.
-gpu-fault: toolchain $(CUDA_IMAGE) $(CUDA_CACHE)/lib/libcuda.a
-	@mkdir -p $(CUDA_CACHE)/gpu
-	@$(CUDA_ENV) $(GO) build -trimpath -tags 'cuda fault' -ldflags '$(LDFLAGS)' -o $(CUDA_CACHE)/gpu/manta-fault .
-	@$(CUDA_ENV) $(GO) test -c -tags cuda -ldflags '-s -w' -o $(CUDA_CACHE)/gpu/engine.test ./runtime/engine
+gpu-bench: gpu-binaries ## measure this machine's GPU: kernels and steps beside their limits, then serving BENCH_DIR's work
+	@cd kernels/cuda && $(GPU)/cuda.test -test.run '^$$' -test.bench . -test.benchtime 1x
+	@$(GPU)/manta bench load $(BENCH_DIR)/shapes/llama3-8b --load-format dummy --max-num-seqs 512 --max-model-len 4096 \
+	  --streams 1x1024x128,64x512x48,128x512x48,256x512x48 --workload $(BENCH_DIR)/chat-1000.json
+	@$(GPU)/manta bench --self --model $(BENCH_DIR)/shapes/llama3-8b --workload $(BENCH_DIR)/chat-1000.json --max-concurrency 1000 \
+	  --vocab-size 100000 -- --load-format dummy --max-num-seqs 512 --max-model-len 4096
+	@$(GPU)/manta bench load $(BENCH_DIR)/shapes/qwen3-0.6b --load-format dummy --max-num-seqs 512 --max-model-len 4096 \
+	  --streams 1x1024x128,256x512x48 --workload $(BENCH_DIR)/uniform-256.json
 
-gpu-binary: toolchain $(CUDA_IMAGE) $(CUDA_CACHE)/lib/libcuda.a
-	@mkdir -p $(CUDA_CACHE)/gpu
-	@$(CUDA_ENV) $(GO) test -c -tags cuda -o $(CUDA_CACHE)/gpu/cuda.test ./kernels/cuda
+# All that a machine with nothing but a driver needs to test and measure. manta-fault
+# has a device that faults at SIGUSR2.
+gpu-binaries: toolchain $(CUDA_IMAGE) $(CUDA_CACHE)/lib/libcuda.a
+	@mkdir -p $(GPU)
+	@$(CUDA_ENV) $(GO) build -trimpath -tags cuda -ldflags '$(LDFLAGS)' -o $(GPU)/manta .
+	@$(CUDA_ENV) $(GO) build -trimpath -tags 'cuda fault' -ldflags '$(LDFLAGS)' -o $(GPU)/manta-fault .
+	@for package in kernels/cuda runtime/model runtime/engine; do \
+	  $(CUDA_ENV) $(GO) test -c -tags cuda -ldflags '-s -w' -o $(GPU)/$$(basename $$package).test ./$$package || exit 1; done
+	@$(GO) test -c -tags e2e -ldflags '-s -w' -o $(GPU)/e2e.test ./deploy/e2e
 
 kernels/cuda/%.fatbin: kernels/cuda/src/%.cu $(wildcard kernels/cuda/src/*.cuh) | $(CUDA_ROOT)/bin/nvcc
 	@$(CUDA_ROOT)/bin/nvcc -std=c++17 -O3 -t 2 --expt-relaxed-constexpr $(CUDA_ARCHS) -fatbin -o $@ $<
@@ -46,4 +59,4 @@ $(CUDA_PIP)/bin/nvcc:
 	@chmod +x $(CUDA_PIP)/bin/* $(CUDA_PIP)/nvvm/bin/*
 	@touch $@
 
-.PHONY: cuda gpu-test gpu-bench gpu-binary gpu-fault
+.PHONY: cuda gpu-test gpu-bench gpu-binaries

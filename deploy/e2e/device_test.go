@@ -56,15 +56,17 @@ func TestStreamsOutliveTheDeviceProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := start(t, "", *realModel, separately...)
-	for _, c := range []struct {
+	type fault struct {
 		name   string
 		signal syscall.Signal
-	}{
-		{"killed", syscall.SIGKILL},
-		{"crashed", syscall.SIGSEGV},
-		{"ended", syscall.SIGTERM},
-		{"stopped", syscall.SIGSTOP},
-	} {
+	}
+	faults := []fault{
+		{"killed", syscall.SIGKILL}, {"crashed", syscall.SIGSEGV}, {"ended", syscall.SIGTERM}, {"stopped", syscall.SIGSTOP},
+	}
+	if *faulty {
+		faults = append(faults, fault{"a kernel faults", syscall.SIGUSR2})
+	}
+	for _, c := range faults {
 		t.Run(c.name, func(t *testing.T) {
 			pid := s.device(t)
 			got := &answer{}

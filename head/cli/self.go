@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strconv"
 	"strings"
 	"sync"
@@ -86,6 +87,7 @@ type self struct {
 }
 
 func startSelf(ctx context.Context, model string, more []string) (*self, error) {
+	signal.Ignore(syscall.SIGPIPE) // whoever reads the table may stop; the server must not be left behind
 	program, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("this program: %w", err)

@@ -73,7 +73,9 @@ func (c *CUDA) Devices() []wire.Device {
 	var list []wire.Device
 	for _, f := range c.found {
 		if c.health.usable(f.uuid) {
-			list = append(list, f.device)
+			d := f.device
+			d.Memory = c.health.memory(f.uuid, d.Memory)
+			list = append(list, d)
 		}
 	}
 	return list

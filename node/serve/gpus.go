@@ -43,13 +43,25 @@ type gpuHealth struct {
 
 	mu     sync.Mutex // guards what follows
 	newest []gpu.Device
+	free   map[string]int64  // the most that was free at any look
 	silent map[string]int    // looks in a row without an answer
 	xids   map[string]uint64 // the last one
 	broken map[string]string // why it is not offered
 }
 
 func newGPUHealth(reader gpuReader) *gpuHealth {
-	return &gpuHealth{reader: reader, silent: map[string]int{}, xids: map[string]uint64{}, broken: map[string]string{}}
+	return &gpuHealth{reader: reader, free: map[string]int64{}, silent: map[string]int{}, xids: map[string]uint64{}, broken: map[string]string{}}
+}
+
+// memory gives what shards may use of a GPU, where so much was known before: more
+// only once a foreign program has given back a telling part of it.
+func (h *gpuHealth) memory(uuid string, known int64) int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if free := h.free[uuid]; free > known+known/50 {
+		return free
+	}
+	return known
 }
 
 // usable tells whether a GPU may be offered. One that NVML does not know may.
@@ -106,7 +118,7 @@ func (h *gpuHealth) look(list []gpu.Device) (lost []error) {
 	h.newest = list
 	for _, d := range list {
 		if d.Lost == "" {
-			h.silent[d.UUID] = 0
+			h.silent[d.UUID], h.free[d.UUID] = 0, max(h.free[d.UUID], d.Free)
 			continue
 		}
 		if h.silent[d.UUID]++; h.silent[d.UUID] == lostLooks && h.broken[d.UUID] == "" {

@@ -86,9 +86,22 @@ func TestLostGPUIsNotOffered(t *testing.T) {
 				t.Errorf("%+v, want %+v", got, want)
 			}
 		}
+		// Only memory that comes back in bulk is offered.
+		for free, want := range map[int64]int64{1000: 1000, 1019: 1000, 1021: 1021} {
+			if got := newGPUHealthWith(free).memory("a", 1000); got != want {
+				t.Errorf("%d bytes are free: %d offered, want %d", free, got, want)
+			}
+		}
 		stop()
 		if err := <-ended; !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
 	})
+}
+
+func newGPUHealthWith(free int64) *gpuHealth {
+	h := newGPUHealth(nil)
+	h.look([]gpu.Device{{UUID: "a", Free: free}})
+	h.look([]gpu.Device{{UUID: "a"}}) // taken by shards since
+	return h
 }

@@ -59,7 +59,7 @@ e2e: build ## clients, faults and processes against the real program
 
 e2e-full: build ## the full counts of the cluster's faults: about an hour, on a calm machine
 	MANTA_BINARY=$(abspath $(BIN)) $(GO) test -count=1 -timeout 120m -tags e2e ./deploy/e2e/cluster -v \
-	  -run 'KillMatrix|LeaderKills|Heads|Starved' -rounds 20 -kills 200
+	  -run 'KillMatrix|LeaderKills|Heads|Starved|Work' -rounds 20 -kills 200 -batch-lines 2000 -batch-kills 20
 
 SOAK ?= 30m
 soak: build ## SOAK (default 30m) of faults every 10 s, then leak checks
@@ -72,9 +72,12 @@ e2e-upgrade: build ## a cluster of BASE (the last tag, or the commit before) is 
 	MANTA_BINARY=$(abspath $(BIN)) MANTA_BASE_BINARY=$(abspath bin/manta-base) \
 	  $(GO) test -count=1 -timeout 30m -tags e2e,upgrade ./deploy/e2e/cluster -v -run Upgrade
 
+bench-scale: build ## what three heads cost, from 1 to 64 simulated nodes (SCALE="-nodes 1,4 -streams 64")
+	MANTA_BINARY=$(abspath $(BIN)) $(GO) test -count=1 -timeout 60m -tags e2e -v ./deploy/e2e/scale -run Scale $(or $(SCALE),-nodes 1,4,16,64 -streams 512 -length 20s)
+
 toolchain:
 	@command -v $(GO) >/dev/null || { echo "Go 1.26 or later is needed: https://go.dev/dl"; exit 1; }
 
 -include cuda.mk deploy/deploy.mk
 
-.PHONY: help run build test race check golden fuzz bench bench-peers e2e e2e-full soak e2e-upgrade toolchain
+.PHONY: help run build test race check golden fuzz bench bench-peers bench-scale e2e e2e-full soak e2e-upgrade toolchain

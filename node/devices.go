@@ -1,12 +1,14 @@
 package node
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"runtime"
 	"strconv"
 	"strings"
 
+	"manta/kernels/sim"
 	"manta/node/serve"
 )
 
@@ -14,19 +16,21 @@ import (
 var ErrDevices = errors.New("devices")
 
 // Devices gives what --devices names: «cuda», the GPUs; «cpu», or «cpu:N» for the
-// processor as N devices that share its cores and memory; «auto», the GPUs if
-// there are any, else the processor.
+// processor as N devices that share its cores and memory; «sim:N», or
+// «sim:N@SPEED», N simulated devices that compute nothing; «auto», the GPUs if there are any, else the processor.
 func Devices(text string) ([]serve.Kind, error) {
 	kind, count, several := strings.Cut(text, ":")
-	if several && kind != "cpu" {
-		return nil, fmt.Errorf("%w: %q: give auto, cuda, cpu or cpu:N", ErrDevices, text)
+	if several && kind != "cpu" && kind != "sim" {
+		return nil, fmt.Errorf("%w: %q: give auto, cuda, cpu, cpu:N or sim:N", ErrDevices, text)
 	}
 	switch kind {
 	case "cpu":
 		return processor(count, several)
+	case "sim":
+		return simulated(count)
 	case "cuda", "auto":
 	default:
-		return nil, fmt.Errorf("%w: %q: give auto, cuda, cpu or cpu:N", ErrDevices, text)
+		return nil, fmt.Errorf("%w: %q: give auto, cuda, cpu, cpu:N or sim:N", ErrDevices, text)
 	}
 	gpus, err := serve.FindCUDA()
 	switch {
@@ -60,6 +64,30 @@ func NewProcesses(when string, kinds []serve.Kind) (*Processes, error) {
 	return nil, nil
 }
 
+// simulated is N devices, or N@SPEED for some that are so much as fast as an H200.
+func simulated(text string) ([]serve.Kind, error) {
+	count, speed, slow := strings.Cut(text, "@")
+	n, err := deviceCount("sim", cmp.Or(count, "1"))
+	figures := sim.H200
+	if slow && err == nil {
+		part, failed := strconv.ParseFloat(speed, 64)
+		if failed != nil || !(part > 0 && part <= 100) {
+			return nil, fmt.Errorf("%w: sim:%s: SPEED must be more than 0 and at most 100", ErrDevices, text)
+		}
+		figures = figures.Times(part)
+	}
+	return []serve.Kind{serve.Sim{Count: n, Figures: figures}}, err
+}
+
+// deviceCount reads how many devices of a kind there are.
+func deviceCount(kind, count string) (int, error) {
+	n, err := strconv.Atoi(count)
+	if err != nil || n < 1 || n > 64 {
+		return 0, fmt.Errorf("%w: %s:%s: N must be 1 to 64", ErrDevices, kind, count)
+	}
+	return n, nil
+}
+
 // processor is the CPU as devices. Shards may use three quarters of the memory that
 // is free now; the rest is for the page cache and whatever else runs here.
 func processor(count string, several bool) ([]serve.Kind, error) {
@@ -68,9 +96,9 @@ func processor(count string, several bool) ([]serve.Kind, error) {
 		cpu.Model = runtime.GOARCH
 	}
 	if several {
-		n, err := strconv.Atoi(count)
-		if err != nil || n < 1 || n > 64 {
-			return nil, fmt.Errorf("%w: cpu:%s: N must be 1 to 64", ErrDevices, count)
+		n, err := deviceCount("cpu", count)
+		if err != nil {
+			return nil, err
 		}
 		cpu.Count, cpu.Threads = n, max(1, runtime.NumCPU()/n)
 	}

@@ -27,7 +27,8 @@ type deploymentRequest struct {
 	Seed                 uint64            `json:"seed"`
 	GPUMemoryUtilization float64           `json:"gpu_memory_utilization"`
 	PrefixCaching        *bool             `json:"enable_prefix_caching"`
-	Strategy             string            `json:"strategy"` // "pack" (the default) or "spread"
+	LoadFormat           string            `json:"load_format"` // "auto", or "dummy": weights are made up
+	Strategy             string            `json:"strategy"`    // "pack" (the default) or "spread"
 }
 
 func (d *deploymentRequest) deployment() (state.Deployment, error) {
@@ -75,7 +76,7 @@ func (d *deploymentRequest) deployment() (state.Deployment, error) {
 		Settings: state.Settings{
 			MaxModelLen: d.MaxModelLen, MaxNumSeqs: d.MaxNumSeqs, MaxNumBatchedTokens: d.MaxNumBatchedTokens,
 			DType: d.DType, KVCacheDType: d.KVCacheDType, Seed: d.Seed, GPUMemoryUtilization: d.GPUMemoryUtilization,
-			PrefixCaching: d.PrefixCaching == nil || *d.PrefixCaching,
+			PrefixCaching: d.PrefixCaching == nil || *d.PrefixCaching, LoadFormat: d.LoadFormat,
 		},
 	}, nil
 }

@@ -5,10 +5,12 @@ package work
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -78,4 +80,55 @@ func TestClients(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// The program's own commands do the same.
+func TestCommands(t *testing.T) {
+	const key = "the-key-of-this-test"
+	url := up(t, key)
+	binary := os.Getenv("MANTA_BINARY")
+	if binary == "" {
+		binary = "../../../bin/manta"
+	}
+	manta := func(args ...string) string {
+		t.Helper()
+		out, err := exec.CommandContext(t.Context(), binary, append(args, "--url", url, "--api-key", key)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("manta %v: %v\n%s", args, err, out)
+		}
+		return string(out)
+	}
+	dir := t.TempDir()
+	in, out := filepath.Join(dir, "in.jsonl"), filepath.Join(dir, "out.jsonl")
+	var lines strings.Builder
+	for i := range 5 {
+		fmt.Fprintf(&lines, `{"custom_id":"%d","method":"POST","url":"/v1/completions","body":{"model":"smollm2","prompt":"%d","max_tokens":2,"temperature":%d}}`+"\n", i, i, -(i / 4))
+	}
+	if err := os.WriteFile(in, []byte(lines.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	said := manta("batch", "--input", in, "--output", out)
+	for name, want := range map[string]int{out: 4, out + ".errors": 1} {
+		data, err := os.ReadFile(name)
+		if err != nil || strings.Count(string(data), "\n") != want {
+			t.Errorf("%s: %v, %s", name, err, data)
+		}
+	}
+	id := strings.TrimPrefix(strings.Split(said, ";")[0], "job ")
+	if list := manta("jobs", "list"); !strings.Contains(list, id) || !strings.Contains(list, "5/5") {
+		t.Errorf("manta jobs list: %s", list)
+	}
+	if log := manta("jobs", "logs", id); !strings.Contains(log, "SUCCEEDED") {
+		t.Errorf("manta jobs logs: %s", log)
+	}
+	job := strings.TrimSpace(manta("jobs", "submit", "manta serve smollm2 --served-model-name second --max-model-len 256"))
+	manta("jobs", "stop", job)
+	if log := manta("jobs", "logs", "-f", job); !strings.Contains(log, "STOPPED") {
+		t.Errorf("manta jobs logs -f: %s", log)
+	}
+	user := strings.TrimSpace(manta("keys", "create", "alice", "--requests-per-second", "2"))
+	if list := manta("keys", "list"); !strings.Contains(list, "alice") || strings.Contains(list, user) {
+		t.Errorf("manta keys list: %s", list)
+	}
+	manta("keys", "revoke", "alice")
 }

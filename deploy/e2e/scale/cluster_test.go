@@ -27,7 +27,7 @@ import (
 const (
 	headCount = 3
 	devices   = 8 // a node
-	patience  = time.Minute
+	patience  = 4 * time.Minute
 	hertz     = 100 // of the kernel's clock in /proc/PID/stat
 )
 

@@ -1,5 +1,5 @@
 // Package cli is the commands built on the head's API: chat, generate, bench,
-// status, keys, jobs, batch and version. Each is a client like any other and needs no more of the
+// status, keys and version. Each is a client like any other and needs no more of the
 // cluster than an address. The command tree's root, in package main, owns them.
 package cli
 
@@ -23,7 +23,8 @@ type Local func(ctx context.Context, dataDir, action string) error
 // Commands gives the commands of this package.
 func Commands(local Local) []*cobra.Command {
 	return []*cobra.Command{
-		chatCommand(), generateCommand(), benchCommand(), statusCommand(), keysCommand(), jobsCommand(), batchCommand(), versionCommand(),
+		jobsCommand(), batchCommand(),
+		chatCommand(), generateCommand(), benchCommand(), statusCommand(), keysCommand(), versionCommand(),
 		scaleCommand(), drainCommand(local), undrainCommand(local), leaveCommand(local),
 	}
 }

@@ -83,7 +83,7 @@ func parseServe(words []string) (Entrypoint, error) {
 	for _, name := range []string{"tensor-parallel-size", "pipeline-parallel-size", "max-model-len", "max-num-seqs", "max-num-batched-tokens"} {
 		f.Int(name, 0, "")
 	}
-	for _, name := range []string{"dtype", "kv-cache-dtype", "load-format", "strategy", "replicas"} {
+	for _, name := range []string{"dtype", "kv-cache-dtype", "strategy", "replicas"} {
 		f.String(name, "", "")
 	}
 	f.Uint64("seed", 0, "")

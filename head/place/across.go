@@ -26,71 +26,78 @@ func (s *search) across(id string) (r state.Replica, err error) {
 // among gives stages to nodes one after the other, each where its fullest device
 // has most memory left; tensor ranks are together on a node if any has room.
 func (s *search) among(id string, protocol int) (state.Replica, error) {
-	taken := map[*slot]int{}
 	var slots []*slot
+	defer func() { release(slots) }()
 	for range s.d.Layout.Pipeline {
-		stage := s.stage(s.d.Layout.Tensor, protocol, taken)
+		stage := s.stage(s.d.Layout.Tensor, protocol)
 		if stage == nil {
 			// No node has room for all tensor ranks of a stage: they go apart, at the
 			// cost of an all-reduce over the network in every layer.
 			for range s.d.Layout.Tensor {
-				stage = append(stage, s.stage(1, protocol, taken)...)
+				stage = append(stage, s.stage(1, protocol)...)
 			}
 		}
+		slots = append(slots, stage...)
 		if len(stage) < s.d.Layout.Tensor {
 			return state.Replica{}, fmt.Errorf("%d ranks find no device each", s.d.Layout.Ranks())
 		}
-		slots = append(slots, stage...)
 	}
 	return s.replica(id, slots)
 }
 
+// release takes back what stage took.
+func release(slots []*slot) {
+	for _, at := range slots {
+		at.taken = 0
+	}
+}
+
 // stage finds slots for so many ranks on one node, and takes them.
-func (s *search) stage(ranks, protocol int, taken map[*slot]int) []*slot {
+func (s *search) stage(ranks, protocol int) []*slot {
 	var best []*slot
 	var bestShare int64 = -1
 	for _, m := range s.p.machines {
 		if m.speaks != protocol || m.refuses(s.d, s.anywhere) != nil {
 			continue
 		}
-		if slots, share := s.ranks(m, ranks, taken); slots != nil && share > bestShare {
+		if slots, share := s.ranks(m, ranks, bestShare); slots != nil {
 			best, bestShare = slots, share
 		}
 	}
 	for _, at := range best {
-		taken[at]++
+		at.taken++
 	}
 	return best
 }
 
-// ranks finds slots for so many ranks on a node; share is the least memory that
-// one of them has.
-func (s *search) ranks(m *machine, ranks int, taken map[*slot]int) (slots []*slot, share int64) {
-	free := m.free(s.d)
+// ranks finds slots for so many ranks on a node, if the least memory that one of
+// them has is more than enough.
+func (s *search) ranks(m *machine, ranks int, enough int64) (slots []*slot, share int64) {
 	share = 1 << 62
-	var here map[*slot]int
+	defer func() {
+		for _, at := range slots {
+			at.taken--
+		}
+		if share <= enough {
+			slots = nil
+		}
+	}()
 	for range ranks {
 		var best *slot
 		var bestShare int64 = -1
-		for _, at := range free {
-			n := taken[at] + here[at]
-			if at.device.Kind != "cpu" && n > 0 {
+		for _, at := range m.best {
+			if !s.takes(at) || at.taken > 0 && at.device.Kind != "cpu" {
 				continue // ranks share a CPU, never a GPU
 			}
-			if part := at.left() / int64(n+1); part > bestShare {
+			if part := at.left() / int64(at.taken+1); part > bestShare {
 				best, bestShare = at, part
 			}
 		}
-		if best == nil {
-			return nil, 0
+		if share = min(share, bestShare); share <= enough {
+			return slots, share
 		}
-		slots, share = append(slots, best), min(share, bestShare)
-		if ranks > 1 {
-			if here == nil {
-				here = map[*slot]int{}
-			}
-			here[best]++
-		}
+		slots = append(slots, best)
+		best.taken++
 	}
 	return slots, share
 }
@@ -101,12 +108,14 @@ func (s *search) ranks(m *machine, ranks int, taken map[*slot]int) (slots []*slo
 func (s *search) mend(was state.Replica) (state.Replica, bool) {
 	r := was
 	r.Shards = slices.Clone(was.Shards)
-	taken := map[*slot]int{}
+	var taken []*slot
+	defer func() { release(taken) }()
 	var lost []int
 	protocol := 0
 	for i, shard := range r.Shards {
 		if at := s.p.slot(shard); at != nil && at.refuses(s.d, false) == nil {
-			taken[at]++
+			at.taken++
+			taken = append(taken, at)
 			if protocol = cmp.Or(protocol, at.speaks); protocol != at.speaks {
 				return state.Replica{}, false // a node came back as another program
 			}
@@ -118,7 +127,8 @@ func (s *search) mend(was state.Replica) (state.Replica, bool) {
 		return state.Replica{}, false
 	}
 	for _, i := range lost {
-		found := s.stage(1, protocol, taken)
+		found := s.stage(1, protocol)
+		taken = append(taken, found...)
 		if len(found) == 0 {
 			return state.Replica{}, false
 		}
@@ -127,7 +137,7 @@ func (s *search) mend(was state.Replica) (state.Replica, bool) {
 	kind := ""
 	for _, shard := range r.Shards {
 		at := s.p.slot(shard)
-		if kind = cmp.Or(kind, at.device.Kind); at.device.Kind != kind || at.left() < r.Memory*int64(taken[at]) {
+		if kind = cmp.Or(kind, at.device.Kind); at.device.Kind != kind || at.left() < r.Memory*int64(at.taken) {
 			return state.Replica{}, false
 		}
 	}

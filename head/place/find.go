@@ -17,9 +17,9 @@ const maxReasons = 64
 type search struct {
 	p     *planner
 	d     state.Deployment
-	nodes []candidate // one a machine, in the same order; nil until asked for
-	on    map[*machine]int
-	in    map[string]int // replicas by zone
+	nodes []candidate      // one a machine, in the same order; nil until asked for
+	on    map[*machine]int // ranks
+	in    map[string]*int  // ranks by zone
 	fits  map[budgetKey]fitted
 	least map[string]plan.NoRoom // by kind: the most memory that was found too little
 	// anywhere lets frozen nodes take shards.
@@ -28,9 +28,12 @@ type search struct {
 
 // candidate is a machine as the place for a whole replica.
 type candidate struct {
-	slots []*slot // of all ranks
-	left  int64   // the least that a device of them has
-	err   error   // why it is none
+	kind  string
+	on    int   // ranks of the deployment there
+	in    *int  // and in its zone
+	left  int64 // the least that a device of all ranks has
+	unfit bool  // it is none, because of err
+	err   error
 }
 
 type budgetKey struct {
@@ -45,7 +48,7 @@ type fitted struct {
 
 func (p *planner) search(d state.Deployment) *search {
 	return &search{
-		p: p, d: d, on: map[*machine]int{}, in: map[string]int{},
+		p: p, d: d, on: map[*machine]int{}, in: map[string]*int{},
 		fits: map[budgetKey]fitted{}, least: map[string]plan.NoRoom{},
 	}
 }
@@ -59,11 +62,20 @@ func (s *search) count(r state.Replica, exclusive bool) {
 			continue
 		}
 		s.on[at.machine]++
-		s.in[at.labels[state.Zone]]++
+		*s.zone(at.machine)++
 		if exclusive {
 			at.mine++
 		}
 	}
+}
+
+// zone counts the ranks in a machine's zone.
+func (s *search) zone(m *machine) *int {
+	name := m.labels[state.Zone]
+	if s.in[name] == nil {
+		s.in[name] = new(int)
+	}
+	return s.in[name]
 }
 
 // done takes back what count wrote into the machines.
@@ -125,63 +137,92 @@ func (s *search) find(id string) (state.Replica, []Reason) {
 
 // weigh looks at a machine as the place for all ranks.
 func (s *search) weigh(m *machine) candidate {
-	if err := m.refuses(s.d, s.anywhere); err != nil {
-		return candidate{err: err}
+	c := candidate{on: s.on[m], in: s.zone(m)}
+	if c.err = m.refuses(s.d, s.anywhere); c.err != nil {
+		c.unfit = true
+		return c
 	}
-	free, ranks := m.free(s.d), s.d.Layout.Ranks()
-	kind := m.best[0].device.Kind
+	var left [maxSlots]int64
+	n, ranks := 0, s.d.Layout.Ranks()
+	for _, at := range m.best {
+		if n < maxSlots && s.takes(at) {
+			left[n] = at.left()
+			n++
+		}
+	}
+	c.kind = m.best[0].device.Kind
 	switch {
-	case len(free) == 0:
-		return candidate{err: fmt.Errorf("each of its devices has a replica already")}
-	case kind != "cpu" && len(free) < ranks:
-		return candidate{err: fmt.Errorf("it has %d devices of kind %s to spare, %d ranks need one each", len(free), kind, ranks)}
-	}
-	if len(free) > 1 {
-		free = slices.Clone(free)
-		slices.SortStableFunc(free, func(a, b *slot) int { return cmp.Compare(b.left(), a.left()) })
-	}
-	c := candidate{slots: make([]*slot, ranks), left: 1 << 62}
-	for i := range c.slots {
-		c.slots[i] = free[i%len(free)] // ranks share a CPU, never a GPU
-		c.left = min(c.left, c.slots[i].left())
+	case n == 0:
+		c.unfit, c.err = true, errTaken
+	case c.kind != "cpu" && n < ranks:
+		c.unfit, c.err = true, fmt.Errorf("it has %d devices of kind %s to spare, %d ranks need one each", n, c.kind, ranks)
+	default:
+		slices.Sort(left[:n])
+		c.left = left[n-min(n, ranks)]
 	}
 	return c
+}
+
+// maxSlots bounds the devices of a node that are looked at for one replica.
+const maxSlots = 64
+
+var errTaken = errors.New("each of its devices has a replica already")
+
+// takes reports whether a device may take ranks of a further replica. Replicas of
+// one deployment share a CPU unless there shall be as many as there are devices;
+// they never share a GPU.
+func (s *search) takes(at *slot) bool {
+	return at.mine == 0 || !s.d.Auto && at.device.Kind == "cpu"
+}
+
+// slots gives all ranks devices of one machine, those with most memory left first.
+func (s *search) slots(m *machine) []*slot {
+	free := slices.DeleteFunc(slices.Clone(m.best), func(at *slot) bool { return !s.takes(at) })
+	slices.SortStableFunc(free, func(a, b *slot) int { return cmp.Compare(b.left(), a.left()) })
+	slots := make([]*slot, s.d.Layout.Ranks())
+	for i := range slots {
+		slots[i] = free[i%len(free)] // ranks share a CPU, never a GPU
+	}
+	return slots
 }
 
 // together finds one node for a whole replica: GPUs before CPUs, in the zone and
 // then on the node with fewest of the deployment's, where most memory is left.
 func (s *search) together(id string) (state.Replica, bool) {
 	if s.nodes == nil {
-		for _, m := range s.p.machines {
-			s.nodes = append(s.nodes, s.weigh(m))
+		s.nodes = make([]candidate, len(s.p.machines))
+		for i, m := range s.p.machines {
+			s.nodes[i] = s.weigh(m)
 		}
 	}
 	for {
 		best := -1
 		for i := range s.nodes {
-			if s.nodes[i].err == nil && (best < 0 || s.before(i, best)) {
+			if !s.nodes[i].unfit && (best < 0 || s.nodes[i].before(&s.nodes[best])) {
 				best = i
 			}
 		}
 		if best < 0 {
 			return state.Replica{}, false
 		}
-		r, err := s.replica(id, s.nodes[best].slots)
+		r, err := s.replica(id, s.slots(s.p.machines[best]))
 		if err == nil {
 			return r, true
 		}
-		s.nodes[best].err = err
+		s.nodes[best].unfit, s.nodes[best].err = true, err
 	}
 }
 
-func (s *search) before(i, j int) bool {
-	a, b := s.nodes[i].slots[0], s.nodes[j].slots[0]
-	order := cmp.Or(
-		kindOrder(a.device.Kind, b.device.Kind),
-		cmp.Compare(s.in[a.labels[state.Zone]], s.in[b.labels[state.Zone]]),
-		cmp.Compare(s.on[a.machine], s.on[b.machine]),
-		cmp.Compare(s.nodes[j].left, s.nodes[i].left))
-	return order < 0
+func (c *candidate) before(other *candidate) bool {
+	switch {
+	case c.kind != other.kind:
+		return kindOrder(c.kind, other.kind) < 0
+	case *c.in != *other.in:
+		return *c.in < *other.in
+	case c.on != other.on:
+		return c.on < other.on
+	}
+	return c.left > other.left
 }
 
 // reasons says why no node takes a whole replica.

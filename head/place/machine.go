@@ -33,6 +33,8 @@ type slot struct {
 	// mine counts the ranks of the deployment at hand that keep further replicas
 	// of it off this device.
 	mine int
+	// taken counts the ranks of the replica at hand that shall stand here.
+	taken int
 }
 
 // kindOrder puts GPUs before CPUs.
@@ -113,20 +115,13 @@ func (m *machine) refuses(d state.Deployment, anywhere bool) error {
 	case len(m.slots) == 0:
 		return fmt.Errorf("it has no device")
 	}
+	if len(d.NodeSelector) == 0 {
+		return nil
+	}
 	for _, label := range slices.Sorted(maps.Keys(d.NodeSelector)) {
 		if m.labels[label] != d.NodeSelector[label] {
 			return fmt.Errorf("it lacks the label %s=%s", label, d.NodeSelector[label])
 		}
 	}
 	return nil
-}
-
-// free gives the devices that may take ranks of a further replica of d. Replicas
-// of one deployment share a CPU unless there shall be as many as there are devices;
-// they never share a GPU.
-func (m *machine) free(d state.Deployment) []*slot {
-	if !d.Auto && m.best[0].device.Kind == "cpu" {
-		return m.best
-	}
-	return slices.DeleteFunc(slices.Clone(m.best), func(s *slot) bool { return s.mine > 0 })
 }

@@ -98,7 +98,12 @@ func (p *planner) remove(r state.Replica) {
 
 // nodes takes over what nodes tell of their devices and labels.
 func (p *planner) nodes() {
-	for _, id := range slices.Sorted(maps.Keys(p.Reports)) {
+	ids := make([]string, 0, len(p.Reports))
+	for id := range p.Reports {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	for _, id := range ids {
 		report := p.Reports[id]
 		known, ok := p.View.Nodes[id]
 		m := newMachine(report, known.Drained, p.Frozen[id])

@@ -259,9 +259,6 @@ func (p *planner) grow(f *fleet, find *search, lost []state.Replica) (missing in
 	return want, reasons
 }
 
-// maxSlots bounds the devices of a node that are counted.
-const maxSlots = 64
-
 // name gives the first free id of a deployment from a number on.
 func (p *planner) name(deployment string, next *int) string {
 	for ; ; *next++ {

@@ -72,7 +72,10 @@ type failure struct {
 	row   int       // how many epochs have failed without one that was ready
 }
 
-var _ api.Cluster = (*control)(nil)
+var (
+	_ api.Cluster = (*control)(nil)
+	_ api.Heard   = (*control)(nil)
+)
 
 func newControl(h *Head) *control {
 	return &control{
@@ -377,6 +380,14 @@ func (c *control) hasFailed(r state.Replica) bool {
 		}
 	}
 	return false
+}
+
+// Report implements api.Heard.
+func (c *control) Report(node string) (wire.Report, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	report, ok := c.reports[node]
+	return report, ok && c.awake.now()-c.heard[node] < heartbeatLost
 }
 
 // Leader implements api.Cluster.

@@ -143,7 +143,7 @@ func New(cfg Config) (_ *Head, err error) {
 	}
 	h.members.Store(members)
 	h.api = api.New(api.Config{
-		Views: &truthful{control: h.control}, Texts: api.NewStoreTexts(h.store), Dispatch: h.dispatch, Cluster: h.control,
+		Views: &truthful{control: h.control}, Texts: api.NewStoreTexts(h.store), Dispatch: h.dispatch, Cluster: h.control, Heard: h.control,
 		Keys: cfg.Keys, KeysOff: cfg.KeysOff, Keyring: keyring{h}, Rates: h.rates,
 		Work: work{h}, Store: h.store,
 		Metrics: h.metrics.Handler(), Log: cfg.Logger, CanQueue: h.canQueue, Restored: h.raft.Restored,

@@ -32,38 +32,21 @@ const (
 // applied answers a call that concerns the log.
 type applied struct {
 	Index   uint64 `cbor:"1,keyasint"`
-	Refused string `cbor:"2,keyasint,omitempty"` // name in refusals
+	Refused string `cbor:"2,keyasint,omitempty"` // name in state.Refusals
 	Text    string `cbor:"3,keyasint,omitempty"`
-}
-
-// refusals are the errors that keep their meaning on the way between heads.
-var refusals = map[string]error{
-	"unknown": state.ErrUnknown, "stale": state.ErrStale, "version": state.ErrVersion, "malformed": state.ErrMalformed,
-	"leader": state.ErrNotLeader,
 }
 
 func answer(index uint64, err error) ([]byte, error) {
 	a := applied{Index: index}
-	for name, refusal := range refusals {
-		if errors.Is(err, refusal) {
-			a.Refused, a.Text = name, err.Error()
-			return wire.Marshal(a)
-		}
+	if name, ok := state.RefusalOf(err); ok {
+		a.Refused, a.Text = name, err.Error()
+		return wire.Marshal(a)
 	}
 	if err != nil {
 		return nil, err
 	}
 	return wire.Marshal(a)
 }
-
-// remote gives an error of another head its meaning back.
-type remote struct {
-	text    string
-	refusal error
-}
-
-func (r *remote) Error() string { return r.text }
-func (r *remote) Unwrap() error { return r.refusal }
 
 // listenToHeads answers other heads.
 func (h *Head) listenToHeads() {
@@ -129,7 +112,7 @@ func (h *Head) tryLeader(ctx context.Context, kind string, data []byte, here fun
 		return err
 	}
 	if a.Refused != "" {
-		return &remote{a.Text, refusals[a.Refused]}
+		return &state.Refused{Name: a.Refused, Text: a.Text}
 	}
 	if a.Index == 0 {
 		return nil
@@ -143,7 +126,7 @@ func (h *Head) tryLeader(ctx context.Context, kind string, data []byte, here fun
 func (h *Head) apply(ctx context.Context, changes ...state.Change) error {
 	ctx, stop := context.WithTimeout(ctx, commandTimeout)
 	defer stop()
-	data, err := state.Command{At: time.Now(), Changes: changes}.Encode()
+	data, err := state.Command{ID: h.raft.NewCommandID(), At: time.Now(), Changes: changes}.Encode()
 	if err != nil {
 		return err
 	}

@@ -112,14 +112,28 @@ type Deployment struct {
 	Replicas    []Replica `json:"replica_states"`
 }
 
+// Current reports whether all that stands is ready and of the newest version.
+func (d Deployment) Current() bool {
+	for _, r := range d.Replicas {
+		if r.Outdated || r.Phase != string(state.Ready) {
+			return false
+		}
+	}
+	return d.Ready >= d.Wanted
+}
+
 // Replica is a replica's state.
 type Replica struct {
-	ID     string   `json:"id"`
-	Epoch  uint64   `json:"epoch"`
-	Phase  string   `json:"phase"`
-	Reason string   `json:"reason,omitempty"`
-	Blocks []int    `json:"blocks,omitempty"`
-	Shards []string `json:"shards"`
+	ID       string   `json:"id"`
+	Outdated bool     `json:"outdated,omitempty"` // of an earlier version of its deployment
+	Epoch    uint64   `json:"epoch"`
+	Phase    string   `json:"phase"`
+	Reason   string   `json:"reason,omitempty"`
+	Pulled   int64    `json:"bytes_done,omitempty"` // of the model's files, while they are pulled or loaded
+	Whole    int64    `json:"bytes_total,omitempty"`
+	Blocks   []int    `json:"blocks,omitempty"`
+	Nodes    []string `json:"nodes"` // that have shards of it
+	Shards   []string `json:"shards"`
 }
 
 // ClusterState is what GET /api/cluster gives.
@@ -131,7 +145,8 @@ type ClusterState struct {
 	Heads       []Head       `json:"heads"`
 	Nodes       []Node       `json:"nodes"`
 	Deployments []Deployment `json:"deployments"`
-	Pending     []Waiting    `json:"pending"` // what finds no place
+	Pending     []Waiting    `json:"pending"`  // what finds no place
+	Warnings    []Event      `json:"warnings"` // the newest few
 }
 
 // Waiting says why replicas of a deployment are not placed, or can't move.
@@ -145,6 +160,22 @@ type Waiting struct {
 type Reason struct {
 	Node  string `json:"node,omitempty"`
 	Lacks string `json:"lacks"`
+}
+
+// Event says what became of something, and why.
+type Event struct {
+	At      time.Time `json:"time"`
+	Type    string    `json:"type"` // Normal or Warning
+	Reason  string    `json:"reason"`
+	Object  string    `json:"object"` // kind/name
+	Message string    `json:"message,omitempty"`
+}
+
+// Explanation is what GET /api/cluster/explain/{name} gives.
+type Explanation struct {
+	Deployment Deployment `json:"deployment"`
+	Pending    []Waiting  `json:"pending"`
+	Events     []Event    `json:"events"`
 }
 
 // Lines gives the reasons for people, one a node.
@@ -166,6 +197,7 @@ type Head struct {
 // Node is a worker.
 type Node struct {
 	ID       string            `json:"id"`
+	Status   string            `json:"status"` // Ready, NotReady, Stopping, Ready,Drained
 	Drained  bool              `json:"drained"`
 	Labels   map[string]string `json:"labels,omitempty"`
 	Devices  []Device          `json:"devices"`

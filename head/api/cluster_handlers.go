@@ -33,22 +33,27 @@ func (s *Server) clusterState(w http.ResponseWriter, r *http.Request) {
 	view, stale := s.newest(w, r)
 	answer := ClusterState{
 		Index: view.Index, Stale: stale, Version: version.String(), Leader: s.cluster.Leader(),
-		Heads: []Head{}, Nodes: []Node{}, Deployments: s.describeAll(view),
+		Heads: []Head{}, Nodes: s.describeNodes(view), Warnings: []Event{}, Deployments: s.describeAll(view),
 	}
 	for _, head := range view.Heads {
 		answer.Heads = append(answer.Heads, Head{ID: head.ID, Name: head.Name, API: head.API})
 	}
 	slices.SortFunc(answer.Heads, func(a, b Head) int { return cmp.Compare(a.ID, b.ID) })
-	for _, node := range view.Nodes {
-		answer.Nodes = append(answer.Nodes, describeNode(view, node))
-	}
-	slices.SortFunc(answer.Nodes, func(a, b Node) int { return cmp.Compare(a.ID, b.ID) })
 	var err error
 	if answer.Pending, err = s.cluster.Waiting(r.Context()); err != nil {
 		s.log.Info("what waits is not known", "error", err) // the rest is worth telling
 	}
+	for _, e := range view.Events {
+		if e.Warning {
+			answer.Warnings = append(answer.Warnings, describeEvent(e))
+		}
+	}
+	answer.Warnings = answer.Warnings[max(0, len(answer.Warnings)-maxWarnings):]
 	s.reply(w, http.StatusOK, answer)
 }
+
+// maxWarnings bounds those that the whole state shows.
+const maxWarnings = 5
 
 func (s *Server) describeAll(view *state.View) []Deployment {
 	list := []Deployment{}
@@ -69,14 +74,16 @@ func (s *Server) describeDeployment(view *state.View, d state.Deployment) Deploy
 			continue
 		}
 		entry := Replica{
-			ID: replica.ID, Epoch: replica.Epoch, Phase: string(replica.Phase), Reason: replica.Reason,
-			Blocks: replica.Blocks, Shards: []string{},
+			ID: replica.ID, Outdated: replica.Version != d.Version, Epoch: replica.Epoch, Phase: string(replica.Phase), Reason: replica.Reason,
+			Blocks: replica.Blocks, Nodes: replica.Nodes(), Shards: []string{},
 		}
 		for _, shard := range replica.Shards {
 			entry.Shards = append(entry.Shards, fmt.Sprintf("%d.%d on %s %s", shard.Stage, shard.Rank, shard.Node, shard.Device))
 		}
 		if replica.Phase == state.Ready {
 			out.Ready++
+		} else if s.heard != nil {
+			entry.Pulled, entry.Whole = s.pulled(replica)
 		}
 		out.Replicas = append(out.Replicas, entry)
 	}
@@ -85,6 +92,19 @@ func (s *Server) describeDeployment(view *state.View, d state.Deployment) Deploy
 		out.Wanted = max(1, len(out.Replicas))
 	}
 	return out
+}
+
+// pulled is how much of a replica's files its slowest node has.
+func (s *Server) pulled(r state.Replica) (done, total int64) {
+	for _, shard := range r.Shards {
+		report, _ := s.heard.Report(shard.Node)
+		for _, told := range report.Replicas {
+			if told.Replica == r.ID && told.Epoch == r.Epoch && told.Total > 0 && (total == 0 || told.Done < done) {
+				done, total = told.Done, told.Total
+			}
+		}
+	}
+	return done, total
 }
 
 func (s *Server) listDeployments(w http.ResponseWriter, r *http.Request) {

@@ -3,24 +3,40 @@ package api
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
+	"strings"
 
 	"manta/head/state"
+	"manta/node/wire"
 )
 
 // describeNode tells of a node and the replicas that have shards on it.
-func describeNode(view *state.View, node state.Node) Node {
+func (s *Server) describeNode(view *state.View, node state.Node) Node {
 	entry := Node{ID: node.ID, Drained: node.Drained, Labels: node.Labels, Devices: []Device{}, Replicas: []string{}}
 	for _, device := range node.Devices {
 		entry.Devices = append(entry.Devices, Device{ID: device.ID, Kind: device.Kind, Name: device.Name, Memory: device.Memory})
 	}
 	for id, replica := range view.Replicas {
-		if slices.ContainsFunc(replica.Shards, func(s state.Placement) bool { return s.Node == node.ID }) {
+		if slices.ContainsFunc(replica.Shards, func(at state.Placement) bool { return at.Node == node.ID }) {
 			entry.Replicas = append(entry.Replicas, id)
 		}
 	}
 	slices.Sort(entry.Replicas)
+	entry.Status = "Ready"
+	report, heard := wire.Report{}, true
+	if s.heard != nil {
+		report, heard = s.heard.Report(node.ID)
+	}
+	switch {
+	case !heard:
+		entry.Status = "NotReady"
+	case report.Draining || report.Leaving:
+		entry.Status = "Stopping"
+	case node.Drained:
+		entry.Status = "Ready,Drained"
+	}
 	return entry
 }
 
@@ -41,9 +57,81 @@ func noNode(name string) *Error {
 	}
 }
 
+func (s *Server) listNodes(w http.ResponseWriter, r *http.Request) {
+	view, _ := s.newest(w, r)
+	s.reply(w, http.StatusOK, struct {
+		Nodes []Node `json:"nodes"`
+	}{s.describeNodes(view)})
+}
+
+func (s *Server) describeNodes(view *state.View) []Node {
+	nodes := []Node{}
+	for _, id := range slices.Sorted(maps.Keys(view.Nodes)) {
+		nodes = append(nodes, s.describeNode(view, view.Nodes[id]))
+	}
+	return nodes
+}
+
+// listEvents gives the newest events, of one thing with ?name=.
+func (s *Server) listEvents(w http.ResponseWriter, r *http.Request) {
+	view, _ := s.newest(w, r)
+	events := []Event{}
+	for _, e := range view.Events {
+		if about(e, r.URL.Query().Get("name")) {
+			events = append(events, describeEvent(e))
+		}
+	}
+	s.reply(w, http.StatusOK, struct {
+		Events []Event `json:"events"`
+	}{events})
+}
+
+// about reports whether an event is of what has a name: of a deployment's replicas
+// too, and of a node by its stable name.
+func about(e state.Event, name string) bool {
+	return name == "" || e.Name == name || e.Kind == "replica" && strings.HasPrefix(e.Name, name+"/") ||
+		(e.Kind == "node" || e.Kind == "head") && strings.HasPrefix(e.Name, name+"-")
+}
+
+func describeEvent(e state.Event) Event {
+	kind := "Normal"
+	if e.Warning {
+		kind = "Warning"
+	}
+	return Event{At: e.At, Type: kind, Reason: e.Reason, Object: e.Kind + "/" + e.Name, Message: e.Message}
+}
+
+// explainDeployment says what a deployment waits for.
+func (s *Server) explainDeployment(w http.ResponseWriter, r *http.Request) {
+	view, _ := s.newest(w, r)
+	name := r.PathValue("name")
+	d, ok := view.Deployments[name]
+	if !ok {
+		s.fail(w, r, noDeployment(name))
+		return
+	}
+	waiting, err := s.cluster.Waiting(r.Context())
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	answer := Explanation{Deployment: s.describeDeployment(view, d), Pending: []Waiting{}, Events: []Event{}}
+	for _, entry := range waiting {
+		if entry.Deployment == name {
+			answer.Pending = append(answer.Pending, entry)
+		}
+	}
+	for _, e := range view.Events {
+		if e.Kind != "node" && about(e, name) {
+			answer.Events = append(answer.Events, describeEvent(e))
+		}
+	}
+	s.reply(w, http.StatusOK, answer)
+}
+
 func (s *Server) getNode(w http.ResponseWriter, r *http.Request) {
 	if view, node, ok := s.node(w, r); ok {
-		s.reply(w, http.StatusOK, describeNode(view, node))
+		s.reply(w, http.StatusOK, s.describeNode(view, node))
 	}
 }
 
@@ -64,7 +152,7 @@ func (s *Server) setDrained(w http.ResponseWriter, r *http.Request, drained bool
 		return
 	}
 	view := s.views.View()
-	s.reply(w, http.StatusOK, describeNode(view, view.Nodes[node.ID]))
+	s.reply(w, http.StatusOK, s.describeNode(view, view.Nodes[node.ID]))
 }
 
 // deleteNode forgets a node that is gone for good. One that lives comes back with
@@ -74,7 +162,7 @@ func (s *Server) deleteNode(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	if has := describeNode(view, node).Replicas; len(has) > 0 {
+	if has := s.describeNode(view, node).Replicas; len(has) > 0 {
 		s.fail(w, r, &Error{
 			Status: http.StatusConflict, Type: "ConflictError", Param: "name",
 			Message: fmt.Sprintf("node %s has shards of %d replicas: drain it first", node.ID, len(has)),

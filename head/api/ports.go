@@ -8,6 +8,7 @@ import (
 
 	"manta/head/dispatch"
 	"manta/head/state"
+	"manta/node/wire"
 )
 
 // Views gives the newest View; it is immutable.
@@ -65,6 +66,12 @@ type Cluster interface {
 	// Fresh returns when this head has applied every write that was acknowledged
 	// before the call, on any head; without a leader it fails.
 	Fresh(ctx context.Context) error
+}
+
+// Heard gives what living nodes told this head last.
+type Heard interface {
+	// Report is false for a node that this head has not heard of lately.
+	Report(node string) (wire.Report, bool)
 }
 
 // ErrNoLeader is wrapped by writes that found no leader in time; the client may

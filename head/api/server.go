@@ -58,6 +58,7 @@ type Config struct {
 	Texts    Texts
 	Dispatch Submitter
 	Cluster  Cluster
+	Heard    Heard // nil: nothing is known of what nodes tell
 	Keys     *Keys // that this head was started with; nil: none
 	KeysOff  bool  // no key is demanded, whatever keys there are
 	Keyring  Keyring
@@ -82,6 +83,7 @@ type Server struct {
 	texts    Texts
 	dispatch Submitter
 	cluster  Cluster
+	heard    Heard
 	keys     *Keys
 	keysOff  bool
 	keyring  Keyring
@@ -105,7 +107,7 @@ type Server struct {
 // New makes a server.
 func New(config Config) *Server {
 	s := &Server{
-		views: config.Views, texts: config.Texts, dispatch: config.Dispatch, cluster: config.Cluster,
+		views: config.Views, texts: config.Texts, dispatch: config.Dispatch, cluster: config.Cluster, heard: config.Heard,
 		keys: config.Keys, keysOff: config.KeysOff, keyring: config.Keyring, rates: config.Rates, work: config.Work, store: config.Store, metrics: config.Metrics, limits: config.Limits.withDefaults(), log: config.Log,
 		canQueue: config.CanQueue, restored: config.Restored,
 	}
@@ -139,6 +141,9 @@ func (s *Server) Handler() http.Handler {
 		"GET /api/cluster/deployments/{name...}":    s.getDeployment,
 		"DELETE /api/cluster/deployments/{name...}": s.deleteDeployment,
 		"PATCH /api/cluster/deployments/{name...}":  s.patchDeployment,
+		"GET /api/cluster/nodes":                    s.listNodes,
+		"GET /api/cluster/events":                   s.listEvents,
+		"GET /api/cluster/explain/{name...}":        s.explainDeployment,
 		"GET /api/cluster/nodes/{name}":             s.getNode,
 		"DELETE /api/cluster/nodes/{name}":          s.deleteNode,
 		"POST /api/cluster/nodes/{name}/drain":      s.drainNode,

@@ -34,7 +34,7 @@ func (p *place) waits(command *cobra.Command) {
 	command.Flags().DurationVar(&p.timeout, "timeout", 0, "most time to wait; 0: no limit")
 }
 
-func (p *place) within(ctx context.Context) (context.Context, context.CancelFunc) {
+func (p place) within(ctx context.Context) (context.Context, context.CancelFunc) {
 	if p.timeout > 0 {
 		return context.WithTimeout(ctx, p.timeout)
 	}

@@ -9,6 +9,7 @@ package jobs
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -79,28 +80,46 @@ func flagSet(name string) *pflag.FlagSet {
 
 func parseServe(words []string) (Entrypoint, error) {
 	f := flagSet("manta serve")
-	f.StringSlice("served-model-name", nil, "")
-	for _, name := range []string{"tensor-parallel-size", "pipeline-parallel-size", "max-model-len", "max-num-seqs", "max-num-batched-tokens"} {
-		f.Int(name, 0, "")
-	}
-	for _, name := range []string{"dtype", "kv-cache-dtype", "strategy", "replicas"} {
-		f.String(name, "", "")
-	}
-	f.Uint64("seed", 0, "")
-	f.Float64("gpu-memory-utilization", 0, "")
-	noPrefixes := f.Bool("no-enable-prefix-caching", false, "")
+	ServeFlags(f)
 	if err := f.Parse(words); err != nil {
 		return Entrypoint{}, bad("manta serve: %v", err)
 	}
 	if f.NArg() != 1 {
 		return Entrypoint{}, bad("manta serve takes one MODEL, got %d: %q", f.NArg(), f.Args())
 	}
-	body := map[string]any{"model": f.Arg(0)}
-	if *noPrefixes {
-		body["enable_prefix_caching"] = false
-	}
+	body, err := ServeBody(f, f.Arg(0))
+	return Entrypoint{Kind: state.Serve, Serve: body}, err
+}
+
+// ServeFlags adds the flags of `manta serve`, in vLLM's words. Zero is the default.
+func ServeFlags(f *pflag.FlagSet) {
+	f.StringSlice("served-model-name", nil, "names that the API serves the model under; the first is the deployment's")
+	f.Int("tensor-parallel-size", 0, "tensor ranks; 1 by default")
+	f.Int("pipeline-parallel-size", 0, "pipeline stages; 1 by default")
+	f.Int("max-model-len", 0, "most tokens of one sequence; what fits by default")
+	f.Int("max-num-seqs", 0, "most sequences that run at once")
+	f.Int("max-num-batched-tokens", 0, "most tokens of one step")
+	f.String("dtype", "", "type of activations: auto, float32, int16 or int8 on a CPU")
+	f.String("kv-cache-dtype", "", "type of stored keys and values: auto, float32, float16 or bfloat16")
+	f.String("strategy", "", "pack: a replica on one node if it fits there (the default); spread: its stages on many")
+	f.String("replicas", "", "a number (1 by default), or auto: as many as fit")
+	f.StringToString("node-selector", nil, "labels that a node must have, KEY=VALUE")
+	f.Uint64("seed", 0, "seed of requests that give none")
+	f.Float64("gpu-memory-utilization", 0, "part of a device's memory to use; 0.9 by default")
+	f.Bool("no-enable-prefix-caching", false, "compute every prompt from its first token")
+}
+
+// ServeBody gives the body of a POST to /api/cluster/deployments for parsed flags;
+// others than those of ServeFlags are left alone.
+func ServeBody(f *pflag.FlagSet, model string) (map[string]any, error) {
+	ours := flagSet("")
+	ServeFlags(ours)
+	body := map[string]any{"model": model}
 	var failure error
 	f.Visit(func(flag *pflag.Flag) {
+		if ours.Lookup(flag.Name) == nil {
+			return
+		}
 		field := strings.ReplaceAll(flag.Name, "-", "_")
 		switch flag.Value.Type() {
 		case "stringSlice":
@@ -110,7 +129,12 @@ func parseServe(words []string) (Entrypoint, error) {
 				return
 			}
 			body["name"], body["aliases"] = names[0], names[1:]
+		case "stringToString":
+			labels, err := f.GetStringToString(flag.Name)
+			body[field], failure = labels, errors.Join(failure, err)
 		case "bool":
+			off, err := f.GetBool(flag.Name)
+			body["enable_prefix_caching"], failure = !off, errors.Join(failure, err)
 		case "string":
 			body[field] = flag.Value.String()
 		default:
@@ -118,9 +142,12 @@ func parseServe(words []string) (Entrypoint, error) {
 		}
 	})
 	if replicas, ok := body["replicas"].(string); ok && replicas != "auto" {
+		if _, err := strconv.Atoi(replicas); err != nil {
+			return nil, bad("manta serve: --replicas must be a number or auto, got %q", replicas)
+		}
 		body["replicas"] = number(replicas)
 	}
-	return Entrypoint{Kind: state.Serve, Serve: body}, failure
+	return body, failure
 }
 
 // number is a flag's value as it stands in JSON.

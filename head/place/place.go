@@ -140,6 +140,11 @@ func (p *planner) replicas() (standing, lost map[string][]state.Replica) {
 		case !ok:
 			p.remove(r)
 		case slices.ContainsFunc(r.Shards, p.gone), p.mixed(r):
+			reason := "its nodes speak protocols of different versions"
+			if i := slices.IndexFunc(r.Shards, p.gone); i >= 0 {
+				reason = "node " + r.Shards[i].Node + " is lost, or its device " + r.Shards[i].Device
+			}
+			p.phaseOf(r, state.Failed, reason)
 			p.remove(r)
 			if r.Version == d.Version && r.Phase != state.Draining {
 				lost[d.Name] = append(lost[d.Name], r)

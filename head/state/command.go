@@ -39,6 +39,8 @@ type Command struct {
 	Version int       `cbor:"1,keyasint"`
 	At      time.Time `cbor:"2,keyasint"`
 	Changes []Change  `cbor:"3,keyasint"`
+	// ID makes a command that is sent again take effect once (version 2).
+	ID CommandID `cbor:"4,keyasint,omitzero"`
 }
 
 // A Change sets exactly one of its fields.
@@ -131,6 +133,9 @@ func (c Command) Encode() ([]byte, error) {
 // needs is the least version that has all of a command's changes.
 func (c Command) needs() int {
 	version := 1
+	if c.ID != (CommandID{}) {
+		version = namesCommands
+	}
 	for _, change := range c.Changes {
 		fields := reflect.ValueOf(change)
 		for i := range fields.NumField() {
@@ -169,17 +174,26 @@ func empty() *View {
 
 // Apply gives the state after a command at a raft index. It reads nothing but
 // its arguments, and changes neither; the new View shares the maps that the
-// command left alone. With an error it gives the old content at the new index.
+// command left alone. With an error it gives the old content at the new index. A
+// command that was applied or refused before is not again.
 func (v *View) Apply(index uint64, c Command) (*View, error) {
 	same := *v
 	same.Index = index
+	if known, ok := v.remembered(c.ID); ok {
+		return &same, known.err()
+	}
 	next := draft{View: same}
 	for i, change := range c.Changes {
+		events := change.events(&next.View, c.At)
 		if err := next.apply(change, c.At); err != nil {
-			return &same, fmt.Errorf("change %d of %d: %w", i+1, len(c.Changes), err)
+			err = fmt.Errorf("change %d of %d: %w", i+1, len(c.Changes), err)
+			same.remember(c.ID, err)
+			return &same, err
 		}
+		next.record(events...)
 	}
 	next.Format = max(v.Format, c.Version)
+	next.remember(c.ID, nil)
 	return &next.View, nil
 }
 

@@ -142,6 +142,34 @@ func TestApplyKeepsWhatOthersWrite(t *testing.T) {
 	}
 }
 
+// A command that is sent again, because nobody heard what became of it, takes
+// effect once, and its outcome is that of the first time.
+func TestCommandsTakeEffectOnce(t *testing.T) {
+	put, gone := deployment("d", 1), Change{DeleteDeployment: "d"}
+	v, err := apply(t,
+		Command{ID: CommandID{1}, At: at, Changes: []Change{put}},
+		Command{ID: CommandID{2}, At: at, Changes: []Change{gone}},
+		Command{ID: CommandID{1}, At: at, Changes: []Change{put}},
+		Command{ID: CommandID{2}, At: at, Changes: []Change{gone}})
+	if err != nil || len(v.Deployments) != 0 {
+		t.Fatalf("sent again: %+v, %v", v.Deployments, err)
+	}
+	v, err = v.Apply(20, Command{ID: CommandID{3}, At: at, Changes: []Change{gone}})
+	if !errors.Is(err, ErrUnknown) {
+		t.Fatalf("a second delete: %v", err)
+	}
+	v, _ = v.Apply(21, Command{ID: CommandID{4}, At: at, Changes: []Change{put}})
+	if v, err = v.Apply(22, Command{ID: CommandID{3}, At: at, Changes: []Change{gone}}); !errors.Is(err, ErrUnknown) || len(v.Deployments) != 1 {
+		t.Fatalf("a refused command, sent again: %+v, %v", v.Deployments, err)
+	}
+	for i := range 3 * maxOutcomes {
+		v, _ = v.Apply(uint64(30+i), Command{ID: CommandID{5, byte(i), byte(i >> 8)}, At: at, Changes: []Change{deployment("d", i)}})
+	}
+	if len(v.Outcomes) != maxOutcomes || len(v.Events) != maxEvents {
+		t.Errorf("%d outcomes, %d events", len(v.Outcomes), len(v.Events))
+	}
+}
+
 // Apply is deterministic: a log replayed, or a snapshot and the rest of the log,
 // give the same bytes.
 func TestReplayGivesTheSameState(t *testing.T) {

@@ -23,6 +23,8 @@ type View struct {
 	Jobs        map[string]Job
 	Keys        map[Digest]Key // by hash
 	Files       map[string]File
+	Events      []Event   // the newest maxEvents, oldest first
+	Outcomes    []outcome // of the newest maxOutcomes commands
 }
 
 // A Deployment is what a user asked for.

@@ -36,7 +36,7 @@ func root() *cobra.Command {
 		Use: "manta", Short: "Serve large language models on one machine or many",
 		Version: version.String(), SilenceErrors: true, SilenceUsage: true,
 	}
-	command.AddCommand(upCommand(), headCommand(), nodeCommand(), recoverCommand(), deviceCommand(), pullCommand(), listCommand(), removeCommand())
+	command.AddCommand(upCommand(), headCommand(), nodeCommand(), recoverCommand(), deviceCommand(), planCommand(), pullCommand(), listCommand(), removeCommand())
 	command.AddCommand(cli.Commands(tellLocal)...)
 	if bench, _, err := command.Find([]string{"bench"}); err == nil {
 		bench.AddCommand(benchmarks()...)

@@ -1,0 +1,217 @@
+//go:build !windows
+
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"manta/parallel/shard"
+	"manta/runtime/model"
+	"manta/runtime/plan"
+	"manta/runtime/weights"
+)
+
+// planned is what `manta plan` prints with -o json.
+type planned struct {
+	Model   string       `json:"model"`
+	Shapes  plan.Shapes  `json:"shapes"`
+	Layout  shard.Layout `json:"layout"`
+	Device  string       `json:"device"`
+	Budget  plan.Budget  `json:"budget"`
+	Fits    bool         `json:"fits"`
+	Lacks   string       `json:"lacks,omitempty"`
+	Fit     plan.Fit     `json:"fit"`
+	Ranks   []plan.Need  `json:"ranks"`
+	Traffic plan.Traffic `json:"traffic_per_token"`
+	At      []atLength   `json:"concurrency"`
+}
+
+type atLength struct {
+	Tokens    int     `json:"tokens"`
+	Sequences float64 `json:"sequences"`
+}
+
+// errNoFit ends `manta plan` with a failure; what is missing has been printed.
+var errNoFit = errors.New("it does not fit")
+
+func planCommand() *cobra.Command {
+	var from library
+	var memory, kvCache, dtype, output string
+	var utilization float64
+	var lengths []int
+	p := planned{}
+	command := &cobra.Command{
+		Use: "plan MODEL", Short: "Say whether a model fits, how much it serves at once, and what its links carry", Args: cobra.ExactArgs(1),
+		Long: `Say, without any device, whether a model fits on devices of some memory: what each rank
+holds, how many blocks and sequences there is room for, and how many bytes a token costs
+on each link. It is the computation by which heads place replicas. MODEL may be a folder
+that holds config.json alone. It fails when the model does not fit.`,
+		RunE: func(command *cobra.Command, args []string) (err error) {
+			each, err := plan.ParseBytes(memory)
+			if err != nil {
+				return fmt.Errorf("--gpu-memory: %w", err)
+			}
+			if !(utilization > 0 && utilization <= 1) {
+				return fmt.Errorf("--gpu-memory-utilization must be in (0, 1], got %v", utilization)
+			}
+			for _, n := range lengths {
+				if n < 1 {
+					return fmt.Errorf("--context-len must be positive, got %d", n)
+				}
+			}
+			if p.Shapes, err = shapesOf(command, from, args[0]); err != nil {
+				return err
+			}
+			p.Model = args[0]
+			p.Budget.Memory = int64(utilization * float64(each))
+			p.Budget = p.Budget.Defaults(p.Device)
+			if p.Budget.KVType, err = p.Shapes.CacheType(p.Device, kvCache, dtype); err != nil {
+				return err
+			}
+			if err := p.compute(lengths); err != nil {
+				return err
+			}
+			if output == "json" {
+				encoder := json.NewEncoder(command.OutOrStdout())
+				encoder.SetIndent("", "    ")
+				err = encoder.Encode(p)
+			} else {
+				err = p.write(command.OutOrStdout(), each, utilization)
+			}
+			if err == nil && !p.Fits {
+				return errNoFit
+			}
+			return err
+		},
+	}
+	from.register(command)
+	f := command.Flags()
+	f.IntVar(&p.Layout.Tensor, "tensor-parallel-size", 1, "tensor ranks (--tp)")
+	f.IntVar(&p.Layout.Pipeline, "pipeline-parallel-size", 1, "pipeline stages (--pp)")
+	f.StringVar(&memory, "gpu-memory", "80GiB", "memory of each device")
+	f.Float64Var(&utilization, "gpu-memory-utilization", 0.9, "part of it to use")
+	f.IntVar(&p.Budget.MaxLen, "max-model-len", 0, "most tokens of one sequence; what fits by default")
+	f.IntVar(&p.Budget.MaxSequences, "max-num-seqs", 0, "most sequences that run at once")
+	f.IntVar(&p.Budget.MaxRows, "max-num-batched-tokens", 0, "most tokens of one step")
+	f.StringVar(&kvCache, "kv-cache-dtype", "auto", "type of stored keys and values: auto, float32, float16 or bfloat16")
+	f.StringVar(&dtype, "dtype", "auto", "type of activations on a CPU")
+	f.StringVar(&p.Device, "device", "cuda", "kind of the devices: cuda or cpu")
+	f.IntSliceVar(&lengths, "context-len", nil, "context lengths to tell the concurrency at")
+	f.StringVarP(&output, "output", "o", "", "json, or a table")
+	f.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		return pflag.NormalizedName(cmp.Or(map[string]string{"tp": "tensor-parallel-size", "pp": "pipeline-parallel-size"}[name], name))
+	})
+	return command
+}
+
+// shapesOf reads a model's shapes: of its weights, or of config.json alone.
+func shapesOf(command *cobra.Command, from library, name string) (_ plan.Shapes, err error) {
+	reference, err := weights.ParseReference(name)
+	if err != nil {
+		return plan.Shapes{}, err
+	}
+	path := reference.Path
+	if reference.Kind != weights.Local {
+		bar := newBar(command.ErrOrStderr())
+		pulled, err := from.open(command.ErrOrStderr()).Pull(command.Context(), reference, bar.show)
+		bar.end()
+		if err != nil {
+			return plan.Shapes{}, err
+		}
+		path = pulled.Path
+	}
+	w, opened, err := model.Open(path, "auto")
+	if err != nil {
+		var alone error
+		if w, opened, alone = model.Open(path, "dummy"); alone != nil {
+			return plan.Shapes{}, errors.Join(err, alone)
+		}
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	spec, err := model.Describe(opened)
+	if err != nil {
+		return plan.Shapes{}, err
+	}
+	return spec.Shapes(), nil
+}
+
+// compute fills in what follows from shapes, layout and budget.
+func (p *planned) compute(lengths []int) error {
+	if err := p.Layout.Check(p.Shapes.Shape()); err != nil {
+		return err
+	}
+	var err error
+	var lacks *plan.NoRoom
+	p.Fit, err = plan.Compute(p.Shapes, p.Layout, p.Budget)
+	switch {
+	case errors.As(err, &lacks):
+		p.Lacks = lacks.Error()
+	case err != nil:
+		return err
+	}
+	p.Fits = err == nil
+	if p.Ranks, err = plan.Needs(p.Shapes, p.Layout, p.Budget, p.Fit.Blocks); err != nil {
+		return err
+	}
+	if p.Traffic, err = plan.TrafficOf(p.Shapes, p.Layout, plan.ActivationBytes(p.Device)); err != nil {
+		return err
+	}
+	if !p.Fits {
+		return nil
+	}
+	for _, n := range append(lengths, p.Fit.MaxLen) {
+		if n <= p.Fit.MaxLen {
+			p.At = append(p.At, atLength{n, p.Fit.Concurrent(p.Shapes, p.Budget, n)})
+		}
+	}
+	return nil
+}
+
+func (p *planned) write(out io.Writer, each int64, utilization float64) error {
+	s := p.Shapes
+	fmt.Fprintf(out, "%s: %s, %d layers, hidden %d, %d heads over %d, vocabulary %d, context %d, weights in %v\n", p.Model, s.Architecture,
+		s.Layers, s.Hidden, s.Heads, s.KVHeads, s.Vocab, s.Context, s.WeightType)
+	fmt.Fprintf(out, "tensor %d x pipeline %d on %d %s devices of %s, of which %.0f%% are used\n\n", p.Layout.Tensor, p.Layout.Pipeline,
+		p.Layout.Ranks(), p.Device, plan.Bytes(each), 100*utilization)
+	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	fmt.Fprintf(table, "STAGE\tRANK\tLAYERS\tHEADS\tKV HEADS\tWEIGHTS\tSCRATCH\tKV CACHE\tIN ALL\n")
+	for _, n := range p.Ranks {
+		l := n.Slice
+		fmt.Fprintf(table, "%d\t%d\t%d-%d\t%d\t%d\t%s\t%s\t%s\t%s\n", l.Stage, l.Rank, l.Layers.Lo, l.Layers.Hi-1, l.Heads.Len(), l.KVHeads.Len(),
+			plan.Bytes(n.Weights), plan.Bytes(n.Scratch), plan.Bytes(n.KV), plan.Bytes(n.Weights+n.Scratch+n.KV))
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(out)
+	if !p.Fits {
+		fmt.Fprintf(out, "it does not fit: %s\n", p.Lacks)
+	} else {
+		fmt.Fprintf(out, "it fits: %v blocks of 16 tokens, sequences of up to %d tokens\n", p.Fit.Blocks, p.Fit.MaxLen)
+		for _, a := range p.At {
+			fmt.Fprintf(out, "  %.1f sequences of %d tokens at once (at most %d run)\n", a.Sequences, a.Tokens, p.Budget.MaxSequences)
+		}
+	}
+	if p.Layout.Ranks() == 1 {
+		return nil
+	}
+	fmt.Fprintf(out, "\nbytes a token costs:\n")
+	if p.Layout.Pipeline > 1 {
+		fmt.Fprintf(out, "  %s from each stage to the next, of all its ranks\n", plan.Bytes(p.Traffic.Stage))
+	}
+	if p.Layout.Tensor > 1 {
+		for stage, bytes := range p.Traffic.Tensor {
+			fmt.Fprintf(out, "  %s from each tensor rank of stage %d to its fellows, in two sums a layer\n", plan.Bytes(bytes), stage)
+		}
+		fmt.Fprintf(out, "  %s from each tensor rank of the last stage, for a token that is drawn\n", plan.Bytes(p.Traffic.Logits))
+	}
+	return nil
+}

@@ -16,6 +16,14 @@ image-cuda: cuda ## the CUDA image without Docker, on Linux: dist/manta-cuda-ima
 	@GOOS=linux $(GO) build -trimpath -ldflags '-s -w' -o dist/linux/manta-declare ./deploy/image/declare
 	@$(PACK)-cuda -arch $(ARCH) -max-mb 200 -out dist/manta-cuda-image.tar dist/cuda/manta dist/linux/manta-declare
 
+k8s-tools: toolchain ## build Kubernetes into the user's cache, for e2e-k8s
+	@$(GO) test -count=1 -timeout 120m -tags kubernetes ./deploy/e2e/kubernetes -build 115m
+
+e2e-k8s: toolchain k8s-tools ## the chart on a real Kubernetes on this machine (needs root)
+	@for v in 1 2; do GOOS=linux $(GO) build -trimpath -ldflags '-s -w -X manta/internal/version.Version=$(VERSION)-e2e'$$v -o dist/k8s/$$v/manta . || exit 1; done
+	@GOOS=linux $(GO) build -trimpath -ldflags '-s -w' -o dist/linux/manta-declare ./deploy/image/declare
+	@$(GO) test -count=1 -timeout 20m -tags kubernetes -v ./deploy/e2e/kubernetes
+
 manifests: ## render deploy/examples from the chart (needs helm)
 	@HELM=$(HELM) deploy/examples/manifests.sh deploy/examples
 
@@ -26,4 +34,4 @@ rules-check: ## test recording and alert rules (needs promtool)
 	@$(PROMTOOL) check rules deploy/monitoring/rules.yaml
 	@cd deploy/monitoring && $(PROMTOOL) test rules rules_test.yaml
 
-.PHONY: image image-cuda manifests chart-check rules-check
+.PHONY: k8s-tools e2e-k8s image image-cuda manifests chart-check rules-check

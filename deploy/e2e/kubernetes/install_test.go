@@ -1,0 +1,93 @@
+//go:build kubernetes && linux
+
+package kubernetes
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"manta/head/api"
+	"manta/head/client"
+)
+
+// namespace is where the chart under test is installed.
+const namespace = "llm"
+
+// bases are the API on every Kubernetes node, each of which asks any ready head.
+func bases(first int) (urls []string) {
+	ips := cluster.NodeIPs()
+	for i := range ips {
+		urls = append(urls, fmt.Sprintf("http://%s:30080", ips[(first+i)%len(ips)]))
+	}
+	return urls
+}
+
+// key reads the API key that the chart drew.
+func key(t *testing.T) string {
+	t.Helper()
+	encoded := kubectl(t, "-n", namespace, "get", "secret", "manta-api-keys", "-o", "jsonpath={.data.keys}")
+	keys, err := base64.StdEncoding.DecodeString(encoded)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, _, _ := strings.Cut(string(keys), "\n")
+	return first
+}
+
+// install installs the chart and waits until its model answers.
+func install(t *testing.T) *client.Client {
+	t.Helper()
+	start := time.Now()
+	out, err := helm(t, "install", "manta", "../../chart", "--namespace", namespace, "--create-namespace", "-f", "testdata/values.yaml",
+		"--wait", "--wait-for-jobs", "--timeout", "120s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out, "A first answer:") {
+		t.Errorf("the notes do not say how to ask:\n%s", out)
+	}
+	installed := time.Since(start)
+	c := client.New(key(t), bases(0)...)
+	t.Cleanup(c.Close)
+	var first time.Duration
+	var answer strings.Builder
+	_, err = c.Chat(t.Context(), "smollm2", []client.Message{{Role: "user", Content: "What is the capital of France?"}}, client.Options{},
+		func(p client.Piece) error {
+			if first == 0 && p.Text != "" {
+				first = time.Since(start)
+			}
+			answer.WriteString(p.Text)
+			return nil
+		})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("helm install returned after %.1f s, first token %.1f s after its start: %q", installed.Seconds(), first.Seconds(), answer.String())
+	return c
+}
+
+// state asks a head for the cluster's state.
+func state(ctx context.Context, c *client.Client) (*api.ClusterState, error) {
+	ctx, stop := context.WithTimeout(ctx, 5*time.Second)
+	defer stop()
+	return c.Cluster(ctx)
+}
+
+// replicasReady waits until the model has so many ready replicas.
+func replicasReady(t *testing.T, c *client.Client, count int) time.Duration {
+	t.Helper()
+	return until(t, fmt.Sprintf("%d replicas", count), patience, func(ctx context.Context) error {
+		s, err := state(ctx, c)
+		if err != nil {
+			return err
+		}
+		if len(s.Deployments) != 1 || s.Deployments[0].Ready != count {
+			return fmt.Errorf("%+v", s.Deployments)
+		}
+		return nil
+	})
+}

@@ -30,6 +30,7 @@ type testCluster struct {
 	api    []string
 	heads  []*exec.Cmd
 	nodes  map[string]*exec.Cmd
+	ended  map[*exec.Cmd]chan struct{}
 }
 
 // freePorts gives ports that were free a moment ago and that no system hands out
@@ -54,7 +55,7 @@ func freePorts(t *testing.T, n int) []int {
 
 func newCluster(t *testing.T, heads int) *testCluster {
 	t.Helper()
-	c := &testCluster{t: t, dir: t.TempDir(), nodes: map[string]*exec.Cmd{}}
+	c := &testCluster{t: t, dir: t.TempDir(), nodes: map[string]*exec.Cmd{}, ended: map[*exec.Cmd]chan struct{}{}}
 	c.secret = filepath.Join(c.dir, "secret")
 	if err := os.WriteFile(c.secret, []byte("the secret of a cluster of tests\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -92,15 +93,25 @@ func (c *testCluster) run(name string, args ...string) *exec.Cmd {
 		defer close(ended)
 		cmd.Wait()
 	}()
+	c.ended[cmd] = ended
 	c.t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-ended
+		c.kill(cmd)
 		if c.t.Failed() {
 			lines := strings.SplitAfter(out.String(), "\n")
 			c.t.Logf("%s:\n%s", name, strings.Join(lines[max(0, len(lines)-40):], ""))
 		}
 	})
 	return cmd
+}
+
+// kill ends members at once; what they held is free when it returns.
+func (c *testCluster) kill(members ...*exec.Cmd) {
+	for _, m := range members {
+		m.Process.Kill()
+	}
+	for _, m := range members {
+		<-c.ended[m]
+	}
 }
 
 func (c *testCluster) head(i int) {
@@ -201,7 +212,8 @@ func (c *testCluster) stream(head int, begun func()) (string, error) {
 }
 
 // Three heads and two nodes: any head takes a write and answers; the death of a
-// head, the leader included, costs others nothing; the death of the driver's
+// head, the leader included, costs others nothing, and that of all of them the time
+// until they are back; the death of the driver's
 // node costs a pause, and the stream goes on with the same tokens; both come back.
 func TestCluster(t *testing.T) {
 	model := modelFolder(t)
@@ -270,6 +282,23 @@ func TestCluster(t *testing.T) {
 			for head := range c.api {
 				c.until("the node's return", head, "/api/cluster", func(_ int, text string) bool { return strings.Contains(text, `"id":"`+dead) })
 			}
+		}
+	})
+
+	// Nodes that still know each other look for heads again.
+	t.Run("all heads die", func(t *testing.T) {
+		c.kill(c.heads...)
+		for head := range c.heads {
+			c.head(head)
+		}
+		for head := range c.api {
+			for name := range c.nodes {
+				c.until("the nodes' return", head, "/api/cluster", func(_ int, text string) bool { return strings.Contains(text, `"id":"`+name) })
+			}
+			c.until("health", head, "/health", func(status int, _ string) bool { return status == http.StatusOK })
+		}
+		if got, err := c.stream(0, nil); err != nil || got != want {
+			t.Errorf("%v: %q, want %q", err, got, want)
 		}
 	})
 }

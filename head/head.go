@@ -131,6 +131,7 @@ func New(cfg Config) (_ *Head, err error) {
 	h.dispatch = dispatch.New(dispatch.Config{
 		Head: id, Views: h.raft, Link: sender{h}, Meter: dispatch.Metered{Metrics: h.metrics}, Log: cfg.Logger,
 	})
+	h.metrics.Leading(h.raft.Leading)
 	h.control = newControl(h)
 	h.listen()
 	h.listenToHeads()

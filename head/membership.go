@@ -30,7 +30,7 @@ func (h *Head) assemble(ctx context.Context) error {
 	for {
 		members := h.members.Load()
 		due := mergeEvery
-		if len(members.Members()) < 2 {
+		if len(members.Members()) < 2 || h.cfg.Expect > 1 && len(h.heads()) < 2 {
 			due = rejoinEvery
 		}
 		if len(h.cfg.Join) > 0 && time.Since(joined) > due {

@@ -105,6 +105,18 @@ func (m *Metrics) Handler() http.Handler {
 // Registry lets other packages add metrics of their own.
 func (m *Metrics) Registry() prometheus.Registerer { return m.registry }
 
+// Leading shows whether this head leads.
+func (m *Metrics) Leading(leads func() bool) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "manta_head_leading", Help: "1 on the head that leads, 0 on the others.",
+	}, func() float64 {
+		if leads() {
+			return 1
+		}
+		return 0
+	}))
+}
+
 // Known makes a model's series appear at once, at zero: rates need a start.
 func (m *Metrics) Known(model string) {
 	m.Waiting(model, 0)

@@ -3,16 +3,134 @@
 package kubernetes
 
 import (
+	"context"
+	"fmt"
+	"strings"
 	"testing"
+
+	"manta/head/api"
+	"manta/head/client"
+)
+
+const (
+	headPods = "app.kubernetes.io/name=manta,app.kubernetes.io/component=head"
+	nodePods = "app.kubernetes.io/name=manta,app.kubernetes.io/component=node"
+	headsOf  = 3
 )
 
 // Whatever Kubernetes does to the pods, no stream fails, and each gives the tokens
 // of the undisturbed run.
 func TestNoStreamIsDropped(t *testing.T) {
-	t.Cleanup(func() { report(t, namespace) })
 	c := install(t)
 	l := startLoad(t)
 	defer l.end()
-	_ = c
 	l.through("nothing", func(*testing.T) {})
+	l.through("scale nodes 1 to 3", func(t *testing.T) {
+		scale(t, 3)
+		replicasReady(t, c, 3)
+	})
+	l.through("delete the leader's pod", func(t *testing.T) {
+		kubectl(t, "-n", namespace, "delete", "pod", leader(t))
+		podsReady(t, namespace, headPods, headsOf)
+	})
+	l.through("delete a node's pod", func(t *testing.T) {
+		kubectl(t, "-n", namespace, "delete", "pod", "manta-node-0")
+		podsReady(t, namespace, nodePods, 3)
+		replicasReady(t, c, 3)
+	})
+	l.through("helm upgrade to another image", func(t *testing.T) {
+		_, err := helm(t, "upgrade", "manta", "../../chart", "--namespace", namespace, "-f", "testdata/values.yaml",
+			"--set-string", "image.tag=2", "--set", "node.replicas=3", "--wait", "--timeout", "240s")
+		if err != nil {
+			t.Error(err)
+		}
+		replicasReady(t, c, 3)
+	})
+	l.through("delete all heads at once", func(t *testing.T) {
+		kubectl(t, "-n", namespace, "delete", "pod", "-l", headPods)
+		podsReady(t, namespace, headPods, headsOf)
+		replicasReady(t, c, 3)
+	})
+	l.through("cordon and drain a Kubernetes node", func(t *testing.T) {
+		kubectl(t, "drain", "n2", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=100s")
+		podsReady(t, namespace, headPods, headsOf)
+		podsReady(t, namespace, nodePods, 3)
+		replicasReady(t, c, 3)
+	})
+	kubectl(t, "uncordon", "n2")
+	spread(t)
+	replicasReady(t, c, 3)
+	l.through("crash of a Kubernetes node", func(t *testing.T) {
+		if err := cluster.CrashNode(t.Context(), "n2"); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "a living replica", patience, func(ctx context.Context) error {
+			return has(ctx, c, func(s *api.ClusterState) bool { return s.Deployments[0].Ready >= 1 })
+		})
+		l.round(t.Context())
+		if err := cluster.StartNode(t.Context(), "n2"); err != nil {
+			t.Fatal(err)
+		}
+		if err := cluster.NodesReady(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		podsReady(t, namespace, headPods, headsOf)
+		podsReady(t, namespace, nodePods, 3)
+		replicasReady(t, c, 3)
+	})
+	l.through("scale nodes 3 to 1", func(t *testing.T) {
+		scale(t, 1)
+		replicasReady(t, c, 1)
+	})
+}
+
+// scale does what the guide's reader does.
+func scale(t *testing.T, nodes int) {
+	t.Helper()
+	kubectl(t, "-n", namespace, "scale", "statefulset/manta-node", fmt.Sprint("--replicas=", nodes))
+	podsReady(t, namespace, nodePods, nodes)
+}
+
+// spread gives n2 one head and two nodes again: a drain leaves all pods where they
+// went.
+func spread(t *testing.T) {
+	t.Helper()
+	kubectl(t, "-n", namespace, "delete", "pod", "manta-head-2", "manta-node-1", "manta-node-2")
+	podsReady(t, namespace, headPods, headsOf)
+	podsReady(t, namespace, nodePods, 3)
+}
+
+// leader gives the name of the pod whose head leads.
+func leader(t *testing.T) (name string) {
+	t.Helper()
+	until(t, "a leader", patience, func(ctx context.Context) error {
+		all, err := pods(ctx, namespace, headPods)
+		if err != nil {
+			return err
+		}
+		for _, p := range all {
+			metrics, err := get(ctx, "http://"+p.Status.PodIP+":9090/metrics")
+			if err != nil {
+				return err
+			}
+			if strings.Contains(metrics, "\nmanta_head_leading 1\n") {
+				name = p.Metadata.Name
+				return nil
+			}
+		}
+		return fmt.Errorf("none of %d heads leads", len(all))
+	})
+	return name
+}
+
+// has asks whether the cluster is in a state.
+func has(ctx context.Context, c *client.Client, ok func(*api.ClusterState) bool) error {
+	s, err := state(ctx, c)
+	if err != nil {
+		return err
+	}
+	if len(s.Deployments) != 1 || !ok(s) {
+		return fmt.Errorf("deployments %+v, nodes %+v", s.Deployments, s.Nodes)
+	}
+	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
+	"io"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -55,7 +57,8 @@ func install(t *testing.T) *client.Client {
 	t.Cleanup(c.Close)
 	var first time.Duration
 	var answer strings.Builder
-	_, err = c.Chat(t.Context(), "smollm2", []client.Message{{Role: "user", Content: "What is the capital of France?"}}, client.Options{},
+	greedy := 0.0
+	_, err = c.Chat(t.Context(), "smollm2", []client.Message{{Role: "user", Content: "What is the capital of France?"}}, client.Options{Temperature: &greedy},
 		func(p client.Piece) error {
 			if first == 0 && p.Text != "" {
 				first = time.Since(start)
@@ -66,7 +69,10 @@ func install(t *testing.T) *client.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("helm install returned after %.1f s, first token %.1f s after its start: %q", installed.Seconds(), first.Seconds(), answer.String())
+	if answer.String() != "The capital of France is Paris." {
+		t.Errorf("the answer is %q", answer.String())
+	}
+	t.Logf("helm install returned after %.1f s, first token %.1f s after its start", installed.Seconds(), first.Seconds())
 	return c
 }
 
@@ -81,13 +87,26 @@ func state(ctx context.Context, c *client.Client) (*api.ClusterState, error) {
 func replicasReady(t *testing.T, c *client.Client, count int) time.Duration {
 	t.Helper()
 	return until(t, fmt.Sprintf("%d replicas", count), patience, func(ctx context.Context) error {
-		s, err := state(ctx, c)
-		if err != nil {
-			return err
-		}
-		if len(s.Deployments) != 1 || s.Deployments[0].Ready != count {
-			return fmt.Errorf("%+v", s.Deployments)
-		}
-		return nil
+		return has(ctx, c, func(s *api.ClusterState) bool { return s.Deployments[0].Ready == count })
 	})
+}
+
+// get reads a page.
+func get(ctx context.Context, url string) (string, error) {
+	ctx, stop := context.WithTimeout(ctx, 5*time.Second)
+	defer stop()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s answers %d: %s", url, response.StatusCode, body)
+	}
+	return string(body), err
 }

@@ -42,14 +42,18 @@ func until(t *testing.T, what string, limit time.Duration, try func(context.Cont
 	defer stop()
 	ticker := time.NewTicker(200 * time.Millisecond)
 	defer ticker.Stop()
+	var last error // before the limit cut one off
 	for {
 		err := try(ctx)
 		if err == nil {
 			return time.Since(start)
 		}
+		if ctx.Err() == nil {
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			t.Fatalf("%s: not within %v: %v", what, limit, err)
+			t.Fatalf("%s: not within %v: %v", what, limit, last)
 		case <-ticker.C:
 		}
 	}

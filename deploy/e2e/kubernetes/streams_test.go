@@ -4,7 +4,9 @@ package kubernetes
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -25,7 +27,8 @@ type load struct {
 	mu       sync.Mutex
 	ended    int
 	failures []error
-	longest  time.Duration // pause within a stream, since the last take
+	refused  int           // starts that were tried again: no head took them yet
+	longest  time.Duration // from one piece of a stream to the next, its start included
 }
 
 const (
@@ -76,6 +79,8 @@ func (l *load) once(seed int) {
 	}
 }
 
+// tell streams a seed's story. What no head has taken yet is asked for again, as any
+// client does whose connection was refused; what has begun goes on by its event's id.
 func (l *load) tell(ctx context.Context, seed int) (string, time.Duration, error) {
 	c := client.New(l.key, bases(seed)...)
 	defer c.Close()
@@ -83,15 +88,36 @@ func (l *load) tell(ctx context.Context, seed int) (string, time.Duration, error
 	var pause time.Duration
 	last := time.Now()
 	temperature, n, fixed := 0.8, streamTokens, int64(seed)
-	_, err := c.Complete(ctx, "smollm2", fmt.Sprintf("Story number %d. Once upon a time", seed),
-		client.Options{Temperature: &temperature, Seed: &fixed, MaxTokens: &n, IgnoreEOS: true},
-		func(p client.Piece) error {
-			pause = max(pause, time.Since(last)) // the wait for the first piece too
-			last = time.Now()
-			text.WriteString(p.Text)
-			return nil
-		})
-	return text.String(), pause, err
+	for {
+		_, err := c.Complete(ctx, "smollm2", fmt.Sprintf("Story number %d. Once upon a time", seed),
+			client.Options{Temperature: &temperature, Seed: &fixed, MaxTokens: &n, IgnoreEOS: true},
+			func(p client.Piece) error {
+				pause = max(pause, time.Since(last)) // the wait for the first piece too
+				last = time.Now()
+				text.WriteString(p.Text)
+				return nil
+			})
+		if text.Len() > 0 || !unserved(err) || ctx.Err() != nil {
+			return text.String(), pause, err
+		}
+		l.mu.Lock()
+		l.refused++
+		l.mu.Unlock()
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// unserved reports whether no head took a request: none was reached, or it said to
+// come again.
+func unserved(err error) bool {
+	var refused *client.Error
+	if errors.As(err, &refused) {
+		return refused.Status == http.StatusServiceUnavailable
+	}
+	return err != nil
 }
 
 // round waits until every stream that ran when it was called has ended, so that all
@@ -121,9 +147,10 @@ func (l *load) round(ctx context.Context) {
 // stream; no stream may fail.
 func (l *load) through(name string, disturb func(t *testing.T)) {
 	l.t.Run(name, func(t *testing.T) {
+		t.Cleanup(func() { report(t, namespace) })
 		l.mu.Lock()
 		before := l.ended
-		l.longest, l.failures = 0, nil
+		l.longest, l.refused, l.failures = 0, 0, nil
 		l.mu.Unlock()
 		start := time.Now()
 		disturb(t)
@@ -135,8 +162,8 @@ func (l *load) through(name string, disturb func(t *testing.T)) {
 		for _, err := range l.failures {
 			t.Error(err)
 		}
-		t.Logf("%.1f s, %d streams ended, %d failed, longest pause %.2f s", time.Since(start).Seconds(), l.ended-before, len(l.failures), l.longest.Seconds())
-		report(t, namespace)
+		t.Logf("%.1f s, %d streams ended, %d failed, longest pause %.2f s, %d starts tried again",
+			time.Since(start).Seconds(), l.ended-before, len(l.failures), l.longest.Seconds(), l.refused)
 	})
 }
 

@@ -46,9 +46,12 @@ func (l *Lab) NodesReady(ctx context.Context) error {
 }
 
 // StartNode boots a node, or boots it again.
-func (l *Lab) StartNode(_ context.Context, name string) error {
+func (l *Lab) StartNode(ctx context.Context, name string) error {
 	self, err := os.Executable()
 	if err != nil {
+		return err
+	}
+	if err := l.Partition(ctx, name, false); err != nil {
 		return err
 	}
 	for _, n := range l.nodes {
@@ -60,8 +63,12 @@ func (l *Lab) StartNode(_ context.Context, name string) error {
 	return fmt.Errorf("no node %s", name)
 }
 
-// CrashNode ends all of a node's processes at once.
-func (l *Lab) CrashNode(name string) { l.stop(name) }
+// CrashNode ends all of a node's processes at once; it can't be reached any more.
+func (l *Lab) CrashNode(ctx context.Context, name string) error {
+	err := l.Partition(ctx, name, true)
+	l.stop(name)
+	return err
+}
 
 // Node makes this process a node's first, if the lab started it as such: then it
 // never returns. Programs that own a lab call it before anything else.

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -12,11 +13,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"manta/head"
+	"manta/head/kube"
 	"manta/internal/trust"
 	"manta/node"
 )
@@ -76,7 +79,7 @@ func plainName(host string) string {
 func (m *member) address(port int) string { return net.JoinHostPort(m.bind, strconv.Itoa(port)) }
 
 func headCommand() *cobra.Command {
-	p, m := &process{}, &member{}
+	p, m, k := &process{}, &member{}, &kubeFlags{}
 	var raftPort, expect int
 	command := &cobra.Command{
 		Use: "head", Short: "Run a head: the control plane and the HTTP API", Args: cobra.NoArgs,
@@ -93,10 +96,14 @@ func headCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				kubernetes, err := k.config(p.host)
+				if err != nil {
+					return errors.Join(err, listener.Close())
+				}
 				h, err := head.New(head.Config{
 					Name: m.name, Dir: filepath.Join(p.dataDir, "head"), Secrets: secrets, Advertise: m.advertise,
 					Gossip: m.address(m.gossipPort), Raft: m.address(raftPort), Link: m.address(m.linkPort),
-					API: listener, Metrics: metrics, Join: m.join, Expect: expect, Grace: p.grace, Keys: p.apiKeys, KeysOff: p.keysOff, Logger: p.logger,
+					API: listener, Metrics: metrics, Join: m.join, Expect: expect, Grace: p.grace, Keys: p.apiKeys, KeysOff: p.keysOff, Kube: kubernetes, Logger: p.logger,
 				})
 				if err != nil {
 					return err
@@ -108,6 +115,7 @@ func headCommand() *cobra.Command {
 	}
 	p.flags(command.Flags(), "0.0.0.0")
 	m.flags(command.Flags())
+	k.flags(command.Flags())
 	command.Flags().IntVar(&raftPort, "raft-port", 7947, "port of raft; 0 takes a free one")
 	command.Flags().IntVar(&expect, "bootstrap-expect", 0, "number of heads that found a new cluster together; 0 joins one")
 	return command
@@ -155,6 +163,41 @@ func nodeCommand() *cobra.Command {
 	command.Flags().StringToStringVar(&labels, "node-labels", nil, "labels that deployments may select by, KEY=VALUE; topology.kubernetes.io/zone names the zone")
 	command.Flags().StringVar(&downloadDir, "download-dir", "", "where models are kept; the hub's cache and the user's cache by default")
 	return command
+}
+
+// kubeFlags say what a head does for the Kubernetes that it runs in.
+type kubeFlags struct {
+	port        int
+	certDir     string
+	statefulSet string
+	idle        time.Duration
+}
+
+func (k *kubeFlags) flags(f *pflag.FlagSet) {
+	f.IntVar(&k.port, "kube-metrics-port", 0, "port of external.metrics.k8s.io and custom.metrics.k8s.io; 0: none")
+	f.StringVar(&k.certDir, "kube-metrics-cert-dir", "", "folder with tls.crt and tls.key of that port")
+	f.StringVar(&k.statefulSet, "kube-scale", "", "StatefulSet of nodes to scale to zero when idle and back when a request waits")
+	f.DurationVar(&k.idle, "kube-scale-idle", 10*time.Minute, "time without requests until --kube-scale goes to zero")
+}
+
+func (k *kubeFlags) config(host string) (kube.Config, error) {
+	c := kube.Config{StatefulSet: k.statefulSet, Idle: k.idle}
+	if k.statefulSet != "" && k.idle < time.Second {
+		return c, fmt.Errorf("--kube-scale-idle must be at least 1s, got %v", k.idle)
+	}
+	if k.port == 0 {
+		return c, nil
+	}
+	if k.certDir == "" {
+		return c, errors.New("--kube-metrics-port needs --kube-metrics-cert-dir")
+	}
+	c.CertFile, c.KeyFile = filepath.Join(k.certDir, "tls.crt"), filepath.Join(k.certDir, "tls.key")
+	if _, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile); err != nil {
+		return c, fmt.Errorf("--kube-metrics-cert-dir: %w", err)
+	}
+	var err error
+	c.Metrics, err = listen(host, k.port, "--kube-metrics-port")
+	return c, err
 }
 
 // alone runs something with the data directory to itself, until a signal.

@@ -24,6 +24,7 @@ import (
 	"manta/head/api"
 	"manta/head/dispatch"
 	"manta/head/jobs"
+	"manta/head/kube"
 	"manta/head/limit"
 	"manta/head/route"
 	"manta/head/state"
@@ -45,7 +46,7 @@ type Config struct {
 	Raft    string
 	Link    string
 	// API is the listener of the HTTP API, Metrics a second one for /metrics
-	// alone, or nil. The head closes both.
+	// alone, or nil. The head closes them, and Kube's.
 	API     net.Listener
 	Metrics net.Listener
 	Join    []string // gossip addresses of other members
@@ -58,6 +59,7 @@ type Config struct {
 	Grace     time.Duration // for requests in progress when the head stops
 	Keys      *api.Keys     // beside those that the cluster knows; nil: none
 	KeysOff   bool          // no key is demanded, whatever keys there are
+	Kube      kube.Config   // what it does for Kubernetes
 	Logger    *slog.Logger
 }
 
@@ -136,6 +138,7 @@ func New(cfg Config) (_ *Head, err error) {
 	h.listen()
 	h.listenToHeads()
 	h.listenToLeavers()
+	h.tellLoads()
 	members, err := member.Start(member.Config{
 		Self: h.id, Keys: keys, Listen: cfg.Gossip, Advertise: cfg.Advertise, Logger: cfg.Logger, Info: h.info(),
 	})
@@ -199,6 +202,7 @@ func (h *Head) Run(ctx context.Context) error {
 	if h.cfg.Metrics != nil {
 		group.Go(func() error { return serveMetrics(rest, h.cfg.Metrics, h.metrics.Handler()) })
 	}
+	group.Go(func() error { return over(rest, kube.Run(rest, h.cfg.Kube, fleet{h}, h.log)) })
 	group.Go(func() error { return over(rest, h.dispatch.Run(rest)) })
 	group.Go(func() error { return over(rest, h.control.run(rest)) })
 	group.Go(func() error { return over(rest, h.assemble(rest)) })
@@ -245,7 +249,7 @@ func (h *Head) Close() error {
 			errs = append(errs, wipe(h.cfg.Dir))
 		}
 	}
-	for _, listener := range []net.Listener{h.cfg.API, h.cfg.Metrics} {
+	for _, listener := range []net.Listener{h.cfg.API, h.cfg.Metrics, h.cfg.Kube.Metrics} {
 		if listener != nil {
 			if err := listener.Close(); !errors.Is(err, net.ErrClosed) {
 				errs = append(errs, err)

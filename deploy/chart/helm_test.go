@@ -38,6 +38,7 @@ var everything = []string{
 	"--set", "head.tolerations[0].operator=Exists,head.nodeSelector.a=b,commonAnnotations.a=b,serviceAccount.annotations.a=b,imagePullSecrets[0].name=x",
 	"--set-json", `networkPolicy.apiFrom=[{"namespaceSelector":{}}]`, "--set-json", `networkPolicy.dnsTo=[{"namespaceSelector":{}}]`,
 	"--set-json", `networkPolicy.metricsFrom=[{"namespaceSelector":{}}]`,
+	"--set", "metricsAPI.enabled=true,scaleToZero.enabled=true,autoscaling.targetRequests=4",
 }
 
 func sets() map[string][]string {
@@ -117,7 +118,7 @@ func TestRendered(t *testing.T) {
 					continue
 				}
 				key := o.Kind + "/" + o.Metadata.Name
-				if seen[key] || len(o.Metadata.Name) > 63 || o.Kind != "Namespace" && o.Metadata.Namespace != "llm" {
+				if seen[key] || len(o.Metadata.Name) > 63 || !slices.Contains(wholeCluster, o.Kind) && o.Metadata.Namespace != namespaceOf(key) {
 					t.Errorf("%s: twice, too long, or of namespace %q", key, o.Metadata.Namespace)
 				}
 				seen[key] = true
@@ -125,12 +126,12 @@ func TestRendered(t *testing.T) {
 					t.Errorf("%s waits for one pod after another", key)
 				}
 				if len(o.Spec.Template.Spec.Containers) > 0 {
-					checkPod(t, key, o.Spec.Template.Spec)
+					checkPod(t, key, o.Spec.Template.Spec, name == "everything" && strings.HasSuffix(key, "-head"))
 				}
 			}
 			for _, kind := range []string{"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"} {
-				if strings.Contains(out, "kind: "+kind+"\n") {
-					t.Errorf("a %s: nothing here calls the Kubernetes API", kind)
+				if name != "everything" && strings.Contains(out, "kind: "+kind+"\n") {
+					t.Errorf("a %s: nothing that is on by default calls the Kubernetes API", kind)
 				}
 			}
 			if !seen["StatefulSet/"+first(seen, "StatefulSet/", "-head")] || !seen["StatefulSet/"+first(seen, "StatefulSet/", "-node")] {
@@ -138,6 +139,17 @@ func TestRendered(t *testing.T) {
 			}
 		})
 	}
+}
+
+// wholeCluster are the kinds without a namespace.
+var wholeCluster = []string{"Namespace", "APIService", "ClusterRole", "ClusterRoleBinding"}
+
+// namespaceOf is that of the release, but for what lets heads know the API server.
+func namespaceOf(key string) string {
+	if key == "RoleBinding/manta-metrics-api-llm" {
+		return "kube-system"
+	}
+	return "llm"
 }
 
 func first(seen map[string]bool, prefix, suffix string) string {
@@ -149,10 +161,10 @@ func first(seen map[string]bool, prefix, suffix string) string {
 	return ""
 }
 
-func checkPod(t *testing.T, key string, p pod) {
+func checkPod(t *testing.T, key string, p pod, token bool) {
 	t.Helper()
 	no := func(b *bool) bool { return b != nil && !*b }
-	if !no(p.Automount) || !p.Security.NonRoot || p.Security.Seccomp.Type != "RuntimeDefault" {
+	if no(p.Automount) == token || !p.Security.NonRoot || p.Security.Seccomp.Type != "RuntimeDefault" {
 		t.Errorf("%s has a token, may be root, or has no seccomp profile", key)
 	}
 	// A Service named manta would set MANTA_PORT, a flag's twin, to tcp://….
@@ -177,6 +189,8 @@ func TestRefusedWithASentence(t *testing.T) {
 		"autoscaling.enabled=true,autoscaling.targetCPUUtilizationPercentage=null": "needs a metric",
 		"autoscaling.enabled=true,node.resources.requests.cpu=null":                "node.resources.requests.cpu",
 		"serviceMonitor.enabled=true,podMonitor.enabled=true":                      "choose one",
+		"autoscaling.enabled=true,autoscaling.targetRequests=4":                    "set metricsAPI.enabled=true",
+		"metricsAPI.enabled=true,metricsAPI.port=9090":                             "choose another",
 		"head.maxUnavailable=2":                                                    "give at most 1",
 		"metrics.port=8000":                                                        "must be another",
 		"api.port=7946":                                                            "choose another",

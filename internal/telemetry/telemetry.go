@@ -37,6 +37,7 @@ type Metrics struct {
 	registry *prometheus.Registry
 	engines  *engines
 	nodes    *nodes
+	loads    loads
 
 	waiting, running                      *prometheus.GaugeVec
 	promptTokens, outputTokens            *prometheus.CounterVec
@@ -54,7 +55,7 @@ const modelLabel = "model_name"
 
 // New makes a registry with all of a head's metrics and the process's own.
 func New() *Metrics {
-	m := &Metrics{registry: prometheus.NewRegistry(), engines: newEngines(), nodes: newNodes()}
+	m := &Metrics{registry: prometheus.NewRegistry(), engines: newEngines(), loads: loads{models: map[string]*load{}}, nodes: newNodes()}
 	gauge := func(name, help string) *prometheus.GaugeVec {
 		v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{modelLabel})
 		m.registry.MustRegister(v)
@@ -133,11 +134,13 @@ func (m *Metrics) Known(model string) {
 // Waiting changes the number of requests that wait.
 func (m *Metrics) Waiting(model string, delta int) {
 	m.waiting.WithLabelValues(model).Add(float64(delta))
+	m.loads.change(model, delta, 0, 0)
 }
 
 // Running changes the number of requests that a replica works on.
 func (m *Metrics) Running(model string, delta int) {
 	m.running.WithLabelValues(model).Add(float64(delta))
+	m.loads.change(model, 0, delta, 0)
 }
 
 // Output counts a choice's new tokens. The first ones end the time to first
@@ -174,6 +177,7 @@ type Request struct {
 
 // Ended observes a request that ended.
 func (m *Metrics) Ended(model string, r Request) {
+	m.loads.change(model, 0, 0, 1)
 	m.seedRequests.WithLabelValues(model, r.Status).Inc()
 	m.seedLatency.WithLabelValues(model).Observe(r.Total.Seconds())
 	m.promptTokens.WithLabelValues(model).Add(float64(r.Prompt))

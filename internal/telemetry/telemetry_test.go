@@ -79,3 +79,28 @@ func TestEngineCountersOutliveEpochs(t *testing.T) {
 		}
 	})
 }
+
+// Rates forget what is older than a minute, and loads of heads add up.
+func TestLoads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := New()
+		m.Waiting("m", 3)
+		m.Waiting("m", -1)
+		m.Running("m", 1)
+		for range 30 {
+			m.Ended("m", Request{Status: "success"})
+			<-time.After(time.Second)
+		}
+		if got := m.Loads()["m"]; got != (Load{Waiting: 2, Running: 1, PerSecond: 0.5}) {
+			t.Errorf("after 30 requests in 30 s: %+v", got)
+		}
+		<-time.After(45 * time.Second)
+		if got := m.Loads()["m"].PerSecond; got != 14.0/60 {
+			t.Errorf("45 s later: %v", got)
+		}
+		<-time.After(time.Minute)
+		if got := m.Loads()["m"].Add(Load{Waiting: 1}); got != (Load{Waiting: 3, Running: 1}) {
+			t.Errorf("a minute later, and another head: %+v", got)
+		}
+	})
+}

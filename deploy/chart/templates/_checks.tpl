@@ -16,8 +16,11 @@
 {{- if and $v.autoscaling.enabled (gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
 {{- fail (printf "autoscaling.minReplicas=%d is more than autoscaling.maxReplicas=%d." (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
 {{- end -}}
-{{- if and $v.autoscaling.enabled (not (or $v.autoscaling.targetCPUUtilizationPercentage $v.autoscaling.targetRequestsPerSecond $v.autoscaling.metrics)) -}}
-{{- fail "autoscaling.enabled needs a metric: give targetCPUUtilizationPercentage, targetRequestsPerSecond or metrics." -}}
+{{- if and $v.autoscaling.enabled (not (or $v.autoscaling.targetCPUUtilizationPercentage $v.autoscaling.targetRequestsPerSecond $v.autoscaling.targetRequests $v.autoscaling.metrics)) -}}
+{{- fail "autoscaling.enabled needs a metric: give targetCPUUtilizationPercentage, targetRequestsPerSecond, targetRequests or metrics." -}}
+{{- end -}}
+{{- if and $v.autoscaling.enabled $v.autoscaling.targetRequests (not $v.metricsAPI.enabled) -}}
+{{- fail "autoscaling.targetRequests is a metric that only heads serve: set metricsAPI.enabled=true." -}}
 {{- end -}}
 {{- if and $v.autoscaling.enabled $v.autoscaling.targetCPUUtilizationPercentage (not (dig "requests" "cpu" "" $v.node.resources)) -}}
 {{- fail "autoscaling.targetCPUUtilizationPercentage is a part of node.resources.requests.cpu: give that, or null for the target." -}}
@@ -31,7 +34,10 @@
 {{- if eq (int $v.api.port) (int $v.metrics.port) -}}
 {{- fail (printf "api.port and metrics.port are both %d: /metrics is on the API's port too, but its second port must be another." (int $v.api.port)) -}}
 {{- end -}}
-{{- range $port := list (int $v.api.port) (int $v.metrics.port) -}}
+{{- if and $v.metricsAPI.enabled (has (int $v.metricsAPI.port) (list (int $v.api.port) (int $v.metrics.port))) -}}
+{{- fail (printf "metricsAPI.port=%d is taken by api.port or metrics.port: choose another." (int $v.metricsAPI.port)) -}}
+{{- end -}}
+{{- range $port := list (int $v.api.port) (int $v.metrics.port) (int $v.metricsAPI.port) -}}
 {{- if has $port (list 7946 7947 7948) -}}
 {{- fail (printf "port %d is taken by the members' own traffic (7946 gossip, 7947 raft, 7948 NATS): choose another." $port) -}}
 {{- end -}}

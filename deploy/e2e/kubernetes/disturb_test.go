@@ -21,8 +21,8 @@ const (
 // Whatever Kubernetes does to the pods, no stream fails, and each gives the tokens
 // of the undisturbed run.
 func TestNoStreamIsDropped(t *testing.T) {
-	c := install(t)
-	l := startLoad(t)
+	c := installed(t)
+	l := startLoad(t, 4)
 	defer l.end()
 	l.through("nothing", func(*testing.T) {})
 	l.through("scale nodes 1 to 3", func(t *testing.T) {
@@ -39,11 +39,7 @@ func TestNoStreamIsDropped(t *testing.T) {
 		replicasReady(t, c, 3)
 	})
 	l.through("helm upgrade to another image", func(t *testing.T) {
-		_, err := helm(t, "upgrade", "manta", "../../chart", "--namespace", namespace, "-f", "testdata/values.yaml",
-			"--set-string", "image.tag=2", "--set", "node.replicas=3", "--wait", "--timeout", "240s")
-		if err != nil {
-			t.Error(err)
-		}
+		upgrade(t, "--set-string", "image.tag=2", "--set", "node.replicas=3")
 		replicasReady(t, c, 3)
 	})
 	l.through("delete all heads at once", func(t *testing.T) {

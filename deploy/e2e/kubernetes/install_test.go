@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -40,9 +41,21 @@ func key(t *testing.T) string {
 	return first
 }
 
-// install installs the chart and waits until its model answers.
-func install(t *testing.T) *client.Client {
+var once sync.Once
+
+// installed gives a client of the release that all tests share. The first to ask
+// installs it and waits until its model answers.
+func installed(t *testing.T) *client.Client {
 	t.Helper()
+	once.Do(func() { install(t) })
+	c := client.New(key(t), bases(0)...)
+	t.Cleanup(c.Close)
+	return c
+}
+
+func install(t *testing.T) {
+	t.Helper()
+	t.Cleanup(func() { report(t, namespace) })
 	start := time.Now()
 	out, err := helm(t, "install", "manta", "../../chart", "--namespace", namespace, "--create-namespace", "-f", "testdata/values.yaml",
 		"--wait", "--wait-for-jobs", "--timeout", "120s")
@@ -52,9 +65,9 @@ func install(t *testing.T) *client.Client {
 	if !strings.Contains(out, "A first answer:") {
 		t.Errorf("the notes do not say how to ask:\n%s", out)
 	}
-	installed := time.Since(start)
+	returned := time.Since(start)
 	c := client.New(key(t), bases(0)...)
-	t.Cleanup(c.Close)
+	defer c.Close()
 	var first time.Duration
 	var answer strings.Builder
 	greedy := 0.0
@@ -69,11 +82,19 @@ func install(t *testing.T) *client.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if answer.String() != "The capital of France is Paris." {
+	if answer.String() != "The capital of France is Paris." { // as Manta answers everywhere in float32
 		t.Errorf("the answer is %q", answer.String())
 	}
-	t.Logf("helm install returned after %.1f s, first token %.1f s after its start", installed.Seconds(), first.Seconds())
-	return c
+	t.Logf("helm install returned after %.1f s, first token %.1f s after its start", returned.Seconds(), first.Seconds())
+}
+
+// upgrade changes values of the release and waits until that is done.
+func upgrade(t *testing.T, values ...string) {
+	t.Helper()
+	args := append([]string{"upgrade", "manta", "../../chart", "--namespace", namespace, "-f", "testdata/values.yaml", "--wait", "--timeout", "240s"}, values...)
+	if _, err := helm(t, args...); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // state asks a head for the cluster's state.

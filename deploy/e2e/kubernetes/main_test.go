@@ -65,7 +65,7 @@ func run(m *testing.M) (int, error) {
 }
 
 // volumes hold the model, and whatever a pod that claims one puts beside it.
-var volumes = []string{"v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8"}
+var volumes = []string{"v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12"}
 
 // within starts the cluster, runs the tests, and ends it.
 func within(m *testing.M, l *lab.Lab) (int, error) {
@@ -77,6 +77,7 @@ func within(m *testing.M, l *lab.Lab) (int, error) {
 		"manta.test/pause:1": {l.Program("pause")},
 		"manta.test/manta:1": {"dist/k8s/1/manta", "dist/linux/manta-declare"},
 		"manta.test/manta:2": {"dist/k8s/2/manta", "dist/linux/manta-declare"},
+		exampleImage:         {"dist/k8s/1/manta", "dist/linux/manta-declare"},
 	} {
 		if err := pack(ctx, l.Image(filepath.Base(image)+".tar"), image, binaries); err != nil {
 			return 1, err

@@ -17,9 +17,10 @@ import (
 
 // load is a steady load of seeded streams: whenever one ends, the next begins.
 type load struct {
-	t     *testing.T
-	key   string
-	alone []string // what each seed gives undisturbed
+	t       *testing.T
+	key     string
+	streams int
+	alone   []string // what each seed gives undisturbed
 
 	stop chan struct{}
 	all  sync.WaitGroup
@@ -31,15 +32,12 @@ type load struct {
 	longest  time.Duration // from one piece of a stream to the next, its start included
 }
 
-const (
-	streams      = 4
-	streamTokens = 100
-)
+const streamTokens = 100
 
 // startLoad first hears each seed alone, then begins the load.
-func startLoad(t *testing.T) *load {
+func startLoad(t *testing.T, streams int) *load {
 	t.Helper()
-	l := &load{t: t, key: key(t), stop: make(chan struct{})}
+	l := &load{t: t, key: key(t), streams: streams, stop: make(chan struct{})}
 	for seed := range streams {
 		text, _, err := l.tell(t.Context(), seed)
 		if err != nil {
@@ -124,7 +122,7 @@ func unserved(err error) bool {
 // it has met shows.
 func (l *load) round(ctx context.Context) {
 	l.mu.Lock()
-	want := l.ended + 2*streams
+	want := l.ended + 2*l.streams
 	l.mu.Unlock()
 	ticker := time.NewTicker(50 * time.Millisecond)
 	defer ticker.Stop()

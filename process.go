@@ -30,6 +30,7 @@ type process struct {
 	metricsPort int
 	dataDir     string
 	logLevel    string
+	logFormat   string
 	grace       time.Duration
 	keys        []string
 
@@ -51,11 +52,12 @@ func (p *process) flags(f *pflag.FlagSet, host string) {
 func (p *process) nodeFlags(f *pflag.FlagSet) {
 	f.StringVar(&p.dataDir, "data-dir", "", "where state is kept ($XDG_DATA_HOME/manta by default)")
 	f.StringVar(&p.logLevel, "log-level", "", "debug, info, warn (the default) or error")
+	f.StringVar(&p.logFormat, "log-format", "text", "text or json, an object a line")
 	f.DurationVar(&p.grace, "shutdown-timeout", 30*time.Second, "time at SIGTERM for shards to move to other nodes and requests in progress to end")
 }
 
 // ofProcess are the flags of process: they say nothing of a deployment.
-var ofProcess = []string{"host", "port", "metrics-port", "data-dir", "log-level", "shutdown-timeout", "api-key", "devices", "device-processes"}
+var ofProcess = []string{"host", "port", "metrics-port", "data-dir", "log-level", "log-format", "shutdown-timeout", "api-key", "devices", "device-processes"}
 
 // twins are environment variables that set a flag, beside MANTA_<FLAG>.
 var twins = map[string][]string{
@@ -114,7 +116,15 @@ func (p *process) prepare(errs io.Writer) (err error) {
 	if err := p.level.UnmarshalText([]byte(cmp.Or(p.logLevel, "warn"))); err != nil {
 		return fmt.Errorf("--log-level %s: give debug, info, warn or error", p.logLevel)
 	}
-	p.logger = slog.New(slog.NewTextHandler(errs, &slog.HandlerOptions{Level: p.level}))
+	options := &slog.HandlerOptions{Level: p.level}
+	switch p.logFormat {
+	case "", "text":
+		p.logger = slog.New(slog.NewTextHandler(errs, options))
+	case "json":
+		p.logger = slog.New(slog.NewJSONHandler(errs, options))
+	default:
+		return fmt.Errorf("--log-format %s: give text or json", p.logFormat)
+	}
 	keys, off, err := api.NewKeys(p.keys)
 	if err != nil {
 		return err

@@ -1,6 +1,6 @@
 # What runs it elsewhere: the image, the chart, the plain manifests, the rules.
 
-HELM      ?= helm
+HELM      ?= $(or $(shell command -v helm),$(firstword $(wildcard $(HOME)/.cache/manta-k8s/bin-*/helm)),helm)
 PROMTOOL  ?= promtool
 IMAGE     ?= manta:$(VERSION)
 ARCH      := $(shell $(GO) env GOARCH)

@@ -144,10 +144,14 @@ func nodeCommand() *cobra.Command {
 				if err := node.CheckLabels(labels); err != nil {
 					return err
 				}
+				health, err := listenHealth(p.metricsPort)
+				if err != nil {
+					return err
+				}
 				n, err := node.New(node.Config{
 					Name: m.name, Dir: filepath.Join(p.dataDir, "node"), Secrets: secrets, Advertise: m.advertise,
 					Gossip: m.address(m.gossipPort), Link: m.address(m.linkPort), Join: m.join, Devices: kinds, Labels: labels,
-					Processes: processes, Library: models(downloadDir), Grace: p.grace, Logger: p.logger,
+					Processes: processes, Library: models(downloadDir), Health: health, Grace: p.grace, Logger: p.logger,
 				})
 				if err != nil {
 					return err
@@ -158,11 +162,20 @@ func nodeCommand() *cobra.Command {
 		},
 	}
 	p.nodeFlags(command.Flags())
+	command.Flags().IntVar(&p.metricsPort, "metrics-port", 0, "port of /livez, /readyz and /metrics; 0: none")
 	m.flags(command.Flags())
 	offer.flags(command.Flags())
 	command.Flags().StringToStringVar(&labels, "node-labels", nil, "labels that deployments may select by, KEY=VALUE; topology.kubernetes.io/zone names the zone")
 	command.Flags().StringVar(&downloadDir, "download-dir", "", "where models are kept; the hub's cache and the user's cache by default")
 	return command
+}
+
+// listenHealth opens a node's port for probes, if it is to have one.
+func listenHealth(port int) (net.Listener, error) {
+	if port == 0 {
+		return nil, nil
+	}
+	return listen("", port, "--metrics-port")
 }
 
 // kubeFlags say what a head does for the Kubernetes that it runs in.

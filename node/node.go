@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -49,6 +50,7 @@ type Config struct {
 	Processes *Processes
 	Labels    map[string]string // told to the heads: zone, rack
 	Library   func(downloadDir string) *weights.Library
+	Health    net.Listener  // of /livez, /readyz and /metrics; nil: none. The node closes it
 	Grace     time.Duration // for shards to move and requests to end when the node stops
 	Alone     bool          // no other node could take its shards
 	Logger    *slog.Logger
@@ -177,6 +179,7 @@ func (n *Node) Run(ctx context.Context) error {
 		}
 	}
 	group.Go(func() error { return over(rest, n.join(rest)) })
+	group.Go(func() error { return n.serveHealth(rest) })
 	return group.Wait()
 }
 
@@ -226,6 +229,11 @@ func (n *Node) Close() error {
 	}
 	if n.link != nil {
 		n.link.Close()
+	}
+	if n.cfg.Health != nil {
+		if e := n.cfg.Health.Close(); !errors.Is(e, net.ErrClosed) {
+			err = errors.Join(err, e)
+		}
 	}
 	return err
 }

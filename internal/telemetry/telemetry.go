@@ -103,6 +103,13 @@ func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry})
 }
 
+// Plain shows what any process has: memory, goroutines, descriptors.
+func Plain() http.Handler {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry})
+}
+
 // Registry lets other packages add metrics of their own.
 func (m *Metrics) Registry() prometheus.Registerer { return m.registry }
 

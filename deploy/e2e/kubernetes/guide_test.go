@@ -72,7 +72,7 @@ func TestGuide(t *testing.T) {
 	})
 	for path, body := range map[string]string{
 		"/generate":       `{"prompt": "Once upon a time", "max_tokens": 8}`,
-		"/batch-generate": `{"prompts": ["Once upon a time", "The sea"], "max_tokens": 8}`,
+		"/batch-generate": `{"requests": [{"prompt": "Once upon a time", "max_tokens": 8}, {"prompt": "The sea", "max_tokens": 8}]}`,
 	} {
 		answer, err := http.Post("http://127.0.0.1:8000"+path, "application/json", strings.NewReader(body))
 		if err != nil {

@@ -2,7 +2,7 @@
 // until it answers. The chart's Job runs it: what is wanted stands in a JSON file
 // and in the environment variables MODEL_NAME, TENSOR_PARALLEL_SIZE and
 // GPU_MEMORY_UTILIZATION. The heads take the same deployment twice as once, so it
-// may run any number of times. With -listening it is a probe of pods without HTTP. It imports nothing of the program: it is a client.
+// may run any number of times. It imports nothing of the program: it is a client.
 package main
 
 import (
@@ -35,12 +35,8 @@ func run(ctx context.Context, args []string, lookup func(string) string, out io.
 	keyFile := flags.String("api-key-file", "", "file with API keys, the first of which is sent")
 	timeout := flags.Duration("timeout", time.Hour, "give up after this")
 	wait := flags.Bool("wait", false, "wait until a replica is ready")
-	port := flags.Int("listening", 0, "only tell whether a process of this container listens on this port: a probe")
 	if err := flags.Parse(args); err != nil {
 		return err
-	}
-	if *port != 0 {
-		return listening(*port, "/proc/net/tcp", "/proc/net/tcp6")
 	}
 	body, name, err := deployment(*file, lookup)
 	if err != nil {

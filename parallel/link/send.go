@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -17,7 +18,9 @@ import (
 const (
 	pingInterval = time.Second
 	maxPings     = 3
-	byeTimeout   = 500 * time.Millisecond
+	// unacknowledged is how long the kernel waits for a peer's to acknowledge.
+	unacknowledged = 2 * time.Second
+	byeTimeout     = 500 * time.Millisecond
 )
 
 // buffers hold what a chunk is put together in; Publish does not keep it.
@@ -175,7 +178,8 @@ func (n *lane) connect(ctx context.Context) error {
 	}
 	conn, err := nats.Connect("tls://"+address,
 		nats.Name(laneName(n.link.self, n.key.peer)), nats.Secure(n.link.cfg.Authority.Client(home)),
-		nats.TLSHandshakeFirst(), nats.NoReconnect(), nats.Timeout(timeout), nats.FlusherTimeout(writeDeadline),
+		nats.TLSHandshakeFirst(), nats.NoReconnect(), nats.Timeout(timeout), nats.SetCustomDialer(&net.Dialer{Timeout: timeout, Control: control}),
+		nats.FlusherTimeout(writeDeadline),
 		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(maxPings), nats.NoCallbacksAfterClientClose(),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { n.close(fmt.Errorf("%w: %w", ErrBroken, err)) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { n.close(lost(err)) }))

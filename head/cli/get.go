@@ -118,7 +118,8 @@ func (l listing) print(output, name string) (string, error) {
 		encoder := json.NewEncoder(&text)
 		encoder.SetIndent("", "    ")
 		encoder.SetEscapeHTML(false)
-		return text.String(), errors.Join(encoder.Encode(l.data), nil)
+		err := encoder.Encode(l.data)
+		return text.String(), err
 	case "yaml":
 		// By way of JSON, so that both have the same names.
 		data, err := json.Marshal(l.data)
@@ -153,7 +154,8 @@ func (l listing) print(output, name string) (string, error) {
 	if !found {
 		return "", fmt.Errorf("there is no %q", name)
 	}
-	return text.String(), table.Flush()
+	err := table.Flush()
+	return text.String(), err
 }
 
 func nodes(ctx context.Context, c *client.Client) (listing, error) {

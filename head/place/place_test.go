@@ -257,14 +257,16 @@ func TestReasons(t *testing.T) {
 // Properties, over random worlds: decisions come to an end, are deterministic,
 // are never refused, and no device is asked for more than it has.
 func TestProperties(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range uint64(400) {
 		random := rand.New(rand.NewPCG(seed, 1))
 		w := newWorld(t)
 		for range 10 {
-			switch random.IntN(6) {
+			switch random.IntN(8) {
 			case 0, 1:
 				name := fmt.Sprint("m", random.IntN(3))
 				d := deployment(name, random.IntN(4), 1)
+				d.Auto = random.IntN(4) == 0
+				d.Settings.MaxModelLen = 256 << random.IntN(2) // another version
 				d.Layout = shard.Layout{Tensor: 1 + random.IntN(3), Pipeline: 1 + random.IntN(3)}
 				w.apply(state.Change{PutDeployment: &d})
 			case 2:
@@ -280,8 +282,22 @@ func TestProperties(t *testing.T) {
 				}
 			case 5:
 				w.unheard = map[string]bool{fmt.Sprint("n", random.IntN(4)): true}
+			case 6:
+				node := fmt.Sprint("n", random.IntN(4))
+				if _, known := w.view.Nodes[node]; known {
+					w.apply(state.Change{DrainNode: &state.DrainNode{ID: node, Drained: random.IntN(2) == 0}})
+				}
+				if r, alive := w.reports[node]; alive {
+					r.Draining, r.Leaving = random.IntN(3) == 0, random.IntN(6) == 0
+					w.reports[node] = r
+				}
+			case 7:
+				w.overdue, w.frozen = map[string]bool{}, map[string]bool{fmt.Sprint("n", random.IntN(4)): true}
+				for _, id := range w.of(state.Draining) {
+					w.overdue[id] = random.IntN(2) == 0
+				}
 			}
-			in := Input{View: w.view, Reports: w.reports, Paused: w.paused, Unheard: w.unheard}
+			in := Input{View: w.view, Reports: w.reports, Paused: w.paused, Unheard: w.unheard, Overdue: w.overdue, Frozen: w.frozen}
 			if a, b := Reconcile(in), Reconcile(in); !reflect.DeepEqual(a, b) {
 				t.Fatalf("seed %d: two decisions on the same facts", seed)
 			}

@@ -170,6 +170,37 @@ func TestCommandsTakeEffectOnce(t *testing.T) {
 	}
 }
 
+// Commands tell what they did, in order; what changes nothing tells nothing, and a
+// refused command leaves no trace.
+func TestEventsTellWhatHappened(t *testing.T) {
+	v, err := apply(t,
+		command(Change{PutNode: &Node{ID: "n"}}), command(Change{PutNode: &Node{ID: "n", Labels: map[string]string{"a": "b"}}}),
+		command(deployment("d", 1)), command(deployment("d", 1)), command(replica("r", 0)), command(phase("r", 14, Loading)),
+		command(phase("r", 14, Failed)), command(replica("r", 14)), command(phase("r", 17, Ready)),
+		command(Change{Scale: &Scale{Deployment: "d", Auto: true}}), command(Change{DrainNode: &DrainNode{"n", true}}), command(Change{DrainNode: &DrainNode{"n", true}}),
+		command(Change{DeleteReplica: "r"}), command(Change{DeleteDeployment: "d"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, err = v.Apply(40, command(deployment("e", 1), Change{DeleteReplica: "r"})); err == nil {
+		t.Fatal("no error")
+	}
+	var got []string
+	for _, e := range v.Events {
+		got = append(got, e.Reason+" "+e.Kind+"/"+e.Name)
+		if !e.At.Equal(at) || e.Warning != (e.Reason == "Failed") {
+			t.Errorf("%+v", e)
+		}
+	}
+	want := []string{
+		"Joined node/n", "Created deployment/d", "Placed replica/r", "Failed replica/r", "Restarted replica/r", "Ready replica/r",
+		"Scaled deployment/d", "Drained node/n", "Removed replica/r", "Deleted deployment/d",
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("events %q, want %q", got, want)
+	}
+}
+
 // Apply is deterministic: a log replayed, or a snapshot and the rest of the log,
 // give the same bytes.
 func TestReplayGivesTheSameState(t *testing.T) {

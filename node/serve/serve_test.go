@@ -3,11 +3,13 @@ package serve
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
+	"testing/synctest"
 
 	"go.uber.org/goleak"
 
@@ -303,4 +305,38 @@ func TestDrain(t *testing.T) {
 			t.Errorf("credit of %d while draining", c.Choices)
 		}
 	}
+}
+
+// A node that is to go tells so, works on while heads leave its replicas to it, and
+// is empty once they have taken the last; without a leader nobody would.
+func TestEmpty(t *testing.T) {
+	r := newRig(t)
+	defer r.stop()
+	ids, greedy := prompt(t)
+	r.server.Assign(assignment(1, modelPath))
+	r.await(1, wire.PhaseReady)
+	empty := make(chan error, 1)
+	go func() { empty <- r.server.Empty(t.Context(), true) }()
+	for !r.server.Report().Leaving {
+		<-r.changed
+	}
+	r.server.Request(request(ids, 1, 1, 1, len(greedy)))
+	if got := r.finish(1, 1, nil); !slices.Equal(got, greedy) {
+		t.Errorf("a request while shards are to move: %v, want %v", got, greedy)
+	}
+	r.server.Assign(wire.Assignments{Version: wire.Version, Index: 100})
+	if err := <-empty; err != nil {
+		t.Error(err)
+	}
+	r.server.Stay()
+	if report := r.server.Report(); report.Draining || report.Leaving {
+		t.Errorf("it stays: %+v", report)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Config{Logger: slog.New(slog.DiscardHandler)})
+		s.replicas["m/0"] = nil
+		if err := s.Empty(t.Context(), false); !errors.Is(err, ErrNoLeader) {
+			t.Errorf("without a leader: %v", err)
+		}
+	})
 }

@@ -4,6 +4,7 @@ package kubernetes
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -43,6 +44,13 @@ func TestGuide(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	until(t, "pods", 20*time.Second, func(ctx context.Context) error { // kubectl wait is for what is there
+		all, err := pods(ctx, "vllm", "app=vllm")
+		if err == nil && len(all) < 4 {
+			err = fmt.Errorf("%d pods", len(all))
+		}
+		return err
+	})
 	run("-n vllm wait --for=condition=ready pod -l app=vllm --timeout=120s")
 	run("-n vllm wait --for=condition=complete job -l app=vllm --timeout=120s")
 	for _, line := range []string{"-n vllm get pods -l app=vllm,model=llama2-7b -o name", "-n vllm get statefulset vllm-llama2-7b-node -o name",

@@ -190,7 +190,7 @@ var faults = []fault{
 		node := b.rank(1)
 		return both(b.freeze(head), b.freeze(node))
 	}},
-	{name: "link between the stages' nodes cut", needs: "network", epoch: true, make: func(b *bench) func() { return b.network.cut(b.rank(0), b.rank(1)) }},
+	{name: "link between the stages' nodes cut", needs: "network", epoch: true, make: func(b *bench) func() { b.apart(); return b.network.cut(b.rank(0), b.rank(1)) }},
 	{name: "driver's node cut off", needs: "network", epoch: true, make: func(b *bench) func() { return b.network.isolate(b.rank(0)) }},
 	{name: "leading head cut off", needs: "network", leader: true, make: func(b *bench) func() { leader, _ := b.leader(); return b.network.isolate(leader) }},
 }

@@ -255,7 +255,12 @@ func TestKillMatrix(t *testing.T) {
 				epoch := b.epoch()
 				leader, _ := b.leader()
 				var mend func()
-				stories := b.play(func() { mend = fault.make(b) }, func() { mend() })
+				stories := b.play(func() { mend = fault.make(b) }, func() {
+					if fault.leader { // else it may be back in time to lead again
+						b.newLeader(leader, time.Now())
+					}
+					mend()
+				})
 				var longest time.Duration
 				for i, s := range stories {
 					longest = max(longest, s.pause)

@@ -84,15 +84,17 @@ func productInteger(f integerFormat, terms int) {
 		VPBROADCASTD(words("lowNibbles", 0x0f0f0f0f), b.low)
 	}
 	LEAQ(Mem{Base: w, Disp: f.scalesAt()}, b.scale)
-	panel, column := GP64(), GP64()
+	panel, column, ahead := GP64(), GP64(), GP64()
+	LEAQ(Mem{Base: w, Disp: 4096}, ahead)
 
 	Label("block")
 	MOVQ(U32(4), panel)
 	MOVQ(y, column)
 	Label("panel")
-	for i := 0; i < f.panelBytes(); i += 64 { // a stream: ask for what comes 4 KB later
-		PREFETCHT0(Mem{Base: w, Disp: 4096 + i})
+	for i := 0; i < f.blockBytes()/4; i += 64 { // a stream: ask for what comes 4 KB later
+		PREFETCHT0(Mem{Base: ahead, Disp: i})
 	}
+	ADDQ(U32(uint32(f.blockBytes()/4)), ahead)
 	MOVQ(column, b.out)
 	MOVQ(x, b.row)
 	Load(Param("rows"), b.rows)

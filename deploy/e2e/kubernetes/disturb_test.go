@@ -64,6 +64,13 @@ func TestNoStreamIsDropped(t *testing.T) {
 			return has(ctx, c, func(s *api.ClusterState) bool { return s.Deployments[0].Ready >= 1 })
 		})
 		l.round(t.Context())
+		until(t, "Kubernetes to notice", patience, func(ctx context.Context) error { // else what it says below is of before
+			out, err := cluster.Kubectl(ctx, "get", "node", "n2", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+			if err == nil && out == "True" {
+				err = fmt.Errorf("n2 is ready")
+			}
+			return err
+		})
 		if err := cluster.StartNode(t.Context(), "n2"); err != nil {
 			t.Fatal(err)
 		}

@@ -103,7 +103,7 @@ func headCommand() *cobra.Command {
 				h, err := head.New(head.Config{
 					Name: m.name, Dir: filepath.Join(p.dataDir, "head"), Secrets: secrets, Advertise: m.advertise,
 					Gossip: m.address(m.gossipPort), Raft: m.address(raftPort), Link: m.address(m.linkPort),
-					API: listener, Metrics: metrics, Join: m.join, Expect: expect, Grace: p.grace, Keys: p.apiKeys, KeysOff: p.keysOff, Kube: kubernetes, Logger: p.logger,
+					API: listener, Metrics: metrics, Join: m.join, Expect: expect, Grace: p.grace, Keys: p.apiKeys, KeysOff: p.keysOff, Kube: kubernetes, Logger: p.logger, Tail: p.tail,
 				})
 				if err != nil {
 					return err
@@ -151,7 +151,7 @@ func nodeCommand() *cobra.Command {
 				n, err := node.New(node.Config{
 					Name: m.name, Dir: filepath.Join(p.dataDir, "node"), Secrets: secrets, Advertise: m.advertise,
 					Gossip: m.address(m.gossipPort), Link: m.address(m.linkPort), Join: m.join, Devices: kinds, Labels: labels,
-					Processes: processes, Library: models(downloadDir), Health: health, Grace: p.grace, Logger: p.logger,
+					Processes: processes, Library: models(downloadDir), Health: health, Grace: p.grace, Logger: p.logger, Tail: p.tail,
 				})
 				if err != nil {
 					return err

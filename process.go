@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"manta/head/api"
+	"manta/internal/tail"
 )
 
 // process are the flags of everything that runs until a signal ends it, and what
@@ -35,6 +36,7 @@ type process struct {
 	keys        []string
 
 	level   *slog.LevelVar
+	tail    *tail.Lines // of the log, for `manta logs`
 	logger  *slog.Logger
 	apiKeys *api.Keys
 	keysOff bool
@@ -116,15 +118,18 @@ func (p *process) prepare(errs io.Writer) (err error) {
 	if err := p.level.UnmarshalText([]byte(cmp.Or(p.logLevel, "warn"))); err != nil {
 		return fmt.Errorf("--log-level %s: give debug, info, warn or error", p.logLevel)
 	}
+	var shown slog.Handler
 	options := &slog.HandlerOptions{Level: p.level}
 	switch p.logFormat {
 	case "", "text":
-		p.logger = slog.New(slog.NewTextHandler(errs, options))
+		shown = slog.NewTextHandler(errs, options)
 	case "json":
-		p.logger = slog.New(slog.NewJSONHandler(errs, options))
+		shown = slog.NewJSONHandler(errs, options)
 	default:
 		return fmt.Errorf("--log-format %s: give text or json", p.logFormat)
 	}
+	p.tail = new(tail.Lines) // for `manta logs`
+	p.logger = slog.New(slog.NewMultiHandler(shown, slog.NewTextHandler(p.tail, &slog.HandlerOptions{Level: slog.LevelInfo})))
 	keys, off, err := api.NewKeys(p.keys)
 	if err != nil {
 		return err

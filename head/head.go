@@ -29,6 +29,7 @@ import (
 	"manta/head/route"
 	"manta/head/state"
 	"manta/head/store"
+	"manta/internal/tail"
 	"manta/internal/telemetry"
 	"manta/internal/trust"
 	"manta/internal/version"
@@ -61,6 +62,7 @@ type Config struct {
 	KeysOff   bool          // no key is demanded, whatever keys there are
 	Kube      kube.Config   // what it does for Kubernetes
 	Logger    *slog.Logger
+	Tail      *tail.Lines // of Logger; nil: none is kept
 }
 
 // Head is a running head.
@@ -139,6 +141,7 @@ func New(cfg Config) (_ *Head, err error) {
 	h.listenToHeads()
 	h.listenToLeavers()
 	h.tellLoads()
+	h.listenToReaders()
 	members, err := member.Start(member.Config{
 		Self: h.id, Keys: keys, Listen: cfg.Gossip, Advertise: cfg.Advertise, Logger: cfg.Logger, Info: h.info(),
 	})
@@ -147,7 +150,7 @@ func New(cfg Config) (_ *Head, err error) {
 	}
 	h.members.Store(members)
 	h.api = api.New(api.Config{
-		Views: &truthful{control: h.control}, Texts: api.NewStoreTexts(h.store), Dispatch: h.dispatch, Cluster: h.control, Heard: h.control,
+		Views: &truthful{control: h.control}, Texts: api.NewStoreTexts(h.store), Dispatch: h.dispatch, Cluster: h.control, Heard: h.control, Logs: h.control,
 		Keys: cfg.Keys, KeysOff: cfg.KeysOff, Keyring: keyring{h}, Rates: h.rates,
 		Work: work{h}, Store: h.store,
 		Metrics: h.metrics.Handler(), Log: cfg.Logger, CanQueue: h.canQueue, Restored: h.raft.Restored,

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"manta/internal/tail"
 	"manta/internal/trust"
 	"manta/internal/version"
 	"manta/node/device"
@@ -54,6 +55,7 @@ type Config struct {
 	Grace     time.Duration // for shards to move and requests to end when the node stops
 	Alone     bool          // no other node could take its shards
 	Logger    *slog.Logger
+	Tail      *tail.Lines // of Logger; nil: none is kept
 }
 
 // Processes says what device processes are made with.
@@ -344,6 +346,13 @@ func (n *Node) listen() {
 			return nil, err
 		}
 		return wire.Marshal(n.server.Resolve(ctx, question))
+	})
+	n.link.HandleCall(wire.KindLogs, maxResolves, func(_ context.Context, m link.Message) ([]byte, error) {
+		var question wire.Logs
+		if err := device.Decode(m, &question, trust.Head); err != nil {
+			return nil, err
+		}
+		return wire.Marshal(question.From(n.cfg.Tail))
 	})
 }
 

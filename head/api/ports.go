@@ -8,6 +8,7 @@ import (
 
 	"manta/head/dispatch"
 	"manta/head/state"
+	"manta/internal/trust"
 	"manta/node/wire"
 )
 
@@ -72,6 +73,12 @@ type Cluster interface {
 type Heard interface {
 	// Report is false for a node that this head has not heard of lately.
 	Report(node string) (wire.Report, bool)
+}
+
+// Logs reads what members log.
+type Logs interface {
+	// Logs gives the newest lines of one member's log that contain a text.
+	Logs(ctx context.Context, role trust.Role, id string, lines int, containing string) ([]string, error)
 }
 
 // ErrNoLeader is wrapped by writes that found no leader in time; the client may

@@ -59,6 +59,7 @@ type Config struct {
 	Dispatch Submitter
 	Cluster  Cluster
 	Heard    Heard // nil: nothing is known of what nodes tell
+	Logs     Logs  // nil: none can be read
 	Keys     *Keys // that this head was started with; nil: none
 	KeysOff  bool  // no key is demanded, whatever keys there are
 	Keyring  Keyring
@@ -84,6 +85,7 @@ type Server struct {
 	dispatch Submitter
 	cluster  Cluster
 	heard    Heard
+	logs     Logs
 	keys     *Keys
 	keysOff  bool
 	keyring  Keyring
@@ -107,7 +109,7 @@ type Server struct {
 // New makes a server.
 func New(config Config) *Server {
 	s := &Server{
-		views: config.Views, texts: config.Texts, dispatch: config.Dispatch, cluster: config.Cluster, heard: config.Heard,
+		views: config.Views, texts: config.Texts, dispatch: config.Dispatch, cluster: config.Cluster, heard: config.Heard, logs: config.Logs,
 		keys: config.Keys, keysOff: config.KeysOff, keyring: config.Keyring, rates: config.Rates, work: config.Work, store: config.Store, metrics: config.Metrics, limits: config.Limits.withDefaults(), log: config.Log,
 		canQueue: config.CanQueue, restored: config.Restored,
 	}
@@ -142,6 +144,7 @@ func (s *Server) Handler() http.Handler {
 		"DELETE /api/cluster/deployments/{name...}": s.deleteDeployment,
 		"PATCH /api/cluster/deployments/{name...}":  s.patchDeployment,
 		"GET /api/cluster/nodes":                    s.listNodes,
+		"GET /api/cluster/logs/{name...}":           s.readLogs,
 		"GET /api/cluster/events":                   s.listEvents,
 		"GET /api/cluster/explain/{name...}":        s.explainDeployment,
 		"GET /api/cluster/nodes/{name}":             s.getNode,

@@ -20,7 +20,6 @@ import (
 	"manta/head/dispatch"
 	"manta/head/dispatch/dispatchtest"
 	"manta/head/state"
-	"manta/node/wire"
 )
 
 // until waits for a condition that other goroutines bring about.
@@ -511,61 +510,5 @@ func TestClusterAPI(t *testing.T) {
 	var cluster ClusterState
 	if err := json.Unmarshal([]byte(text), &cluster); err != nil || len(cluster.Deployments) != 1 || cluster.Deployments[0].Ready != 1 {
 		t.Errorf("%v %s", err, text)
-	}
-}
-
-// heardOf is what nodes told.
-type heardOf map[string]wire.Report
-
-func (h heardOf) Report(node string) (wire.Report, bool) { r, ok := h[node]; return r, ok }
-
-// Nodes are listed with what they tell, drained, undrained and forgotten, by id or
-// by stable name; a deployment is scaled and explained; what happened is told.
-func TestNodesAndScaleAPI(t *testing.T) {
-	control := &fakeControl{waiting: []Waiting{{Deployment: "m", Missing: 2, Reasons: []Reason{{"n1", "it is draining"}}}}}
-	b := newBench(t, func(c *Config, _ *dispatch.Config) {
-		c.Cluster, c.Heard = control, heardOf{"alive-1": {}, "going-2": {Draining: true}}
-	})
-	control.view = b.cluster.Update
-	for _, id := range []string{"alive-1", "going-2", "dead-3", "twin-1", "twin-2"} {
-		if err := control.Change(t.Context(), state.Change{PutNode: &state.Node{ID: id}}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	_, _, text := b.do("GET", "/api/cluster/nodes", "")
-	for _, want := range []string{`"id":"alive-1","status":"Ready"`, `"id":"going-2","status":"Stopping"`, `"id":"dead-3","status":"NotReady"`} {
-		if !strings.Contains(text, want) {
-			t.Errorf("%s is not in %s", want, text)
-		}
-	}
-	if n := post[Node](b, "/api/cluster/nodes/alive/drain", "", 200); n.ID != "alive-1" || !n.Drained || n.Status != "Ready,Drained" {
-		t.Errorf("drained: %+v", n)
-	}
-	if n := post[Node](b, "/api/cluster/nodes/alive-1/undrain", "", 200); n.Drained {
-		t.Errorf("undrained: %+v", n)
-	}
-	for _, c := range []struct {
-		method, path, body string
-		status             int
-		want               string
-	}{
-		{"POST", "/api/cluster/nodes/nobody/drain", "", 404, "no node"},
-		{"POST", "/api/cluster/nodes/twin/drain", "", 404, "several"},
-		{"DELETE", "/api/cluster/nodes/dead-3", "", 200, "dead-3"},
-		{"GET", "/api/cluster/nodes/dead-3", "", 404, "no node"},
-		{"PATCH", "/api/cluster/deployments/m", `{"replicas":"auto"}`, 200, `"auto":true`},
-		{"PATCH", "/api/cluster/deployments/m", `{"replicas":0}`, 200, `"replicas":0`},
-		{"PATCH", "/api/cluster/deployments/m", `{"replicas":-1}`, 400, `"param":"replicas"`},
-		{"PATCH", "/api/cluster/deployments/m", `{"replicas":"many"}`, 400, `"param":"replicas"`},
-		{"PATCH", "/api/cluster/deployments/m", `{}`, 400, `"param":"replicas"`},
-		{"PATCH", "/api/cluster/deployments/other", `{"replicas":1}`, 404, "no deployment"},
-		{"GET", "/api/cluster/explain/m", "", 200, "it is draining"},
-		{"GET", "/api/cluster/explain/other", "", 404, "no deployment"},
-		{"GET", "/api/cluster/events?name=alive", "", 200, `"reason":"Undrained","object":"node/alive-1"`},
-		{"GET", "/api/cluster", "", 200, `"missing":2`},
-	} {
-		if status, _, text := b.do(c.method, c.path, c.body); status != c.status || !strings.Contains(text, c.want) {
-			t.Errorf("%s %s %s: %d %s, want %d with %s", c.method, c.path, c.body, status, text, c.status, c.want)
-		}
 	}
 }

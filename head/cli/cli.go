@@ -25,7 +25,7 @@ func Commands(local Local) []*cobra.Command {
 	return []*cobra.Command{
 		jobsCommand(), batchCommand(),
 		chatCommand(), generateCommand(), benchCommand(), statusCommand(), keysCommand(), versionCommand(),
-		serveCommand(), deleteCommand(), getCommand(), explainCommand(), scaleCommand(), drainCommand(local), undrainCommand(local), leaveCommand(local),
+		serveCommand(), deleteCommand(), getCommand(), explainCommand(), memberLogsCommand(), scaleCommand(), drainCommand(local), undrainCommand(local), leaveCommand(local),
 	}
 }
 

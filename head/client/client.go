@@ -105,8 +105,13 @@ func (c *Client) call(ctx context.Context, method, path string, body, into any) 
 			continue // no one is there, or it stops; ask the next head
 		}
 		defer response.Body.Close()
-		if into == nil {
+		switch into := into.(type) {
+		case nil:
 			return nil
+		case *string:
+			text, err := io.ReadAll(io.LimitReader(response.Body, maxText))
+			*into = string(text)
+			return err
 		}
 		if err := json.NewDecoder(response.Body).Decode(into); err != nil {
 			return fmt.Errorf("%s: the answer is not JSON: %w", path, err)
@@ -114,6 +119,15 @@ func (c *Client) call(ctx context.Context, method, path string, body, into any) 
 		return nil
 	}
 	return failure
+}
+
+// maxText bounds an answer that is plain text.
+const maxText = 64 << 20
+
+// Text reads plain text from a path.
+func (c *Client) Text(ctx context.Context, path string) (text string, err error) {
+	err = c.call(ctx, http.MethodGet, path, nil, &text)
+	return text, err
 }
 
 // answered reports whether a server gave the error, rather than no one.

@@ -176,3 +176,20 @@ type Generation struct {
 	RepetitionPenalty *float32 `cbor:"5,keyasint,omitempty"`
 	MinP              *float32 `cbor:"6,keyasint,omitempty"`
 }
+
+// Logs asks for the newest lines of a process's log.
+type Logs struct {
+	Version    int    `cbor:"1,keyasint"`
+	Lines      int    `cbor:"2,keyasint"`
+	Containing string `cbor:"3,keyasint,omitempty"`
+}
+
+// MaxLogLines bounds one answer.
+const MaxLogLines = 2000
+
+// From gives the lines that are asked for.
+func (l Logs) From(tail interface {
+	Last(most int, containing string) []string
+}) []string {
+	return tail.Last(max(0, min(l.Lines, MaxLogLines)), l.Containing)
+}

@@ -10,6 +10,7 @@ const (
 	KindCredit  = "credit"  // node → head: Credit
 	KindReport  = "report"  // node → head: Report
 	KindLeave   = "leave"   // node → head, a call: nothing → nothing, once the heads have forgotten it
+	KindLogs    = "logs"    // head → node or head, a call: Logs → []string
 	KindJoin    = "join"    // driver's node → node, a call: Ranks → nothing, once the ranks there stand ready
 	KindPing    = "ping"    // node → node, a call: nothing → nothing, from who lost a message there
 	KindStep    = "step"    // driver's node → node: Ranks with a group's payload

@@ -230,7 +230,8 @@ func (l *List) Address() string { return l.list.LocalNode().Address() }
 // Leave tells the others that this process ends, and stops.
 func (l *List) Leave(timeout time.Duration) error {
 	l.leaving.Store(true)
-	return errors.Join(l.list.Leave(timeout), l.list.Shutdown())
+	_ = l.list.Leave(timeout) // who does not hear of it in time finds out
+	return l.list.Shutdown()
 }
 
 // Close stops without a word, as a process that is killed.

@@ -75,8 +75,12 @@ func (w *weight) row(r int, dst []float32) {
 }
 
 // tallRows: at least so many rows, and eight times as many as columns, make a
-// matrix tall, which means an embedding table.
-const tallRows = 8192
+// matrix tall, which means an embedding table. squareRows times as many rows as
+// columns at most, and no fewer rows than columns, mean a projection of attention.
+const (
+	tallRows   = 8192
+	squareRows = 3
+)
 
 // Weight stacks and packs the parts.
 func (o *Ops) Weight(parts ...kernels.Matrix) (kernels.Weight, error) {
@@ -96,8 +100,8 @@ func (o *Ops) Weight(parts ...kernels.Matrix) (kernels.Weight, error) {
 	w.groups = (w.rows + groupRows - 1) / groupRows
 	tall := w.rows >= tallRows && w.rows >= 8*w.cols
 	w.terms = o.terms
-	if tall && w.terms == 1 {
-		w.terms = 2 // few rows want logits: accuracy costs nothing here
+	if w.terms == 1 && (tall || w.rows >= w.cols && w.rows <= squareRows*w.cols) {
+		w.terms = 2 // few rows want logits, and attention's products are small: accuracy costs little here
 	}
 	for _, m := range w.parts {
 		if m.Type.BlockSize() == 1 {

@@ -28,11 +28,14 @@ test: toolchain ## run every test that this machine can run
 race: toolchain ## the tests again, under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout 40m $(PKGS)
 
-check: toolchain ## gofmt, vet, staticcheck, house rules
+check: toolchain ## gofmt, go.mod, vet, staticcheck, house rules
 	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
 	  if [ -n "$$unformatted" ]; then echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; fi
+	$(GO) mod tidy -diff
 	$(GO) vet $(PKGS)
+	$(GO) vet -tags e2e,upgrade ./deploy/...
 	$(GO) run $(STATIC) $(PKGS)
+	$(GO) run $(STATIC) -tags e2e,upgrade ./deploy/...
 	$(GO) run ./internal/check
 	GOOS=darwin GOARCH=arm64 $(GO) vet .
 	GOOS=windows $(GO) build -o /dev/null .

@@ -133,9 +133,9 @@ func TestHeadsStopAndLeave(t *testing.T) {
 	}
 	before := b.until("heads", func(s *api.ClusterState) bool { return len(s.Heads) == headCount })
 	b.same("head0 leaves", undisturbed, b.all(func() { b.leave("head0") }))
-	s := b.until("two heads", func(s *api.ClusterState) bool { return !s.Stale && len(s.Heads) == headCount-1 })
+	b.until("two heads", func(s *api.ClusterState) bool { return !s.Stale && len(s.Heads) == headCount-1 })
 	b.start("head0")
-	s = b.until("three heads", func(s *api.ClusterState) bool { return !s.Stale && len(s.Heads) == headCount })
+	s := b.until("three heads", func(s *api.ClusterState) bool { return !s.Stale && len(s.Heads) == headCount })
 	if slices.Equal(s.Heads, before.Heads) {
 		t.Errorf("head0 came back with its old id: %+v", s.Heads)
 	}

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"golang.org/x/sync/errgroup"
 
 	"manta/internal/trust"
 )
@@ -39,24 +38,18 @@ func (r *receiver) forget(before time.Time) {
 	}
 }
 
-// connectLocal connects to our own server, without a socket, once a lane: all at
-// once, since a server that wants TLS first waits 50 ms before it takes a
-// connection inside the process for one without.
-func (l *Link) connectLocal(password string) error {
-	var group errgroup.Group
+// connectLocal connects to our own server, without a socket, once a lane.
+func (l *Link) connectLocal(password string) (err error) {
 	for which := range lanes {
-		group.Go(func() (err error) {
-			l.local[which], err = nats.Connect("", nats.InProcessServer(l.server), nats.Token(password),
-				nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond), nats.ReconnectBufSize(-1),
-				nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-					l.log.Error("link receive", "lane", which.String(), "error", err)
-				}))
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
-		l.Close()
-		return fmt.Errorf("link: connect to own server: %w", err)
+		l.local[which], err = nats.Connect("", nats.InProcessServer(l.server), nats.Token(password),
+			nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond), nats.ReconnectBufSize(-1),
+			nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+				l.log.Error("link receive", "lane", which.String(), "error", err)
+			}))
+		if err != nil {
+			l.Close()
+			return fmt.Errorf("link: connect to own server: %w", err)
+		}
 	}
 	return nil
 }

@@ -16,7 +16,6 @@ import (
 )
 
 const (
-	startTimeout  = 10 * time.Second
 	writeDeadline = 5 * time.Second
 	maxPending    = 512 << 20
 	maxPeers      = 4096
@@ -46,7 +45,9 @@ func parseSubject(subject string) (trust.Identity, string, error) {
 	return sender, part[5], sender.Check()
 }
 
-// serve starts the embedded server. It speaks TLS from the first byte.
+// serve starts the embedded server. It speaks TLS from the first byte; only our own
+// connections, which do not leave the process, come before it does and listens: it
+// would wait 50 ms before it takes one for a connection without TLS.
 func (l *Link) serve() error {
 	host, portText, err := net.SplitHostPort(l.cfg.Listen)
 	if err != nil {
@@ -62,13 +63,39 @@ func (l *Link) serve() error {
 		return err // the server itself would end the process
 	}
 	password := rand.Text()
-	options := &server.Options{
+	l.server, err = server.NewServer(l.options(host, port, password, false))
+	if err != nil {
+		return fmt.Errorf("link: %w", err)
+	}
+	l.server.SetLoggerV2(serverLog{l.log}, false, false, false)
+	l.server.Start()
+	if err := l.connectLocal(password); err != nil {
+		return err
+	}
+	if err := l.server.ReloadOptions(l.options(host, port, password, true)); err != nil {
+		l.Close()
+		return fmt.Errorf("link: TLS first: %w", err)
+	}
+	listening := make(chan struct{})
+	l.server.AcceptLoop(listening)
+	<-listening
+	if l.server.Addr() == nil {
+		l.Close()
+		return fmt.Errorf("link: NATS server does not listen on %s", l.cfg.Listen)
+	}
+	return nil
+}
+
+// options gives the server's, before it speaks TLS first and since.
+func (l *Link) options(host string, port int, password string, first bool) *server.Options {
+	return &server.Options{
 		ServerName:                 inbox(l.self),
 		Host:                       host,
 		Port:                       port,
+		DontListen:                 true, // AcceptLoop is called when all is set
 		TLSConfig:                  l.cfg.Authority.Server(),
 		TLSTimeout:                 5,
-		TLSHandshakeFirst:          true,
+		TLSHandshakeFirst:          first,
 		TLSVerify:                  true,
 		AuthTimeout:                10,
 		CustomClientAuthentication: &gatekeeper{l.self, l.cfg.Authority, password, l.log},
@@ -81,18 +108,6 @@ func (l *Link) serve() error {
 		NoSystemAccount:            true,
 		DisableShortFirstPing:      true,
 	}
-	l.server, err = server.NewServer(options)
-	if err != nil {
-		return fmt.Errorf("link: %w", err)
-	}
-	l.server.SetLoggerV2(serverLog{l.log}, false, false, false)
-	l.server.Start()
-	if !l.server.ReadyForConnections(startTimeout) {
-		l.server.Shutdown()
-		l.server.WaitForShutdown()
-		return fmt.Errorf("link: NATS server does not listen on %s", l.cfg.Listen)
-	}
-	return l.connectLocal(password)
 }
 
 func portIsFree(address string) error {

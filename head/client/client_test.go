@@ -1,13 +1,16 @@
 package client
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -125,5 +128,39 @@ func TestErrorsAndOtherHeads(t *testing.T) {
 	}
 	if _, err := c.Chat(t.Context(), "m", nil, Options{}, func(Piece) error { return nil }); !errors.As(err, &refused) {
 		t.Errorf("stream: %v", err)
+	}
+}
+
+// A stream that nothing was given of finds the one head that is there at once, and
+// is tried at each a second time: heads are restarted one after the other.
+func TestStreamBeginsWhereAHeadIs(t *testing.T) {
+	stopping := func(until int64) *httptest.Server {
+		var asked atomic.Int64
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			if asked.Add(1) <= until {
+				w.Header().Set("Retry-After", "60")
+				w.WriteHeader(http.StatusServiceUnavailable)
+				return
+			}
+			fmt.Fprint(w, "id: at-1\ndata: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: [DONE]\n\n")
+		}))
+		t.Cleanup(server.Close)
+		return server
+	}
+	for name, bases := range map[string][]string{
+		"the last of three":    {"http://127.0.0.1:1", stopping(9).URL, stopping(0).URL},
+		"the first, but later": {stopping(1).URL, "http://127.0.0.1:1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, stop := context.WithTimeout(t.Context(), 20*time.Second)
+			defer stop()
+			c := New("", bases...)
+			defer c.Close()
+			var text string
+			_, err := c.Complete(ctx, "m", "x", Options{}, func(p Piece) error { text += p.Text; return nil })
+			if err != nil || text != "a" {
+				t.Errorf("%q, %v", text, err)
+			}
+		})
 	}
 }

@@ -46,6 +46,9 @@ func (c *Client) Stream(ctx context.Context, path string, body any, each func(da
 		if tries+1 >= maxRetries {
 			return fmt.Errorf("%w: %w", ErrCut, err)
 		}
+		if !s.events && (tries+1)%len(c.bases) != 0 {
+			continue // another head may be there right now
+		}
 		if err := pause(ctx, wait(err, tries)); err != nil {
 			return err
 		}
@@ -75,8 +78,10 @@ func (s *stream) mayGoOn(err error, tries int) bool {
 	case errors.As(err, &own):
 		return false
 	case !s.events:
-		// Nothing was given yet: where no one answers, or a head stops, the next may.
-		return (!answered(err) || unavailable(err)) && tries+1 < len(s.client.bases)
+		// Nothing was given yet: where no one answers, or a head stops, the next may,
+		// each of several twice: they may be restarted one after the other.
+		heads := len(s.client.bases)
+		return (!answered(err) || unavailable(err)) && heads > 1 && tries+1 < 2*heads
 	case s.last == "":
 		return false // a server without ids: a second try would repeat text
 	case errors.As(err, &refused):

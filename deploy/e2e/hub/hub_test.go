@@ -288,7 +288,7 @@ func TestGGUF(t *testing.T) {
 			if err != nil || len(files) != 1 {
 				t.Fatalf("files %v (%v)", files, err)
 			}
-			ops, err := cpu.New(cpu.Options{Threads: 1})
+			ops, err := cpu.New(cpu.Options{Threads: 1, Precision: cpu.Int8}) // the default
 			must(t, err)
 			defer func() { must(t, ops.Close()) }()
 			check(t, ops, files[0], s.complete(), prompt)

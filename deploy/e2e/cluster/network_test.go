@@ -66,8 +66,10 @@ func (n *network) add(member string) {
 	n.index[member] = i
 	space, outer := n.space(member), n.outer(member)
 	n.ip("netns", "add", space)
-	n.t.Cleanup(func() { n.ip("netns", "del", space) }) // takes the interfaces along
+	n.t.Cleanup(func() { n.ip("netns", "del", space) })
 	n.ip("link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", space)
+	// The namespace takes it along too, but only some time after its name is gone.
+	n.t.Cleanup(func() { n.ip("link", "del", outer) })
 	n.ip("link", "set", outer, "master", n.prefix+"br", "up")
 	n.ip("-n", space, "addr", "add", n.address(member)+"/24", "dev", "eth0")
 	n.ip("-n", space, "link", "set", "lo", "up")

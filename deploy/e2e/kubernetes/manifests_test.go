@@ -68,7 +68,7 @@ func TestStrictDryRun(t *testing.T) {
 		"llama2-7b":      {"-f", "../../examples/llama2-7b/values.yaml"},
 		"llama2-70b-tp4": {"-f", "../../examples/llama2-70b-tp4/values.yaml"},
 		"hpa":            {"-f", "../../examples/llama2-7b/values.yaml", "-f", "../../examples/hpa/values.yaml"},
-		"test":           {"-f", "testdata/values.yaml", "-f", "testdata/autoscaler.yaml"},
+		"test":           {"-f", "testdata/values.yaml", "-f", "testdata/autoscaler.yaml", "--set", "api.service.nodePort=30081"}, // the installed one has 30080
 	}
 	for name, values := range sets {
 		if !monitors && slices.Contains([]string{"monitoring", "pod monitor", "hpa"}, name) {

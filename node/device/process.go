@@ -107,6 +107,9 @@ func (p *process) start(argv []string, spec life) error {
 		defer runtime.UnlockOSThread()
 		err := p.command.Start()
 		input.Close()
+		if err == nil {
+			p.log = p.log.With("pid", p.command.Process.Pid)
+		}
 		started <- err
 		if err != nil {
 			output.Close()
@@ -120,7 +123,6 @@ func (p *process) start(argv []string, spec life) error {
 	if err := <-started; err != nil {
 		return fmt.Errorf("device: start %s: %w", argv[0], err)
 	}
-	p.log = p.log.With("pid", p.command.Process.Pid)
 	if _, err := p.line.Write(append(text, '\n')); err != nil {
 		p.kill()
 		return errors.Join(fmt.Errorf("device: %w", err), p.reason())

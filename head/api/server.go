@@ -39,7 +39,7 @@ func (l Limits) withDefaults() Limits {
 	byDefault(&l.WriteTime, 30*time.Second)
 	byDefault(&l.RequestTime, time.Hour)
 	byDefault(&l.WaitTime, 5*time.Minute)
-	byDefault(&l.Heartbeat, time.Second)
+	byDefault(&l.Heartbeat, 500*time.Millisecond)
 	if l.BodyBytes == 0 {
 		l.BodyBytes = 16 << 20
 	}

@@ -19,8 +19,13 @@ var ErrCut = errors.New("the stream was cut")
 const maxRetries = 30
 
 // silence is how long a head may send nothing, once it is known to be one: heads
-// comment on a silent stream every second. One that hangs is left for another.
-const silence = 3 * time.Second
+// comment on a silent stream twice a second. One that hangs is left for another,
+// which gets twice as long, up to maxSilence: it may be the machine that is slow,
+// and every new beginning costs a prompt.
+const (
+	silence    = 1500 * time.Millisecond
+	maxSilence = 6 * time.Second
+)
 
 // maxLine bounds one line of a stream.
 const maxLine = 8 << 20
@@ -33,7 +38,7 @@ func (c *Client) Stream(ctx context.Context, path string, body any, each func(da
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	s := &stream{client: c, path: path, body: data, each: each}
+	s := &stream{client: c, path: path, body: data, each: each, silence: silence}
 	for tries := 0; ; tries++ {
 		before := s.last
 		err := s.once(ctx, c.bases[tries%len(c.bases)])
@@ -42,6 +47,9 @@ func (c *Client) Stream(ctx context.Context, path string, body any, each func(da
 		}
 		if s.last != before {
 			tries = 0
+		}
+		if errors.Is(err, errHangs) {
+			s.silence = min(2*s.silence, maxSilence)
 		}
 		if tries+1 >= maxRetries {
 			return fmt.Errorf("%w: %w", ErrCut, err)
@@ -63,6 +71,8 @@ type stream struct {
 	last   string // id of the last event handed on
 	events bool   // an event was handed on
 	lively bool   // the server comments on silent streams
+
+	silence time.Duration // that the next head is given
 }
 
 // refusal marks an error that is each's own.
@@ -94,7 +104,7 @@ func (s *stream) mayGoOn(err error, tries int) bool {
 func (s *stream) once(ctx context.Context, base string) error {
 	ctx, hangs := context.WithCancelCause(ctx)
 	defer hangs(nil)
-	alarm := time.AfterFunc(silence, func() { hangs(errHangs) })
+	alarm := time.AfterFunc(s.silence, func() { hangs(errHangs) })
 	defer alarm.Stop()
 	if s.last == "" {
 		alarm.Stop() // it may be any server, or wait for a replica
@@ -118,6 +128,7 @@ func (s *stream) once(ctx context.Context, base string) error {
 			if string(data) == "[DONE]" {
 				return nil
 			}
+			alarm.Stop() // the caller may take its time
 			if err := s.event(id, data); err != nil {
 				return err
 			}
@@ -128,7 +139,7 @@ func (s *stream) once(ctx context.Context, base string) error {
 			data = append(append([]byte{}, data...), value...)
 		}
 		if s.lively || s.last != "" {
-			alarm.Reset(silence)
+			alarm.Reset(s.silence)
 		}
 	}
 	if err := scanner.Err(); err != nil {

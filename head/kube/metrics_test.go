@@ -7,13 +7,15 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 
 	"manta/internal/telemetry"
 )
 
-// heads stands for what all heads know.
+// heads stands for what all heads know. A test changes it under its lock.
 type heads struct {
+	sync.Mutex
 	loads  map[string]telemetry.Load
 	err    error
 	nodes  []string
@@ -22,9 +24,23 @@ type heads struct {
 
 var _ Cluster = (*heads)(nil)
 
-func (h *heads) Loads(context.Context) (map[string]telemetry.Load, error) { return h.loads, h.err }
-func (h *heads) Nodes() []string                                          { return h.nodes }
-func (h *heads) Leading() bool                                            { return !h.follow }
+func (h *heads) Loads(context.Context) (map[string]telemetry.Load, error) {
+	h.Lock()
+	defer h.Unlock()
+	return h.loads, h.err
+}
+
+func (h *heads) Nodes() []string {
+	h.Lock()
+	defer h.Unlock()
+	return h.nodes
+}
+
+func (h *heads) Leading() bool {
+	h.Lock()
+	defer h.Unlock()
+	return !h.follow
+}
 
 // Autoscalers find sums over models, one model's, and each node pod's share; what
 // they can't have is refused with what there is.

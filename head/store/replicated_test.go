@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,23 +17,30 @@ import (
 // heads are other heads' disks, some of which are down.
 type heads struct {
 	disks map[string]*Disk
+	mu    sync.Mutex
 	down  map[string]bool
+}
+
+func (h *heads) isDown(head string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.down[head]
 }
 
 var errDown = errors.New("head is down")
 
-func (h heads) Voters() (string, []string, error) { return "a", []string{"a", "b", "c"}, nil }
+func (h *heads) Voters() (string, []string, error) { return "a", []string{"a", "b", "c"}, nil }
 
-func (h heads) Put(ctx context.Context, head string, data []byte) error {
-	if h.down[head] {
+func (h *heads) Put(ctx context.Context, head string, data []byte) error {
+	if h.isDown(head) {
 		return errDown
 	}
 	_, err := h.disks[head].PutBlob(ctx, data)
 	return err
 }
 
-func (h heads) Get(ctx context.Context, head string, digest state.Digest) ([]byte, error) {
-	if h.down[head] {
+func (h *heads) Get(ctx context.Context, head string, digest state.Digest) ([]byte, error) {
+	if h.isDown(head) {
 		return nil, errDown
 	}
 	return h.disks[head].Blob(ctx, digest)
@@ -51,7 +59,7 @@ func TestMajority(t *testing.T) {
 		"other down": {map[string]bool{"c": true}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := heads{map[string]*Disk{"b": open(t, t.TempDir()), "c": open(t, t.TempDir())}, c.down}
+			h := &heads{disks: map[string]*Disk{"b": open(t, t.TempDir()), "c": open(t, t.TempDir())}, down: c.down}
 			own := open(t, t.TempDir())
 			r := NewReplicated(own, h)
 			digest, err := r.PutBlob(t.Context(), []byte("bytes"))
@@ -92,7 +100,9 @@ func (n *named) Changed() <-chan struct{} { return n.changed }
 // head that has it is up; bytes that have rotted are got anew.
 func TestRepair(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := heads{map[string]*Disk{"b": open(t, t.TempDir()), "c": open(t, t.TempDir())}, map[string]bool{"b": true, "c": true}}
+		h := &heads{
+			disks: map[string]*Disk{"b": open(t, t.TempDir()), "c": open(t, t.TempDir())}, down: map[string]bool{"b": true, "c": true},
+		}
 		own := open(t, t.TempDir())
 		var state named
 		for i := range 20 {
@@ -114,7 +124,9 @@ func TestRepair(t *testing.T) {
 		if all, _ := own.List(); len(all) != 1 {
 			t.Errorf("%d objects while no other head is up", len(all))
 		}
+		h.mu.Lock()
 		h.down["b"], h.down["c"] = false, false
+		h.mu.Unlock()
 		<-time.After(time.Minute)
 		for i, d := range state.digests {
 			if data, err := own.Blob(t.Context(), d); err != nil || !bytes.Equal(data, bytes.Repeat([]byte{byte(i)}, 1000)) {
@@ -129,7 +141,7 @@ func TestRepair(t *testing.T) {
 // What nothing refers to goes, but not before a command that names it may have come.
 func TestSweep(t *testing.T) {
 	own := open(t, t.TempDir())
-	r := NewReplicated(own, heads{})
+	r := NewReplicated(own, &heads{})
 	var digests []state.Digest
 	for _, text := range []string{"needed", "garbage", "put again", "new"} {
 		d, err := own.PutBlob(t.Context(), []byte(text))

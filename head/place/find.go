@@ -103,6 +103,14 @@ func (s *search) place(id string) (state.Replica, []Reason) {
 	return r, reasons
 }
 
+// anew finds another place for a replica that stands and occupies nothing just now.
+func (s *search) anew(id string) (state.Replica, bool) {
+	s.nodes = nil // as they are without it
+	r, reasons := s.find(id)
+	s.nodes = nil
+	return r, reasons == nil
+}
+
 // take occupies what a replica takes.
 func (s *search) take(r state.Replica) {
 	s.p.occupy(r, 1)

@@ -145,6 +145,29 @@ func TestFrozenNodeIsAvoided(t *testing.T) {
 	}
 }
 
+// Two nodes that can't reach each other are left both where others have room, else
+// the replica would start on them again and again.
+func TestAllFrozenNodesAreLeft(t *testing.T) {
+	const small = 36 << 20
+	w := newWorld(t, staged(1, 2))
+	for _, node := range []string{"a", "b", "c", "d"} {
+		w.reports[node] = report(node, small)
+	}
+	w.settle()
+	w.run(wire.PhaseReady, "")
+	w.settle()
+	before := w.view.Replicas["m/0"]
+	w.frozen = map[string]bool{before.Shards[0].Node: true, before.Shards[1].Node: true}
+	w.run(wire.PhaseFailed, "no answer")
+	w.settle()
+	after := w.view.Replicas["m/0"]
+	for _, shard := range after.Shards {
+		if w.frozen[shard.Node] || after.Epoch <= before.Epoch {
+			t.Fatalf("from %+v to %+v", before, after)
+		}
+	}
+}
+
 // Ranks of a group speak one protocol, also while nodes are upgraded: a lost rank
 // goes to a node of the survivors' protocol, a new group where one has enough nodes.
 func TestGroupsSpeakOneProtocol(t *testing.T) {

@@ -318,10 +318,14 @@ func (p *planner) retire(f *fleet, find *search, noRoom []Reason) (stuck int) {
 }
 
 // move lets the shards of a replica whose nodes take none any more go elsewhere, if
-// there is a place for them; the others stay, in a new epoch.
+// there is a place for them; the others stay, in a new epoch. Where none can stay,
+// or none beside those that do, the whole replica goes.
 func (p *planner) move(r state.Replica, find *search) bool {
 	p.occupy(r, -1)
 	moved, ok := find.mend(r)
+	if !ok {
+		moved, ok = find.anew(r.ID)
+	}
 	if !ok {
 		p.occupy(r, 1)
 		return false

@@ -34,7 +34,7 @@ const (
 	hearWithin = 5 * time.Second
 	// heartbeatLost is how old a node's newest report may be, and silentDead how old
 	// when gossip has given the node up too.
-	heartbeatLost = 6 * time.Second
+	heartbeatLost = 4 * time.Second
 	silentDead    = 1500 * time.Millisecond
 	// retryFailed is how long a replica that failed is left alone: twice as long for
 	// each time in a row, retryAtMost at most.

@@ -28,7 +28,7 @@ func benchLoad() *cobra.Command {
 			"requests at once) and each --workload, all of it handed over at once, in order.",
 		RunE: func(command *cobra.Command, args []string) error {
 			ctx, out := command.Context(), command.OutOrStdout()
-			kinds, _, err := o.open("")
+			kinds, _, err := o.open("", "")
 			if err != nil {
 				return err
 			}

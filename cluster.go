@@ -92,6 +92,11 @@ func headCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				tracer, err := p.openTracer("manta-head", m.name)
+				if err != nil {
+					return err
+				}
+				defer tracer.Close()
 				listener, metrics, err := p.listen()
 				if err != nil {
 					return err
@@ -103,7 +108,7 @@ func headCommand() *cobra.Command {
 				h, err := head.New(head.Config{
 					Name: m.name, Dir: filepath.Join(p.dataDir, "head"), Secrets: secrets, Advertise: m.advertise,
 					Gossip: m.address(m.gossipPort), Raft: m.address(raftPort), Link: m.address(m.linkPort),
-					API: listener, Metrics: metrics, Join: m.join, Expect: expect, Grace: p.grace, Keys: p.apiKeys, KeysOff: p.keysOff, Kube: kubernetes, Logger: p.logger, Tail: p.tail,
+					API: listener, Metrics: metrics, Join: m.join, Expect: expect, Grace: p.grace, Keys: p.apiKeys, KeysOff: p.keysOff, Kube: kubernetes, Tracer: tracer, Logger: p.logger, Tail: p.tail,
 				})
 				if err != nil {
 					return err
@@ -137,7 +142,12 @@ func nodeCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				kinds, processes, err := offer.open(downloadDir)
+				tracer, err := p.openTracer("manta-node", m.name)
+				if err != nil {
+					return err
+				}
+				defer tracer.Close()
+				kinds, processes, err := offer.open(downloadDir, p.traces)
 				if err != nil {
 					return err
 				}
@@ -151,7 +161,7 @@ func nodeCommand() *cobra.Command {
 				n, err := node.New(node.Config{
 					Name: m.name, Dir: filepath.Join(p.dataDir, "node"), Secrets: secrets, Advertise: m.advertise,
 					Gossip: m.address(m.gossipPort), Link: m.address(m.linkPort), Join: m.join, Devices: kinds, Labels: labels,
-					Processes: processes, Library: models(downloadDir), Health: health, Grace: p.grace, Logger: p.logger, Tail: p.tail,
+					Processes: processes, Library: models(downloadDir), Health: health, Grace: p.grace, Tracer: tracer, Logger: p.logger, Tail: p.tail,
 				})
 				if err != nil {
 					return err

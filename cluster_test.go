@@ -30,6 +30,7 @@ type testCluster struct {
 	api    []string
 	heads  []*exec.Cmd
 	nodes  map[string]*exec.Cmd
+	env    []string // of every member
 	ended  map[*exec.Cmd]chan struct{}
 }
 
@@ -53,9 +54,9 @@ func freePorts(t *testing.T, n int) []int {
 	return nil
 }
 
-func newCluster(t *testing.T, heads int) *testCluster {
+func newCluster(t *testing.T, heads int, env ...string) *testCluster {
 	t.Helper()
-	c := &testCluster{t: t, dir: t.TempDir(), nodes: map[string]*exec.Cmd{}, ended: map[*exec.Cmd]chan struct{}{}}
+	c := &testCluster{t: t, dir: t.TempDir(), env: env, nodes: map[string]*exec.Cmd{}, ended: map[*exec.Cmd]chan struct{}{}}
 	c.secret = filepath.Join(c.dir, "secret")
 	if err := os.WriteFile(c.secret, []byte("the secret of a cluster of tests\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -82,7 +83,7 @@ func (c *testCluster) run(name string, args ...string) *exec.Cmd {
 	args = append(args, "--name", name, "--data-dir", filepath.Join(c.dir, name), "--secret-file", c.secret, "--bind", "127.0.0.1",
 		"--link-port", "0", "--join", strings.Join(c.gossip, ","), "--log-level", "info")
 	cmd := exec.Command(self, args...)
-	cmd.Env = append(os.Environ(), "MANTA_TEST_PROCESS=1", "MANTA_API_KEY=")
+	cmd.Env = append(append(os.Environ(), "MANTA_TEST_PROCESS=1", "MANTA_API_KEY="), c.env...)
 	out := &syncBuffer{}
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
@@ -121,8 +122,11 @@ func (c *testCluster) head(i int) {
 		"--port", port, "--metrics-port", "0", "--bootstrap-expect", fmt.Sprint(len(c.api)))
 }
 
-func (c *testCluster) node(name string) {
-	c.nodes[name] = c.run(name, "node", "--gossip-port", "0", "--devices", "cpu")
+func (c *testCluster) node(name string) { c.nodeOf(name, "cpu") }
+
+// nodeOf starts a node that offers certain devices.
+func (c *testCluster) nodeOf(name, devices string) {
+	c.nodes[name] = c.run(name, "node", "--gossip-port", "0", "--devices", devices)
 }
 
 // ask sends a request to a head; an empty body makes it a GET.
@@ -176,9 +180,32 @@ func (c *testCluster) driver(head int) string {
 
 const longAnswer = `{"model": "tiny", "prompt": "hello", "max_tokens": 400, "temperature": 0, "stream": true, "ignore_eos": true}`
 
+// deploy makes a deployment of a model, and waits until every head answers for it.
+func (c *testCluster) deploy(model string) {
+	c.t.Helper()
+	body, err := json.Marshal(map[string]any{"name": "tiny", "model": model, "max_num_seqs": 8, "gpu_memory_utilization": 0.05})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if status, text := c.ask(len(c.api)/2, "/api/cluster/deployments", string(body)); status != http.StatusCreated {
+		c.t.Fatalf("deploy: %d %s", status, text)
+	}
+	for head := range c.api {
+		c.until("health", head, "/health", func(status int, _ string) bool { return status == http.StatusOK })
+	}
+}
+
 // stream gives the text of an answer; begun is called after its first piece.
-func (c *testCluster) stream(head int, begun func()) (string, error) {
-	answer, err := http.Post("http://"+c.api[head]+"/v1/completions", "application/json", strings.NewReader(longAnswer))
+func (c *testCluster) stream(head int, begun func(), headers ...string) (string, error) {
+	request, err := http.NewRequest(http.MethodPost, "http://"+c.api[head]+"/v1/completions", strings.NewReader(longAnswer))
+	if err != nil {
+		return "", err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	for i := 0; i < len(headers); i += 2 {
+		request.Header.Set(headers[i], headers[i+1])
+	}
+	answer, err := http.DefaultClient.Do(request)
 	if err != nil {
 		return "", err
 	}
@@ -225,16 +252,7 @@ func TestCluster(t *testing.T) {
 			return strings.Contains(text, `"id":"node-a-`) && strings.Contains(text, `"id":"node-b-`)
 		})
 	}
-	body, err := json.Marshal(map[string]any{"name": "tiny", "model": model, "max_num_seqs": 8, "gpu_memory_utilization": 0.05})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if status, text := c.ask(1, "/api/cluster/deployments", string(body)); status != http.StatusCreated {
-		t.Fatalf("deploy: %d %s", status, text)
-	}
-	for head := range c.api {
-		c.until("health", head, "/health", func(status int, _ string) bool { return status == http.StatusOK })
-	}
+	c.deploy(model)
 	want, err := c.stream(0, nil)
 	if err != nil {
 		t.Fatal(err)

@@ -26,14 +26,14 @@ func (o *offer) flags(f *pflag.FlagSet) {
 }
 
 // open finds the devices.
-func (o *offer) open(downloads string) ([]serve.Kind, *node.Processes, error) {
+func (o *offer) open(downloads, traces string) ([]serve.Kind, *node.Processes, error) {
 	kinds, err := node.Devices(o.devices)
 	if err != nil {
 		return nil, nil, err
 	}
 	processes, err := node.NewProcesses(o.processes, kinds)
 	if processes != nil {
-		processes.Devices, processes.Downloads = o.devices, downloads
+		processes.Devices, processes.Downloads, processes.Traces = o.devices, downloads, traces
 	}
 	return kinds, processes, err
 }

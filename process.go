@@ -21,6 +21,7 @@ import (
 
 	"manta/head/api"
 	"manta/internal/tail"
+	"manta/internal/trace"
 )
 
 // process are the flags of everything that runs until a signal ends it, and what
@@ -33,6 +34,7 @@ type process struct {
 	logLevel    string
 	logFormat   string
 	grace       time.Duration
+	traces      string
 	keys        []string
 
 	level   *slog.LevelVar
@@ -55,11 +57,12 @@ func (p *process) nodeFlags(f *pflag.FlagSet) {
 	f.StringVar(&p.dataDir, "data-dir", "", "where state is kept ($XDG_DATA_HOME/manta by default)")
 	f.StringVar(&p.logLevel, "log-level", "", "debug, info, warn (the default) or error")
 	f.StringVar(&p.logFormat, "log-format", "text", "text or json, an object a line")
+	f.StringVar(&p.traces, "otlp-traces-endpoint", "", "URL that takes OpenTelemetry traces, OTLP over HTTP: http://HOST:4318/v1/traces (OTEL_EXPORTER_OTLP_ENDPOINT and its kin work too); none by default")
 	f.DurationVar(&p.grace, "shutdown-timeout", 30*time.Second, "time at SIGTERM for shards to move to other nodes and requests in progress to end")
 }
 
 // ofProcess are the flags of process: they say nothing of a deployment.
-var ofProcess = []string{"host", "port", "metrics-port", "data-dir", "log-level", "log-format", "shutdown-timeout", "api-key", "devices", "device-processes"}
+var ofProcess = []string{"host", "port", "metrics-port", "data-dir", "log-level", "log-format", "shutdown-timeout", "api-key", "devices", "device-processes", "otlp-traces-endpoint"}
 
 // twins are environment variables that set a flag, beside MANTA_<FLAG>.
 var twins = map[string][]string{
@@ -140,6 +143,11 @@ func (p *process) prepare(errs io.Writer) (err error) {
 	}
 	p.apiKeys, p.keysOff = keys, off
 	return nil
+}
+
+// openTracer opens the way of traces, if there is to be one.
+func (p *process) openTracer(service, name string) (*trace.Tracer, error) {
+	return trace.Open(trace.Config{Endpoint: p.traces, Service: service, Instance: name, Logger: p.logger})
 }
 
 // listen opens the ports of the API and of the metrics, if there is one.

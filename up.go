@@ -121,7 +121,12 @@ func (u *up) run(ctx context.Context, out, errs io.Writer) error {
 
 // both builds head and node and runs them.
 func (u *up) both(ctx context.Context, out, errs io.Writer) (err error) {
-	kinds, processes, err := u.offer.open("")
+	tracer, err := u.openTracer("manta", "up")
+	if err != nil {
+		return err
+	}
+	defer tracer.Close()
+	kinds, processes, err := u.offer.open("", u.traces)
 	if err != nil {
 		return err
 	}
@@ -148,14 +153,14 @@ func (u *up) both(ctx context.Context, out, errs io.Writer) (err error) {
 		h, err = head.New(head.Config{
 			Name: "head", Dir: filepath.Join(u.dataDir, "head"), Secrets: secrets,
 			Gossip: "127.0.0.1:0", Raft: "127.0.0.1:0", Link: "127.0.0.1:0", API: listener, Metrics: metrics,
-			Bootstrap: true, Grace: u.grace, Keys: u.apiKeys, KeysOff: u.keysOff, Logger: u.logger, Tail: u.tail,
+			Bootstrap: true, Grace: u.grace, Keys: u.apiKeys, KeysOff: u.keysOff, Tracer: tracer, Logger: u.logger, Tail: u.tail,
 		})
 		return err
 	})
 	opening.Go(func() (err error) {
 		n, err = node.New(node.Config{
 			Name: "node", Dir: filepath.Join(u.dataDir, "node"), Secrets: secrets, Gossip: "127.0.0.1:0", Link: "127.0.0.1:0",
-			Devices: kinds, Processes: processes, Grace: u.grace, Alone: true, Logger: u.logger, Tail: u.tail,
+			Devices: kinds, Processes: processes, Grace: u.grace, Alone: true, Tracer: tracer, Logger: u.logger, Tail: u.tail,
 			Library: models(""),
 		})
 		return err

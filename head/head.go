@@ -31,6 +31,7 @@ import (
 	"manta/head/store"
 	"manta/internal/tail"
 	"manta/internal/telemetry"
+	"manta/internal/trace"
 	"manta/internal/trust"
 	"manta/internal/version"
 	"manta/node/member"
@@ -61,6 +62,7 @@ type Config struct {
 	Keys      *api.Keys     // beside those that the cluster knows; nil: none
 	KeysOff   bool          // no key is demanded, whatever keys there are
 	Kube      kube.Config   // what it does for Kubernetes
+	Tracer    *trace.Tracer // nil: requests are not traced
 	Logger    *slog.Logger
 	Tail      *tail.Lines // of Logger; nil: none is kept
 }
@@ -152,7 +154,7 @@ func New(cfg Config) (_ *Head, err error) {
 	h.api = api.New(api.Config{
 		Views: &truthful{control: h.control}, Texts: api.NewStoreTexts(h.store), Dispatch: h.dispatch, Cluster: h.control, Heard: h.control, Logs: h.control,
 		Keys: cfg.Keys, KeysOff: cfg.KeysOff, Keyring: keyring{h}, Rates: h.rates,
-		Work: work{h}, Store: h.store,
+		Work: work{h}, Store: h.store, Tracer: cfg.Tracer,
 		Metrics: h.metrics.Handler(), Log: cfg.Logger, CanQueue: h.canQueue, Restored: h.raft.Restored,
 	})
 	h.jobs = jobs.New(jobs.Config{Head: id, Cluster: work{h}, Store: h.store, Lines: h.api, Log: cfg.Logger})

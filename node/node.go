@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"manta/internal/tail"
+	"manta/internal/trace"
 	"manta/internal/trust"
 	"manta/internal/version"
 	"manta/node/device"
@@ -54,6 +55,7 @@ type Config struct {
 	Health    net.Listener  // of /livez, /readyz and /metrics; nil: none. The node closes it
 	Grace     time.Duration // for shards to move and requests to end when the node stops
 	Alone     bool          // no other node could take its shards
+	Tracer    *trace.Tracer // nil: requests are not traced
 	Logger    *slog.Logger
 	Tail      *tail.Lines // of Logger; nil: none is kept
 }
@@ -63,6 +65,7 @@ type Processes struct {
 	Argv      []string // empty: this program
 	Devices   string   // as --devices has it
 	Downloads string   // where models are kept by default
+	Traces    string   // as --otlp-traces-endpoint has it
 }
 
 // Node is a running node.
@@ -104,14 +107,14 @@ func New(cfg Config) (_ *Node, err error) {
 	}
 	n.courier = link.NewCourier(n.link)
 	serving := serve.Config{
-		Node: id, Devices: cfg.Devices, Library: cfg.Library, Logger: cfg.Logger, Changed: n.wake,
+		Node: id, Devices: cfg.Devices, Library: cfg.Library, Logger: cfg.Logger, Tracer: cfg.Tracer, Changed: n.wake,
 		Send: device.Heads{Link: n.link}, Peers: device.Peers{Link: n.link, Ranks: func(node, replica string) trust.Identity {
 			return n.members.Load().Ranks(node, replica)
 		}},
 	}
 	if p := cfg.Processes; p != nil {
 		n.device, err = device.NewLauncher(device.LauncherConfig{
-			Argv: p.Argv, Node: id, Secrets: cfg.Secrets, Devices: p.Devices, Downloads: p.Downloads,
+			Argv: p.Argv, Node: id, Secrets: cfg.Secrets, Devices: p.Devices, Downloads: p.Downloads, Traces: p.Traces,
 			Link: n.link, Members: n.others, Logger: cfg.Logger, Changed: n.wake,
 		})
 		if err != nil {

@@ -39,6 +39,7 @@ var everything = []string{
 	"--set-json", `networkPolicy.apiFrom=[{"namespaceSelector":{}}]`, "--set-json", `networkPolicy.dnsTo=[{"namespaceSelector":{}}]`,
 	"--set-json", `networkPolicy.metricsFrom=[{"namespaceSelector":{}}]`,
 	"--set", "metricsAPI.enabled=true,scaleToZero.enabled=true,autoscaling.targetRequests=4",
+	"--set", "tracing.endpoint=http://collector.observability:4318/v1/traces", "--set-json", `networkPolicy.tracesTo=[{"namespaceSelector":{}}]`,
 }
 
 func sets() map[string][]string {

@@ -116,6 +116,9 @@ func TestSchemaRefuses(t *testing.T) {
 		"a path that climbs":      {"node: {modelCache: {subPath: ../x}}", "node/modelCache/subPath"},
 		"no time to drain":        {"node: {shutdownSeconds: 0}", "node/shutdownSeconds"},
 		"a level of logs":         {"logLevel: verbose", "logLevel"},
+		"traces by gRPC":          {"tracing: {endpoint: 'grpc://collector:4317'}", "tracing/endpoint"},
+		"traces without a path":   {"tracing: {endpoint: 'http://collector:4318'}", "tracing/endpoint"},
+		"more than all requests":  {"tracing: {ratio: 2}", "tracing/ratio"},
 		"a digest cut short":      {"image: {digest: 'sha256:abc'}", "image/digest"},
 		"a name with capitals":    {"fullnameOverride: Manta", "fullnameOverride"},
 	} {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"manta/head/dispatch"
+	"manta/internal/trace"
 	"manta/node/wire"
 	"manta/runtime/sample"
 )
@@ -30,6 +31,8 @@ type job struct {
 	caller   *caller
 	session  string
 	body     [32]byte
+	arrived  time.Time         // for its trace; zero: now
+	from     trace.Context     // of the client
 	resume   *dispatch.EventID // nil: from the start
 
 	stream     bool
@@ -62,6 +65,8 @@ func newJob(r *http.Request, model *served, f *sampling, data []byte, params sam
 		owner: by(r.Context()).hash, caller: by(r.Context()), session: r.Header.Get(sessionHeader), body: digest(data),
 		stream: f.Stream, tokensAsID: f.TokensAsIDs, tokenIDs: f.ReturnTokenIDs,
 	}
+	j.arrived, _ = r.Context().Value(arrivedKey{}).(time.Time)
+	j.from = trace.Context{Parent: r.Header.Get("Traceparent"), State: r.Header.Get("Tracestate")}
 	if j.priority = f.Priority; j.caller.name != "" {
 		j.priority = max(j.priority, j.caller.limits.Priority)
 	}
@@ -163,8 +168,13 @@ func (s *Server) start(ctx context.Context, j *job) (*batch, error) {
 			request.Attempt = j.resume.Attempt
 			request.Seen = j.resume.Choices[i*j.n : (i+1)*j.n]
 		}
+		request.Trace = s.tracer.Request(trace.Start{
+			From: j.from, ID: j.id, Arrived: j.arrived, Model: j.model.Name, Prompt: len(p.tokens), Choices: j.n,
+			MaxTokens: j.params.MaxTokens, Temperature: j.params.Temperature, TopP: j.params.TopP,
+		})
 		stream, err := s.dispatch.Submit(request)
 		if err != nil {
+			request.Trace.End(trace.End{Err: err})
 			for _, earlier := range b.streams {
 				earlier.Close()
 			}

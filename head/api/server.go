@@ -15,6 +15,7 @@ import (
 
 	"manta/head/jobs"
 	"manta/head/limit"
+	"manta/internal/trace"
 )
 
 // Limits bound what one client can make the head hold. Zero means the default.
@@ -67,6 +68,7 @@ type Config struct {
 	Metrics  http.Handler   // of /metrics; nil: none
 	Limits   Limits
 	Log      *slog.Logger
+	Tracer   *trace.Tracer // nil: no request is traced
 	// Work commits what users submit, and Store keeps its bytes; nil: there are no
 	// jobs, files and batches.
 	Work  Committer
@@ -95,6 +97,7 @@ type Server struct {
 	metrics  http.Handler
 	limits   Limits
 	log      *slog.Logger
+	tracer   *trace.Tracer
 	canQueue func() error
 	restored func() bool
 	progress atomic.Int64        // generation requests in hand
@@ -110,7 +113,7 @@ type Server struct {
 func New(config Config) *Server {
 	s := &Server{
 		views: config.Views, texts: config.Texts, dispatch: config.Dispatch, cluster: config.Cluster, heard: config.Heard, logs: config.Logs,
-		keys: config.Keys, keysOff: config.KeysOff, keyring: config.Keyring, rates: config.Rates, work: config.Work, store: config.Store, metrics: config.Metrics, limits: config.Limits.withDefaults(), log: config.Log,
+		keys: config.Keys, keysOff: config.KeysOff, keyring: config.Keyring, rates: config.Rates, work: config.Work, store: config.Store, metrics: config.Metrics, limits: config.Limits.withDefaults(), log: config.Log, tracer: config.Tracer,
 		canQueue: config.CanQueue, restored: config.Restored,
 	}
 	s.held = semaphore.NewWeighted(s.limits.HeldBytes)
@@ -163,7 +166,19 @@ func (s *Server) Handler() http.Handler {
 	if s.metrics != nil {
 		mux.Handle("GET /metrics", s.metrics)
 	}
-	return s.named(s.crossOrigin(s.authorized(s.routed(mux))))
+	return s.timed(s.named(s.crossOrigin(s.authorized(s.routed(mux)))))
+}
+
+type arrivedKey struct{}
+
+// timed notes when each request came, where that begins its trace.
+func (s *Server) timed(next http.Handler) http.Handler {
+	if s.tracer == nil {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), arrivedKey{}, time.Now())))
+	})
 }
 
 // routed answers in OpenAI's shape where the mux would answer in plain text.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"manta/head/state"
+	"manta/internal/trace"
 	"manta/node/wire"
 	"manta/runtime/sample"
 )
@@ -111,6 +112,7 @@ type Request struct {
 	Weight     float64   // how great that part is beside other keys'; 0: 1
 	Session    string    // requests of one session go to one replica if they can; "": none
 	Body       [32]byte  // SHA-256 of the body
+	Trace      *trace.Request
 	// Seen[c] is how much of choice c the client of a resumed stream has; nil for
 	// a new request. What it has is computed or collected again, and not given.
 	Seen []Seen

@@ -7,6 +7,7 @@ import (
 	"io"
 	"time"
 
+	"manta/internal/trace"
 	"manta/node/wire"
 	"manta/runtime/kv"
 )
@@ -59,6 +60,14 @@ type Stream struct {
 type times struct {
 	accepted, sent, first time.Time
 	last                  []time.Time // per choice
+}
+
+// untilFirst is the time to the first token, 0 without one.
+func (t *times) untilFirst() time.Duration {
+	if t.first.IsZero() {
+		return 0
+	}
+	return t.first.Sub(t.accepted)
 }
 
 // target is where a request runs.
@@ -196,6 +205,8 @@ func (s *Stream) send(ctx context.Context) error {
 		Prompt: s.request.Prompt, Choices: s.request.Choices, Params: s.request.Params,
 		Priority: s.request.Priority, Owner: s.request.Owner, Body: s.request.Body, Alone: s.lastSent.alone,
 	}
+	at := s.request.Trace.Attempt(attempt, to.replica, to.node, to.epoch)
+	message.TraceParent, message.TraceState = at.Parent, at.State
 	if !s.request.Deadline.IsZero() {
 		message.DeadlineMS = s.request.Deadline.UnixMilli()
 	}
@@ -221,6 +232,7 @@ func (s *Stream) send(ctx context.Context) error {
 	if err := s.dispatcher.link.Send(ctx, to.node, message); err != nil {
 		return fmt.Errorf("node %s: %w", to.node, err)
 	}
+	s.request.Trace.Sent()
 	if len(ended) > 0 {
 		s.dispatcher.cancel(s.request.ID, attempt, to, ended)
 	}
@@ -272,6 +284,7 @@ func (s *Stream) measure(c *choice, tokens int, frame *wire.Frame) {
 	}
 	if s.times.first.IsZero() {
 		s.times.first = now
+		s.request.Trace.First()
 		s.dispatcher.begun(s)
 	}
 	s.times.last[c.index] = now
@@ -325,6 +338,8 @@ func (s *Stream) recover(cause error) {
 		}
 	}
 	s.resends++
+	s.request.Trace.Lost(cause, s.outputs())
+	s.request.Trace.Queue()
 	d.log.Warn("request resumes", "request", s.request.ID, "resends", s.resends, "cause", cause)
 	if errors.Is(cause, errLost) {
 		d.requeue(s)
@@ -380,7 +395,12 @@ func (s *Stream) release(err error) {
 	if to != nil && s.running > 0 {
 		s.dispatcher.cancel(s.request.ID, attempt, *to, nil)
 	}
-	s.dispatcher.meter.Ended(s.request.Deployment, s.summary(err))
+	summary := s.summary(err)
+	s.dispatcher.meter.Ended(s.request.Deployment, summary)
+	s.request.Trace.End(trace.End{
+		Err: err, Tokens: s.outputs(), Queue: summary.Queue, FirstToken: s.times.untilFirst(),
+		Prefill: summary.Prefill, Decode: summary.Decode, Total: summary.Total,
+	})
 }
 
 // spent is how many tokens the request took to compute.

@@ -38,6 +38,7 @@ type life struct {
 	Secrets   [][]byte `json:"secrets"`
 	Devices   string   `json:"devices"`
 	Downloads string   `json:"downloads"`
+	Traces    string   `json:"traces,omitempty"`
 }
 
 // Identity is who a replica's device process on a node is.

@@ -25,6 +25,7 @@ type LauncherConfig struct {
 	Secrets   trust.Secrets
 	Devices   string // as --devices has it
 	Downloads string // where models are kept by default
+	Traces    string // as --otlp-traces-endpoint has it
 	Link      *link.Link
 	// Members lists the processes of the cluster that ranks may talk to.
 	Members func() []wire.Member

@@ -33,7 +33,7 @@ func (h *host) live(ctx context.Context) error {
 	cfg := h.launcher.cfg
 	spec := life{
 		Boot: rand.Text(), Node: cfg.Node, Replica: h.replica, Address: reachable(cfg.Link.Address()), Secrets: cfg.Secrets,
-		Devices: cfg.Devices, Downloads: cfg.Downloads,
+		Devices: cfg.Devices, Downloads: cfg.Downloads, Traces: cfg.Traces,
 	}
 	p := &process{log: cfg.Logger.With("replica", spec.Replica)}
 	if err := p.start(cfg.Argv, spec); err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"manta/internal/trace"
 	"manta/internal/trust"
 	"manta/node/serve"
 	"manta/node/wire"
@@ -96,8 +97,13 @@ func (w *worker) run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer w.link.Close()
+	tracer, err := trace.Open(trace.Config{Endpoint: w.life.Traces, Service: "manta-node", Instance: w.life.identity().String(), Logger: w.log})
+	if err != nil {
+		return err
+	}
+	defer tracer.Close()
 	w.server = serve.New(serve.Config{
-		Node: w.life.Node, Devices: devices, Send: Heads{w.link}, Peers: Peers{w.link, w.ranks}, Logger: w.log, Changed: w.wake,
+		Node: w.life.Node, Devices: devices, Tracer: tracer, Send: Heads{w.link}, Peers: Peers{w.link, w.ranks}, Logger: w.log, Changed: w.wake,
 		Library: cfg.Library(w.life.Downloads),
 		Broken:  func(err error) { w.end(fmt.Errorf("%w: %w", errBroken, err)) },
 	})

@@ -368,7 +368,7 @@ func (r *replica) request(q wire.Request) error {
 	}
 	request := engine.Request{
 		ID: engine.RequestID(q.ID), Attempt: q.Attempt, Prompt: q.Prompt, Choices: q.Choices, Params: q.Params,
-		Priority: q.Priority, Outputs: q.Outputs,
+		Priority: q.Priority, Outputs: q.Outputs, Timed: r.server.cfg.Tracer != nil && q.TraceParent != "",
 	}
 	if q.DeadlineMS != 0 {
 		request.Deadline = time.UnixMilli(q.DeadlineMS)

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"manta/internal/trace"
 	"manta/node/wire"
 	"manta/runtime/weights"
 )
@@ -29,6 +30,7 @@ type Config struct {
 	Send    Sender
 	Peers   Peers
 	Logger  *slog.Logger
+	Tracer  *trace.Tracer // nil: requests are not traced
 	// Hosts runs replicas outside of this process; nil: all run in it.
 	Hosts Hosts
 	// Broken is called when a device failed in a way that only a new process can
@@ -73,7 +75,7 @@ var ErrDraining = errors.New("serve: this node is draining")
 func New(cfg Config) *Server {
 	s := &Server{cfg: cfg, replicas: make(map[string]Hosted), emptied: make(chan struct{})}
 	s.outboxes = newOutboxes(cfg.Send, cfg.Logger)
-	s.sessions = newSessions(s.outboxes)
+	s.sessions = newSessions(s.outboxes, cfg.Tracer)
 	return s
 }
 

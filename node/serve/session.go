@@ -2,9 +2,11 @@ package serve
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
+	"manta/internal/trace"
 	"manta/node/wire"
 	"manta/runtime/engine"
 )
@@ -19,6 +21,9 @@ const (
 	// got past the place where replicas died with it.
 	proven = 16
 )
+
+// errWithdrawn is what the trace of a request tells whose head wants no more of it.
+var errWithdrawn = errors.New("withdrawn")
 
 // canceller is what sessions need of an engine.
 type canceller interface {
@@ -38,6 +43,7 @@ type session struct {
 	given   int // tokens of all choices since it began here
 	ended   time.Time
 	bytes   int
+	trace   *trace.Work
 }
 
 // choiceLog is what one choice has given.
@@ -51,7 +57,8 @@ type choiceLog struct {
 
 // sessions are the requests of all drivers of a node.
 type sessions struct {
-	out *outboxes
+	out    *outboxes
+	tracer *trace.Tracer
 
 	mu    sync.Mutex // guards what follows
 	byID  map[wire.RequestID]*session
@@ -62,8 +69,8 @@ type sessions struct {
 	alone map[canceller]*session // what an engine has to run alone
 }
 
-func newSessions(out *outboxes) *sessions {
-	return &sessions{out: out, byID: make(map[wire.RequestID]*session), alone: make(map[canceller]*session), wake: make(chan struct{})}
+func newSessions(out *outboxes, tracer *trace.Tracer) *sessions {
+	return &sessions{out: out, tracer: tracer, byID: make(map[wire.RequestID]*session), alone: make(map[canceller]*session), wake: make(chan struct{})}
 }
 
 // begin makes a session for a request, or lets a newer attempt take over the one
@@ -94,12 +101,18 @@ func (s *sessions) begin(r wire.Request, e canceller) (takenOver bool, err error
 	for c := range min(r.Choices, len(r.Outputs)) {
 		n.choices[c].base = len(r.Outputs[c])
 	}
+	n.trace = s.tracer.Work(place(r), r.Replica, r.Choices)
 	s.byID[r.ID] = n
 	s.open++
 	if r.Alone {
 		s.alone[e] = n
 	}
 	return false, nil
+}
+
+// place is where a request's trace goes on.
+func place(r wire.Request) trace.Context {
+	return trace.Context{Parent: r.TraceParent, State: r.TraceState}
 }
 
 // clear sends the requests of an engine back to their heads.
@@ -134,6 +147,7 @@ func (n *session) covers(r wire.Request) bool {
 // takeOver goes on for the head of a newer attempt, after the tokens it has.
 func (s *sessions) takeOver(n *session, r wire.Request) {
 	n.request = r
+	n.trace.Move(place(r))
 	for c := range n.choices {
 		log := &n.choices[c]
 		given := 0
@@ -188,6 +202,7 @@ func (s *sessions) record(n *session, o *engine.Output) (wire.Frame, bool) {
 	if o.Err != nil {
 		f := n.frame(0)
 		f.Err = wireError(o.Err)
+		n.trace.End(o.Err)
 		s.forget(n)
 		return f, true
 	}
@@ -196,6 +211,9 @@ func (s *sessions) record(n *session, o *engine.Output) (wire.Frame, bool) {
 		return wire.Frame{}, false
 	}
 	n.cached = o.Cached
+	if o.Life != nil {
+		n.trace.Output(o.Choice, len(o.Tokens), o.Cached, trace.Progress(*o.Life))
+	}
 	f := n.frame(o.Choice)
 	f.Offset, f.Tokens, f.Finish = o.Offset, o.Tokens, wire.FinishReason(o.Finish)
 	f.Logprobs, f.Prompt = logprobs(o.Logprobs), logprobs(o.Prompt)
@@ -259,6 +277,7 @@ func (s *sessions) closeSession(n *session) {
 	if s.alone[n.engine] == n {
 		delete(s.alone, n.engine)
 	}
+	n.trace.End(nil)
 	s.open--
 	close(s.wake)
 	s.wake = make(chan struct{})
@@ -270,6 +289,7 @@ func (s *sessions) forget(n *session) {
 		delete(s.byID, n.request.ID)
 	}
 	if n.ended.IsZero() {
+		n.trace.End(errWithdrawn)
 		s.closeSession(n)
 		return
 	}

@@ -40,7 +40,7 @@ func TestAlone(t *testing.T) {
 		{"its head is gone", func(s *sessions, _ *account) { s.abandon("h") }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s := newSessions(newOutboxes(nil, slog.New(slog.DiscardHandler)))
+			s := newSessions(newOutboxes(nil, slog.New(slog.DiscardHandler)), nil)
 			here, elsewhere := &account{}, &account{}
 			begin := func(e *account, r wire.Request) wire.ErrorCode {
 				_, err := s.begin(r, e)

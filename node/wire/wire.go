@@ -61,6 +61,10 @@ type Request struct {
 	// Alone: replicas died with this request; no other may run beside it until it
 	// has got further.
 	Alone bool `cbor:"15,keyasint,omitempty"`
+	// TraceParent and TraceState are where the request's trace goes on (W3C Trace
+	// Context); empty: it has none.
+	TraceParent string `cbor:"16,keyasint,omitempty"`
+	TraceState  string `cbor:"17,keyasint,omitempty"`
 }
 
 // Cancel withdraws a request, or some of its choices.

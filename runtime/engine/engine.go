@@ -51,6 +51,7 @@ type Request struct {
 	Deadline time.Time // zero: none
 	// Outputs[c] are tokens that choice c has already; it goes on after them.
 	Outputs [][]int32
+	Timed   bool // its outputs have a Life
 }
 
 // A FinishReason says why a choice ended.
@@ -76,6 +77,14 @@ type Output struct {
 	Cached   int       // prompt tokens found in the prefix index
 	Finish   FinishReason
 	Err      error // ends the whole request
+	Life     *Life // of a timed request's choice; valid during Deliver
+}
+
+// Life is what a choice has been through so far.
+type Life struct {
+	Started     time.Time // when its first step was sent
+	Steps       int       // that had rows of it
+	Preemptions int
 }
 
 // A Group carries steps to the ranks; parallel/group implements it.
@@ -174,6 +183,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		scheduler: scheduler,
 		requests:  make(map[RequestID]*request),
 		choices:   make(map[*sched.Sequence]*choice),
+		unstarted: make(map[kv.SequenceID]*Life),
 		answers:   collector{ranks: e.cfg.Group.Ranks()},
 	}
 	err = l.run(ctx)

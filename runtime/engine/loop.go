@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"manta/parallel/group"
+	"manta/runtime/kv"
 	"manta/runtime/sched"
 )
 
@@ -16,6 +17,7 @@ type loop struct {
 	scheduler *sched.Scheduler
 	requests  map[RequestID]*request
 	choices   map[*sched.Sequence]*choice
+	unstarted map[kv.SequenceID]*Life // of timed choices that no step has had yet
 	ids       sequenceIDs
 	arrivals  uint64
 	answers   collector
@@ -40,7 +42,8 @@ type request struct {
 type choice struct {
 	request *request
 	index   int
-	sent    int // output tokens delivered or given by the client
+	sent    int   // output tokens delivered or given by the client
+	life    *Life // nil: not timed
 }
 
 func (l *loop) run(ctx context.Context) error {
@@ -101,9 +104,24 @@ func (l *loop) fill() error {
 		if err := l.engine.cfg.Group.Send(payload); err != nil {
 			return err
 		}
-		l.watchdog.sent(time.Now(), step.RowCount())
+		now := time.Now()
+		l.watchdog.sent(now, step.RowCount())
+		l.started(step, now)
 	}
 	return nil
+}
+
+// started notes when a step begins timed choices.
+func (l *loop) started(step *sched.Step, now time.Time) {
+	if len(l.unstarted) == 0 {
+		return
+	}
+	for _, start := range step.New {
+		if life := l.unstarted[start.Seq]; life != nil {
+			life.Started = now
+			delete(l.unstarted, start.Seq)
+		}
+	}
 }
 
 // answer takes one rank's answer.
@@ -148,6 +166,10 @@ func (l *loop) event(e *sched.Event) {
 	if e.Seq.Params.Logprobs >= 0 {
 		o.Logprobs = []Logprob{score}
 	}
+	if c.life != nil {
+		c.life.Steps, c.life.Preemptions = e.Seq.Steps, e.Seq.Preemptions()
+		o.Life = c.life
+	}
 	l.drawn++
 	l.put(c, o)
 	if e.Finish != sched.Unfinished {
@@ -188,12 +210,18 @@ func (l *loop) flush() {
 // close forgets a sequence that has ended.
 func (l *loop) close(q *sched.Sequence) {
 	c := l.choices[q]
-	delete(l.choices, q)
+	l.untie(q)
 	c.request.open--
 	l.finished++
 	if c.request.open == 0 && len(c.request.held) == 0 {
 		l.forget(c.request)
 	}
+}
+
+// untie takes a sequence from its choice.
+func (l *loop) untie(q *sched.Sequence) {
+	delete(l.choices, q)
+	delete(l.unstarted, q.ID)
 }
 
 func (l *loop) forget(r *request) {
@@ -250,7 +278,7 @@ func (l *loop) end(r *request, err error) {
 	for q, c := range l.choices {
 		if c.request == r {
 			l.scheduler.Finish(q)
-			delete(l.choices, q)
+			l.untie(q)
 		}
 	}
 	l.outputs = append(l.outputs, Output{ID: r.ID, Attempt: r.Attempt, Err: err})
@@ -312,6 +340,10 @@ func (l *loop) start(r *request, index int) {
 	}
 	r.open++
 	l.choices[q] = c
+	if r.Timed {
+		c.life = &Life{}
+		l.unstarted[q.ID] = c.life
+	}
 }
 
 // finishedBefore tells whether the outputs that a request came with end a choice.

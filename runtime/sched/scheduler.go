@@ -201,6 +201,7 @@ func (s *Scheduler) Apply(r *Result) ([]Event, error) {
 		q := row.seq
 		byID[q.ID] = q
 		q.Pending -= row.count
+		q.Steps++
 		if row.run == q.run {
 			q.Computed += row.count
 		}

@@ -22,6 +22,7 @@ type Sequence struct {
 	Computed int // tokens whose keys and values are known to be stored
 	Pending  int // tokens in steps in flight
 	Cached   int // prompt tokens that the first start found in the prefix index
+	Steps    int // answered, that had rows of it
 
 	sampling int       // samples in flight
 	last     StepID    // the step that samples the token at len(Tokens)
@@ -36,6 +37,9 @@ type Sequence struct {
 
 // Outputs is the number of output tokens so far.
 func (s *Sequence) Outputs() int { return len(s.Tokens) - s.Prompt }
+
+// Preemptions is how often it lost its blocks to others.
+func (s *Sequence) Preemptions() int { return s.run }
 
 // next is the first position that no step has computed yet.
 func (s *Sequence) next() int { return s.Computed + s.Pending }

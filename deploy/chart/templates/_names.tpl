@@ -75,3 +75,15 @@ annotations:
 {{- define "manta.keysSecret" -}}
 {{- default (printf "%s-api-keys" (include "manta.fullname" .)) .Values.apiKeys.existingSecret -}}
 {{- end -}}
+
+{{/* Port of tracing.endpoint; empty: there are no traces. */}}
+{{- define "manta.tracesPort" -}}
+{{- with .Values.tracing.endpoint -}}
+{{- $url := urlParse . -}}
+{{- if contains ":" $url.host -}}
+{{- splitList ":" $url.host | last -}}
+{{- else -}}
+{{- ternary 443 80 (eq $url.scheme "https") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

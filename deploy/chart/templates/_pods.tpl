@@ -27,6 +27,10 @@ are off: a Service named manta would set MANTA_PORT to tcp://….
   valueFrom: {fieldRef: {fieldPath: status.podIP}}
 - name: MANTA_SHUTDOWN_TIMEOUT
   value: {{ printf "%ds" (int $section.shutdownSeconds) | quote }}
+{{- if $root.Values.tracing.endpoint }}
+- name: OTEL_RESOURCE_ATTRIBUTES
+  value: k8s.namespace.name={{ $root.Release.Namespace }},k8s.pod.name=$(MANTA_NAME)
+{{- end }}
 {{- with $section.extraEnv }}
 {{ toYaml . }}
 {{- end }}

@@ -199,8 +199,10 @@ func TestRefusedWithASentence(t *testing.T) {
 		"clusterSecret.existingSecret=a,clusterSecret.lines[0]=0123456789abcdef":   "put the lines into your Secret",
 		"namespace.create=true":                                                    "clusterSecret.existingSecret",
 		"namespace.create=true,clusterSecret.existingSecret=a":                     "apiKeys.existingSecret",
-		"head.replicas=2":                                                          "head.replicas",
-		"model.gpuMemoryUtilization=7":                                             "model.gpuMemoryUtilization",
+		"head.replicas=2":                                                          "head.replicas': value must be one of 1, 3, 5, 7",
+		"model.gpuMemoryUtilization=7":                                             "A part: above 0, up to 1",
+		"model.name=smollm2":                                                       "Short names and wheel: references need pip",
+		"tracing.endpoint=http://collector:4318":                                   "A URL in full that takes OTLP over HTTP",
 		"node.replica=2":                                                           "replica",
 	} {
 		t.Run(values, func(t *testing.T) {

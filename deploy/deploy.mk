@@ -19,7 +19,9 @@ image-cuda: cuda ## the CUDA image without Docker, on Linux: dist/manta-cuda-ima
 k8s-tools: toolchain ## build Kubernetes into the user's cache, for e2e-k8s
 	@$(GO) test -count=1 -timeout 120m -tags kubernetes ./deploy/e2e/kubernetes -build 115m
 
-e2e-k8s: toolchain k8s-tools ## the chart on a real Kubernetes on this machine (needs root)
+e2e-k8s: toolchain k8s-tools ## the chart on a real Kubernetes on this machine, upgraded from BASE too (needs root)
+	@rm -rf dist/base dist/k8s/0 && mkdir -p dist/base && if git archive $(BASE) 2>/dev/null | tar -x -C dist/base 2>/dev/null; \
+	  then cd dist/base && GOOS=linux $(GO) build -trimpath -ldflags '-s -w' -o ../k8s/0/manta .; fi; rm -rf dist/base
 	@for v in 1 2; do GOOS=linux $(GO) build -trimpath -ldflags '-s -w -X manta/internal/version.Version=$(VERSION)-e2e'$$v -o dist/k8s/$$v/manta . || exit 1; done
 	@GOOS=linux $(GO) build -trimpath -ldflags '-s -w' -o dist/linux/manta-declare ./deploy/image/declare
 	@$(GO) test -count=1 -timeout 20m -tags kubernetes -v ./deploy/e2e/kubernetes

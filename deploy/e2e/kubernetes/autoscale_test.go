@@ -13,12 +13,16 @@ import (
 )
 
 // A HorizontalPodAutoscaler goes by what the heads themselves serve, without an
-// adapter: up while requests are many, down when they end; no stream fails.
+// adapter, and by the processor: up under load, down when it ends; no stream fails.
 func TestAutoscaler(t *testing.T) {
 	t.Cleanup(func() { report(t, namespace) })
 	c := installed(t)
-	upgrade(t, "-f", "testdata/autoscaler.yaml")
-	kubectl(t, "wait", "--for=condition=Available", "--timeout=60s",
+	if err := cluster.MetricsServer(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	by := func(values ...string) { upgrade(t, append([]string{"-f", "testdata/autoscaler.yaml"}, values...)...) }
+	by("--set", "autoscaling.targetRequests=4")
+	kubectl(t, "wait", "--for=condition=Available", "--timeout=150s", "apiservice/v1beta1.metrics.k8s.io",
 		"apiservice/v1beta1.external.metrics.k8s.io", "apiservice/v1beta2.custom.metrics.k8s.io")
 	for _, path := range []string{
 		"/apis/external.metrics.k8s.io/v1beta1/namespaces/llm/vllm_requests_per_second?labelSelector=model_name%3Dsmollm2",
@@ -29,35 +33,48 @@ func TestAutoscaler(t *testing.T) {
 			t.Errorf("%s: %s", path, out)
 		}
 	}
-	scaled(t, 1)
-	l := startLoad(t, 12)
-	up := scaled(t, 3)
-	replicasReady(t, c, 3)
-	l.end()
-	down := scaled(t, 1)
-	for _, err := range l.failures {
-		t.Error(err)
+	for _, test := range []struct{ name, values string }{
+		{"requests in hand", "autoscaling.targetRequests=4"},
+		{"processor", "autoscaling.targetCPUUtilizationPercentage=70"},
+		{"vllm_requests_per_second", "autoscaling.targetRequestsPerSecond=0.2"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			by("--set", test.values)
+			scaled(t, 1)
+			replicasReady(t, c, 1)
+			l := startLoad(t, 12)
+			defer l.end()
+			up := scaled(t, 3)
+			replicasReady(t, c, 3)
+			l.end()
+			down := scaled(t, 1)
+			for _, err := range l.failures {
+				t.Error(err)
+			}
+			measured.note("an autoscaler by %s: 1 to 3 nodes after %.1f s of load, back to 1 after %.1f s without; %d streams, %d failed, longest pause %.2f s",
+				test.name, up.Seconds(), down.Seconds(), l.ended, len(l.failures), l.longest.Seconds())
+		})
 	}
-	t.Logf("by requests in hand: 1 to 3 nodes after %.1f s, back to 1 after %.1f s; %d streams ended, %d failed, longest pause %.2f s",
-		up.Seconds(), down.Seconds(), l.ended, len(l.failures), l.longest.Seconds())
+	t.Run("from zero", func(t *testing.T) { // the chart's autoscaler goes, the heads' metrics stay
+		upgrade(t, "--set", "metricsAPI.enabled=true")
+		if err := cluster.Apply(t.Context(), fromZero); err != nil {
+			t.Fatal(err)
+		}
+		defer kubectl(t, "-n", namespace, "delete", "hpa", "from-zero")
+		down := scaled(t, 0)
+		measured.note("an autoscaler from 0 (feature gate HPAScaleToZero): no node after %.1f s, the first token of a waiting request after %.1f s",
+			down.Seconds(), first(t, c).Seconds())
+	})
 }
 
 // With no node left a request waits at the head until one has started: the heads
-// scale by themselves, or an autoscaler does that may reach zero.
+// scale by themselves.
 func TestScaleFromZero(t *testing.T) {
 	t.Cleanup(func() { report(t, namespace) })
 	c := installed(t)
 	upgrade(t, "--set", "scaleToZero.enabled=true,scaleToZero.idleSeconds=10")
 	down := scaled(t, 0)
-	t.Logf("by the head: no node %.1f s after the upgrade, the first token of a waiting request after %.1f s", down.Seconds(), first(t, c).Seconds())
-
-	upgrade(t, "--set", "metricsAPI.enabled=true")
-	if err := cluster.Apply(t.Context(), fromZero); err != nil {
-		t.Fatal(err)
-	}
-	defer kubectl(t, "-n", namespace, "delete", "hpa", "from-zero")
-	down = scaled(t, 0)
-	t.Logf("by an autoscaler from 0 (feature gate HPAScaleToZero): no node after %.1f s, the first token of a waiting request after %.1f s",
+	measured.note("scaled by the head: no node %.1f s after the upgrade, the first token of a waiting request after %.1f s",
 		down.Seconds(), first(t, c).Seconds())
 }
 

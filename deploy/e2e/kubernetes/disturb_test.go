@@ -5,6 +5,7 @@ package kubernetes
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -38,17 +39,27 @@ func TestNoStreamIsDropped(t *testing.T) {
 		podsReady(t, namespace, nodePods, 3)
 		replicasReady(t, c, 3)
 	})
-	l.through("helm upgrade to another image", func(t *testing.T) {
-		upgrade(t, "--set-string", "image.tag=2", "--set", "node.replicas=3")
-		replicasReady(t, c, 3)
-	})
+	to := func(image string) func(t *testing.T) {
+		return func(t *testing.T) {
+			_, tag, _ := strings.Cut(image, ":")
+			upgrade(t, "--set-string", "image.tag="+tag, "--set", "node.replicas=3")
+			podsReady(t, namespace, headPods, headsOf)
+			replicasReady(t, c, 3)
+		}
+	}
+	if fileThere(cluster.Image(filepath.Base(baseImage) + ".tar")) {
+		l.through("back to an earlier commit's image", to(baseImage))
+		l.through("helm upgrade from there, heads and nodes", to(newImage))
+	} else {
+		l.through("helm upgrade to another image, heads and nodes", to(newImage))
+	}
 	l.through("delete all heads at once", func(t *testing.T) {
 		kubectl(t, "-n", namespace, "delete", "pod", "-l", headPods)
 		podsReady(t, namespace, headPods, headsOf)
 		replicasReady(t, c, 3)
 	})
 	l.through("cordon and drain a Kubernetes node", func(t *testing.T) {
-		kubectl(t, "drain", "n2", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=100s")
+		kubectl(t, "drain", "n2", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=150s")
 		podsReady(t, namespace, headPods, headsOf)
 		podsReady(t, namespace, nodePods, 3)
 		replicasReady(t, c, 3)
@@ -81,6 +92,7 @@ func TestNoStreamIsDropped(t *testing.T) {
 		podsReady(t, namespace, nodePods, 3)
 		replicasReady(t, c, 3)
 	})
+	tracesOver(t)
 	l.through("scale nodes 3 to 1", func(t *testing.T) {
 		scale(t, 1)
 		replicasReady(t, c, 1)

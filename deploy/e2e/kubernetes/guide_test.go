@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 )
 
 // exampleImage is what the examples name, as a node's containerd knows it.
@@ -44,15 +43,15 @@ func TestGuide(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	until(t, "pods", 20*time.Second, func(ctx context.Context) error { // kubectl wait is for what is there
+	until(t, "pods", patience, func(ctx context.Context) error { // kubectl wait is for what is there
 		all, err := pods(ctx, "vllm", "app=vllm")
 		if err == nil && len(all) < 4 {
 			err = fmt.Errorf("%d pods", len(all))
 		}
 		return err
 	})
-	run("-n vllm wait --for=condition=ready pod -l app=vllm --timeout=120s")
-	run("-n vllm wait --for=condition=complete job -l app=vllm --timeout=120s")
+	run("-n vllm wait --for=condition=ready pod -l app=vllm --timeout=150s")
+	run("-n vllm wait --for=condition=complete job -l app=vllm --timeout=150s")
 	for _, line := range []string{"-n vllm get pods -l app=vllm,model=llama2-7b -o name", "-n vllm get statefulset vllm-llama2-7b-node -o name",
 		"-n vllm get service vllm-llama2-7b -o name", "-n vllm logs -l app=vllm", "-n vllm logs statefulset/vllm-llama2-7b-head"} {
 		if run(line) == "" {
@@ -74,7 +73,7 @@ func TestGuide(t *testing.T) {
 		stop()
 		_ = forward.Wait() // it is killed
 	}()
-	until(t, "port-forward", 20*time.Second, func(ctx context.Context) error {
+	until(t, "port-forward", patience, func(ctx context.Context) error {
 		_, err := get(ctx, "http://127.0.0.1:8000/health")
 		return err
 	})

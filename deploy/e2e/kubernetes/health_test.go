@@ -55,9 +55,9 @@ func TestHungEngine(t *testing.T) {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	t.Logf("four prompts of 900 tokens took %.1f s, healthy all %d times that it was asked", time.Since(start).Seconds(), asked)
+	measured.note("four prompts of 900 tokens took %.1f s, healthy all %d times that it was asked", time.Since(start).Seconds(), asked)
 
-	pid := nodeProcess(t)
+	pid := processOf(t, "manta-node-0")
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func TestHungEngine(t *testing.T) {
 		_, err := get(ctx, health)
 		return err
 	})
-	t.Logf("a stopped engine: 503 after %.1f s; let go, 200 after %.1f s", hung.Seconds(), back.Seconds())
+	measured.note("a stopped engine: 503 after %.1f s; let go, 200 after %.1f s", hung.Seconds(), back.Seconds())
 	all, err := pods(t.Context(), namespace, headPods)
 	if err != nil {
 		t.Fatal(err)
@@ -89,24 +89,28 @@ func TestHungEngine(t *testing.T) {
 	}
 }
 
-// nodeProcess finds the one container that runs a node.
-func nodeProcess(t *testing.T) int {
+// processOf finds the process of a pod's one container.
+func processOf(t *testing.T, pod string) int {
 	t.Helper()
-	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range files {
-		line, err := os.ReadFile(file)
-		if err != nil || !bytes.Equal(line, []byte("/manta\x00node\x00")) {
+	for _, dir := range dirs {
+		command, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if err != nil || !bytes.HasPrefix(command, []byte("/manta\x00")) {
 			continue // it has ended, or is another
 		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		variables, err := os.ReadFile(filepath.Join(dir, "environ"))
+		if err != nil || !bytes.Contains(append([]byte{0}, variables...), []byte("\x00HOSTNAME="+pod+"\x00")) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(dir))
 		if err != nil {
 			t.Fatal(err)
 		}
 		return pid
 	}
-	t.Fatal("no process of a node")
+	t.Fatalf("no process of pod %s", pod)
 	return 0
 }

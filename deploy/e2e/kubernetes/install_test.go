@@ -58,7 +58,7 @@ func install(t *testing.T) {
 	t.Cleanup(func() { report(t, namespace) })
 	start := time.Now()
 	out, err := helm(t, "install", "manta", "../../chart", "--namespace", namespace, "--create-namespace", "-f", "testdata/values.yaml",
-		"--wait", "--wait-for-jobs", "--timeout", "120s")
+		"--wait", "--wait-for-jobs", "--timeout", "240s")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +85,7 @@ func install(t *testing.T) {
 	if answer.String() != "The capital of France is Paris." { // as Manta answers everywhere in float32
 		t.Errorf("the answer is %q", answer.String())
 	}
-	t.Logf("helm install returned after %.1f s, first token %.1f s after its start", returned.Seconds(), first.Seconds())
+	measured.note("helm install returned after %.1f s, first token of a chat %.1f s after its start", returned.Seconds(), first.Seconds())
 }
 
 // upgrade changes values of the release and waits until that is done.

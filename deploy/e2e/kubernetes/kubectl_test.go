@@ -12,7 +12,7 @@ import (
 )
 
 // patience bounds every wait for the cluster to come to a state.
-const patience = 90 * time.Second
+const patience = 150 * time.Second
 
 // kubectl runs kubectl and gives what it prints; it must succeed.
 func kubectl(t *testing.T, args ...string) string {

@@ -28,6 +28,7 @@ var cluster *lab.Lab
 
 func TestMain(m *testing.M) {
 	lab.Node()
+	knocks()
 	flag.Parse()
 	code, err := run(m)
 	if err != nil {
@@ -81,9 +82,14 @@ func within(m *testing.M, l *lab.Lab) (int, error) {
 	for image, binaries := range map[string][]string{
 		"manta.test/pause:1": {l.Program("pause")},
 		"manta.test/manta:1": {"dist/k8s/1/manta", "dist/linux/manta-declare"},
-		"manta.test/manta:2": {"dist/k8s/2/manta", "dist/linux/manta-declare"},
+		newImage:             {"dist/k8s/2/manta", "dist/linux/manta-declare"},
+		baseImage:            {"dist/k8s/0/manta", "dist/linux/manta-declare"},
 		exampleImage:         {"dist/k8s/1/manta", "dist/linux/manta-declare"},
 	} {
+		if image == baseImage && !fileThere(filepath.Join(root, binaries[0])) {
+			fmt.Println("no upgrade from an earlier commit: there is no dist/k8s/0 (make e2e-k8s BASE=COMMIT)")
+			continue
+		}
 		if err := pack(ctx, l.Image(filepath.Base(image)+".tar"), image, binaries); err != nil {
 			return 1, err
 		}
@@ -96,7 +102,23 @@ func within(m *testing.M, l *lab.Lab) (int, error) {
 	}
 	fmt.Printf("%5.1f s  Kubernetes %s with nodes %v\n", time.Since(start).Seconds(), lab.Version, l.Nodes())
 	cluster = l
-	return m.Run(), nil
+	if err := listenForTraces(); err != nil {
+		return 1, err
+	}
+	code := m.Run()
+	return code, measured.print(os.Stdout)
+}
+
+// Images of the chart: the one that is installed and the same again under another
+// version; and one of an earlier commit, where it was built.
+const (
+	newImage  = "manta.test/manta:2"
+	baseImage = "manta.test/manta:0"
+)
+
+func fileThere(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // root is the repository's.

@@ -10,12 +10,15 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
 	"manta/head/api"
 	"manta/head/client"
+	"manta/internal/trust"
 )
 
 // Who lacks the secret reaches nothing: a node with another secret joins no cluster,
@@ -35,11 +38,6 @@ func TestStrangers(t *testing.T) {
 	all, err := pods(t.Context(), namespace, headPods)
 	if err != nil || len(all) == 0 {
 		t.Fatal(err)
-	}
-	for _, port := range []string{"7947", "7948"} {
-		if err := knock(t.Context(), net.JoinHostPort(all[0].Status.PodIP, port)); err == nil {
-			t.Errorf("port %s talks to who shows no certificate", port)
-		}
 	}
 	conn, err := net.DialTimeout("tcp", net.JoinHostPort(all[0].Status.PodIP, "7946"), 5*time.Second)
 	if err != nil {
@@ -78,33 +76,115 @@ func TestStrangers(t *testing.T) {
 	if err != nil {
 		t.Error("the stranger is in: ", err)
 	}
+	inside := processOf(t, "stranger")
+	for _, secret := range []struct {
+		name, lines string
+		opens       bool
+	}{{"no secret", "", false}, {"another secret", strangersSecret, false}, {"the secret", clusterSecret(t), true}} {
+		for _, service := range []struct{ name, port string }{{"raft", "7947"}, {"NATS", "7948"}} {
+			err := knockFrom(t, inside, net.JoinHostPort(all[0].Status.PodIP, service.port), secret.lines)
+			if (err == nil) != secret.opens {
+				t.Errorf("%s from a pod that has %s: %v", service.name, secret.name, err)
+			}
+		}
+	}
 }
 
-// knock tries a TLS session without a certificate.
-func knock(ctx context.Context, address string) error {
+// clusterSecret reads what the members know each other by.
+func clusterSecret(t *testing.T) string {
+	t.Helper()
+	encoded := kubectl(t, "-n", namespace, "get", "secret", "manta-cluster", "-o", "jsonpath={.data.secrets}")
+	lines, err := base64.StdEncoding.DecodeString(encoded)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(lines))
+}
+
+// knockVariable tells a copy of this program that it stands in a pod's network, at
+// which address it shall knock, and with which secret.
+const knockVariable = "MANTA_LAB_KNOCK"
+
+// plain as a secret only connects.
+const plain = "-"
+
+// knocks makes this process one that knocks, if it was started as such.
+func knocks() {
+	address, secret, ok := strings.Cut(os.Getenv(knockVariable), " ")
+	if !ok {
+		return
+	}
+	if err := knock(context.Background(), address, secret); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// knockFrom knocks from the network of a process.
+func knockFrom(t *testing.T, pid int, address, secret string) error {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := exec.CommandContext(t.Context(), "nsenter", "--target", fmt.Sprint(pid), "--net", "--", self)
+	command.Env = append(os.Environ(), knockVariable+"="+address+" "+secret)
+	said, err := command.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, said)
+	}
+	return nil
+}
+
+// knock tries a TLS session as a head with a secret, or without a certificate. Who
+// is let in hears something, or is waited for.
+func knock(ctx context.Context, address, secret string) error {
 	ctx, stop := context.WithTimeout(ctx, 5*time.Second)
 	defer stop()
-	dialer := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}} // whoever it is, may it talk?
+	if secret == plain {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+		if err == nil {
+			err = conn.Close()
+		}
+		return err
+	}
+	config := &tls.Config{InsecureSkipVerify: true} // whoever it is, may we talk?
+	if secret != "" {
+		secrets, err := trust.ParseSecrets([]byte(secret))
+		if err != nil {
+			return err
+		}
+		authority, err := trust.NewAuthority(secrets, trust.Identity{Role: trust.Head, ID: "stranger-0"})
+		if err != nil {
+			return err
+		}
+		config.GetClientCertificate = authority.Client(trust.Identity{}).GetClientCertificate
+	}
+	dialer := tls.Dialer{Config: config}
 	conn, err := dialer.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
-		return err
-	}
-	if _, err := conn.Write([]byte("hello\r\n")); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
 		return err
 	}
 	_, err = conn.Read(make([]byte, 1)) // the refusal comes after the handshake
+	var waited net.Error
+	if errors.As(err, &waited) && waited.Timeout() {
+		return nil
+	}
 	return err
 }
+
+const strangersSecret = "quite another secret than that"
 
 // stranger is a node like any other, with another secret.
 const stranger = `apiVersion: v1
 kind: Secret
 metadata: {name: stranger, namespace: llm}
-stringData: {secrets: "quite another secret than that"}
+stringData: {secrets: "` + strangersSecret + `"}
 ---
 apiVersion: v1
 kind: Pod
@@ -128,15 +208,7 @@ func TestRotation(t *testing.T) {
 	c := installed(t)
 	l := startLoad(t, 2)
 	defer l.end()
-	read := func() string {
-		encoded := kubectl(t, "-n", namespace, "get", "secret", "manta-cluster", "-o", "jsonpath={.data.secrets}")
-		lines, err := base64.StdEncoding.DecodeString(encoded)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return strings.TrimSpace(string(lines))
-	}
-	old, next := read(), "the next secret of this cluster, drawn by hand"
+	old, next := clusterSecret(t), "the next secret of this cluster, drawn by hand"
 	for _, round := range []struct{ name, lines string }{
 		{"add the new secret below", old + "\n" + next}, {"move it to the top", next + "\n" + old}, {"remove the old one", next},
 	} {
@@ -148,7 +220,20 @@ func TestRotation(t *testing.T) {
 			replicasReady(t, c, 1)
 		})
 	}
-	if now := read(); now != next {
+	if now := clusterSecret(t); now != next {
 		t.Errorf("the secret is %q", now)
+	}
+	all, err := pods(t.Context(), namespace, headPods)
+	if err != nil || len(all) == 0 {
+		t.Fatal(err)
+	}
+	for _, port := range []string{"7947", "7948"} {
+		address := net.JoinHostPort(all[0].Status.PodIP, port)
+		if err := knock(t.Context(), address, next); err != nil {
+			t.Errorf("port %s with the new secret: %v", port, err)
+		}
+		if err := knock(t.Context(), address, old); err == nil {
+			t.Errorf("port %s with the old secret opens", port)
+		}
 	}
 }

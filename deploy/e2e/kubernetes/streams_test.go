@@ -23,6 +23,7 @@ type load struct {
 	alone   []string // what each seed gives undisturbed
 
 	stop chan struct{}
+	over sync.Once // closes stop
 	all  sync.WaitGroup
 
 	mu       sync.Mutex
@@ -160,13 +161,14 @@ func (l *load) through(name string, disturb func(t *testing.T)) {
 		for _, err := range l.failures {
 			t.Error(err)
 		}
-		t.Logf("%.1f s, %d streams ended, %d failed, longest pause %.2f s, %d starts tried again",
-			time.Since(start).Seconds(), l.ended-before, len(l.failures), l.longest.Seconds(), l.refused)
+		measured.disturbed(disturbance{
+			name: name, took: time.Since(start), longest: l.longest, ended: l.ended - before, failed: len(l.failures), restarts: l.refused,
+		})
 	})
 }
 
-// end lets the streams in progress end.
+// end lets the streams in progress end; again it does nothing.
 func (l *load) end() {
-	close(l.stop)
+	l.over.Do(func() { close(l.stop) })
 	l.all.Wait()
 }

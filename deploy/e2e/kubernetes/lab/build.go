@@ -36,6 +36,7 @@ var programs = []struct{ name, pkg string }{
 	{"kubelet", "k8s.io/kubernetes/cmd/kubelet"},
 	{"kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"},
 	{"dns", "./dns"},
+	{"policy", "./policy"},
 	{"metrics-server", "sigs.k8s.io/metrics-server/cmd/metrics-server"},
 	{"helm", "helm.sh/helm/v3/cmd/helm@" + helmVersion}, // a module that needs none of ours
 }
@@ -60,7 +61,7 @@ func Find(source string) (*Tools, error) {
 		return nil, fmt.Errorf("no cache folder: give MANTA_K8S_CACHE: %w", err)
 	}
 	digest := sha256.New()
-	for _, name := range []string{"go.mod", "go.sum", "dns/main.go", "pause/main.go"} {
+	for _, name := range []string{"go.mod", "go.sum", "dns/main.go", "pause/main.go", "policy/main.go"} {
 		data, err := os.ReadFile(filepath.Join(source, name))
 		if err != nil {
 			return nil, err

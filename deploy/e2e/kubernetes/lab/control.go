@@ -79,6 +79,31 @@ func (l *Lab) run(program string, args ...string) error {
 	return l.start(program, control, 0, nil, l.tools.Path(program), args...)
 }
 
+// EnforcePolicies makes the nodes obey NetworkPolicies, until IgnorePolicies. Pods'
+// connections that are there already stay.
+func (l *Lab) EnforcePolicies(ctx context.Context) error {
+	args := []string{"-kubeconfig", l.Kubeconfig("admin")}
+	for _, n := range l.nodes {
+		args = append(args, n.name+"=/run/netns/"+n.space)
+	}
+	if err := l.run("policy", args...); err != nil {
+		return err
+	}
+	return within(ctx, "policies", patience, func() error {
+		if err := l.running("policy"); err != nil {
+			return err
+		}
+		said, err := os.ReadFile(l.at("logs", "policy.log"))
+		if err == nil && strings.Count(string(said), "enforced") < len(l.nodes) {
+			err = fmt.Errorf("said so far: %s", said)
+		}
+		return err
+	})
+}
+
+// IgnorePolicies takes EnforcePolicies back.
+func (l *Lab) IgnorePolicies() error { return l.ask("policy") }
+
 // MetricsServer starts the server of metrics.k8s.io: usage of CPU and memory.
 func (l *Lab) MetricsServer(ctx context.Context) error {
 	admin := l.Kubeconfig("admin")

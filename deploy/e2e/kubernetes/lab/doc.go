@@ -8,6 +8,7 @@
 // Own runs its program a second time inside the lab's network, and at the end puts
 // back what the lab and its kubelets changed on the machine: mounts, links, control
 // groups, sysctls. A lab whose owner was killed is cleaned up by the next. The
-// package knows nothing of Manta. It does not enforce NetworkPolicies: its network
-// plugin can't.
+// package knows nothing of Manta. NetworkPolicies are enforced when EnforcePolicies
+// says so, by a small controller of its own (../tools/policy): the network plugin
+// can't, and no agent that does is to be had as a Go module.
 package lab

@@ -28,7 +28,7 @@ const (
 )
 
 // patience bounds each wait for something of the lab to come up.
-const patience = 90 * time.Second
+const patience = 150 * time.Second
 
 // machine is a node: its processes live in one PID namespace and die with it.
 type machine struct {
@@ -96,7 +96,7 @@ func Own(tools *Tools) (code int, err error) {
 	if err := l.clear(); err != nil { // what a killed owner left
 		return 1, err
 	}
-	defer func() { err = errors.Join(err, l.clear()) }()
+	defer func() { err = errors.Join(err, l.clear(), l.left()) }()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := l.prepare(); err != nil {

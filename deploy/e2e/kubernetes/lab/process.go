@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
+	"time"
 )
 
 // process is one that the lab started: it dies with the lab's owner.
@@ -45,6 +46,24 @@ func (l *Lab) stop(name string) {
 		_ = p.command.Process.Kill()
 		<-p.ended
 		delete(l.processes, name)
+	}
+}
+
+// ask has a process end by itself.
+func (l *Lab) ask(name string) error {
+	p, ok := l.processes[name]
+	if !ok {
+		return fmt.Errorf("%s does not run", name)
+	}
+	if err := p.command.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	select {
+	case <-p.ended:
+		delete(l.processes, name)
+		return nil
+	case <-time.After(patience):
+		return fmt.Errorf("%s does not end", name)
 	}
 }
 

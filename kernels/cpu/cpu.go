@@ -20,8 +20,8 @@ import (
 	"manta/kernels"
 )
 
-// A Precision is how activations enter products with quantized weights. Weights
-// that are floats always meet float32.
+// A Precision is how activations enter products. Weights that are floats meet
+// float32, but for bfloat16 under Int8.
 type Precision uint8
 
 const (
@@ -33,7 +33,8 @@ const (
 	Int16
 	// Int8 activations: one signed byte a value with a scale for each eight values;
 	// two bytes in the projections of attention, which is half of what int8 costs in
-	// accuracy, and where a product has as many outputs as a vocabulary.
+	// accuracy, and where a product has as many outputs as a vocabulary. Weights in
+	// bfloat16 meet bfloat16 where the processor multiplies it.
 	Int8
 )
 
@@ -50,7 +51,8 @@ type Ops struct {
 	pool    *pool
 	memory  memory
 	workers []worker
-	terms   int // bytes of an activation in products with quantized weights; 0: float32
+	integer form // of activations that meet quantized weights
+	float   form // of those that meet bfloat16
 
 	batch   *kernels.Batch
 	sampled []kernels.Sampled
@@ -81,12 +83,11 @@ func newOps(options Options, set *kernelSet) (*Ops, error) {
 		threads = runtime.NumCPU()
 	}
 	o := &Ops{kernels: set, seats: map[int32]*seat{}}
-	switch {
-	case set.integers == nil || options.Precision == Float32:
-	case options.Precision == Int16:
-		o.terms = 2
-	default:
-		o.terms = 1
+	if set.integers != nil {
+		o.integer = [...]form{Float32: floatForm, Int16: wordForm, Int8: byteForm}[options.Precision]
+	}
+	if set.dots != nil && options.Precision == Int8 {
+		o.float = brainForm
 	}
 	o.workers = make([]worker, threads)
 	for i := range o.workers {

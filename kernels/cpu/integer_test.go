@@ -42,11 +42,39 @@ func TestIntegerProducts(t *testing.T) {
 	}
 }
 
-// The law of bits holds for integer products too; a NaN stays one.
-func TestIntegerLawOfBits(t *testing.T) {
+// Products of bfloat16 with bfloat16 are the definition's on rounded activations,
+// with and without a norm, on odd shapes.
+func TestBrainProducts(t *testing.T) {
+	for _, set := range sets() {
+		if set.dots == nil {
+			continue
+		}
+		for i, shape := range []struct{ m, rows, cols int }{{1, 66, 250}, {2, 64, 512}, {3, 128, 9}, {5, 130, 31}, {12, 1, 32}, {29, 64, 264}} {
+			rng := newRand(uint64(i))
+			weight := matrix(rng, kernels.BF16, shape.rows, shape.cols)
+			x, scale := random(rng, shape.m*shape.cols), random(rng, shape.cols)
+			rounded := make([]float32, len(x))
+			for i, v := range x {
+				rounded[i] = ref.Brain(ref.ToBrain(v))
+			}
+			run := func(o kernels.Ops, x []float32, n *kernels.Norm) []float32 {
+				y := tensor(t, o, shape.m, shape.rows, nil)
+				o.Linear(y, tensor(t, o, shape.m, shape.cols, x), kernels.Linear{Weight: weightOf(t, o, weight), Norm: n})
+				return get(t, o, y)
+			}
+			o, definition := deviceOf(t, Options{Threads: 2, Precision: Int8}, set), ref.New()
+			near(t, fmt.Sprint(set.name, shape), run(o, x, nil), run(definition, rounded, nil), 1e-5)
+			norm := func(o kernels.Ops) *kernels.Norm { return &kernels.Norm{Weight: vectorOf(t, o, scale), Eps: 1e-5} }
+			near(t, fmt.Sprint(set.name, shape, "norm"), run(o, x, norm(o)), run(definition, x, norm(definition)), 1e-2)
+		}
+	}
+}
+
+// The law of bits holds for products of records too; a NaN stays one.
+func TestRecordsLawOfBits(t *testing.T) {
 	const most, rows, cols = 40, 128, 256
 	for _, precision := range []Precision{Int16, Int8} {
-		for _, dtype := range quantizedTypes {
+		for _, dtype := range append(quantizedTypes[:len(quantizedTypes):len(quantizedTypes)], kernels.BF16) {
 			rng := newRand(5)
 			weight := matrix(rng, dtype, rows, cols)
 			x := random(rng, most*cols)

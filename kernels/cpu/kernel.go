@@ -30,6 +30,7 @@ type (
 type kernelSet struct {
 	name     string
 	products [formatCount][maxRows]productKernel
+	dots     *[maxRows]productKernel        // bfloat16 with bfloat16; nil: none
 	integers *[2][formatCount]integerKernel // nil: none; by bytes a value less one
 	quantize [2]func(dst *byte, x *float32, blocks uintptr)
 	scores   [storeCount][maxQueries]scoresKernel

@@ -24,5 +24,8 @@ func fastest() *kernelSet {
 		set.integers = &avx512Integers
 		set.quantize = [2]func(*byte, *float32, uintptr){quantizeT1, quantizeT2}
 	}
+	if x.HasAVX512BF16 {
+		set.dots = &avx512Dots
+	}
 	return set
 }

@@ -326,6 +326,42 @@ func productQ4WR11(y *float32, x *float32, stride uintptr, sums *float32, w *byt
 // productQ4WR12 multiplies 12 rows with one packed group of 64 outputs.
 func productQ4WR12(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
 
+// productBF16DR1 multiplies 1 rows of bfloat16 with one packed group of 64 outputs.
+func productBF16DR1(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productBF16DR2 multiplies 2 rows of bfloat16 with one packed group of 64 outputs.
+func productBF16DR2(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productBF16DR3 multiplies 3 rows of bfloat16 with one packed group of 64 outputs.
+func productBF16DR3(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productBF16DR4 multiplies 4 rows of bfloat16 with one packed group of 64 outputs.
+func productBF16DR4(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productBF16DR5 multiplies 5 rows of bfloat16 with one packed group of 64 outputs.
+func productBF16DR5(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productBF16DR6 multiplies 6 rows of bfloat16 with one packed group of 64 outputs.
+func productBF16DR6(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productBF16DR7 multiplies 7 rows of bfloat16 with one packed group of 64 outputs.
+func productBF16DR7(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productBF16DR8 multiplies 8 rows of bfloat16 with one packed group of 64 outputs.
+func productBF16DR8(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productBF16DR9 multiplies 9 rows of bfloat16 with one packed group of 64 outputs.
+func productBF16DR9(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productBF16DR10 multiplies 10 rows of bfloat16 with one packed group of 64 outputs.
+func productBF16DR10(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productBF16DR11 multiplies 11 rows of bfloat16 with one packed group of 64 outputs.
+func productBF16DR11(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
+// productBF16DR12 multiplies 12 rows of bfloat16 with one packed group of 64 outputs.
+func productBF16DR12(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+
 // integerQ4T1 multiplies rows in 1 bytes a value with one packed group.
 func integerQ4T1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 

@@ -24125,6 +24125,5990 @@ eight:
 	VZEROUPPER
 	RET
 
+// func productBF16DR1(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·productBF16DR1(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), AX
+	MOVQ stride+16(FP), CX
+	MOVQ w+32(FP), DX
+	LEAQ (CX)(CX*2), CX
+	MOVQ $0x00000001, BX
+
+panels:
+	MOVQ   x+8(FP), CX
+	MOVQ   blocks+40(FP), SI
+	MOVQ   DX, DI
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+
+block:
+	PREFETCHT0   4096(DI)
+	PREFETCHT0   4160(DI)
+	PREFETCHT0   4224(DI)
+	PREFETCHT0   4288(DI)
+	VMOVDQU32    (DI), Z0
+	VMOVDQU32    256(DI), Z1
+	VMOVDQU32    512(DI), Z2
+	VMOVDQU32    768(DI), Z3
+	VPBROADCASTD (CX), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	PREFETCHT0   4352(DI)
+	PREFETCHT0   4416(DI)
+	PREFETCHT0   4480(DI)
+	PREFETCHT0   4544(DI)
+	VMOVDQU32    64(DI), Z0
+	VMOVDQU32    320(DI), Z1
+	VMOVDQU32    576(DI), Z2
+	VMOVDQU32    832(DI), Z3
+	VPBROADCASTD 4(CX), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	PREFETCHT0   4608(DI)
+	PREFETCHT0   4672(DI)
+	PREFETCHT0   4736(DI)
+	PREFETCHT0   4800(DI)
+	VMOVDQU32    128(DI), Z0
+	VMOVDQU32    384(DI), Z1
+	VMOVDQU32    640(DI), Z2
+	VMOVDQU32    896(DI), Z3
+	VPBROADCASTD 8(CX), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	PREFETCHT0   4864(DI)
+	PREFETCHT0   4928(DI)
+	PREFETCHT0   4992(DI)
+	PREFETCHT0   5056(DI)
+	VMOVDQU32    192(DI), Z0
+	VMOVDQU32    448(DI), Z1
+	VMOVDQU32    704(DI), Z2
+	VMOVDQU32    960(DI), Z3
+	VPBROADCASTD 12(CX), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	ADDQ         $0x00000400, DI
+	ADDQ         $0x10, CX
+	DECQ         SI
+	JNZ          block
+	VMOVUPS      Z5, (AX)
+	VMOVUPS      Z6, 64(AX)
+	VMOVUPS      Z7, 128(AX)
+	VMOVUPS      Z8, 192(AX)
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000400, DX
+	DECQ         BX
+	JNZ          panels
+	VZEROUPPER
+	RET
+
+// func productBF16DR2(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·productBF16DR2(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), AX
+	MOVQ stride+16(FP), CX
+	MOVQ w+32(FP), DX
+	LEAQ (CX)(CX*2), BX
+	MOVQ $0x00000001, SI
+
+panels:
+	MOVQ   x+8(FP), BX
+	MOVQ   blocks+40(FP), DI
+	MOVQ   DX, R8
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+
+block:
+	PREFETCHT0   4096(R8)
+	PREFETCHT0   4160(R8)
+	PREFETCHT0   4224(R8)
+	PREFETCHT0   4288(R8)
+	VMOVDQU32    (R8), Z0
+	VMOVDQU32    256(R8), Z1
+	VMOVDQU32    512(R8), Z2
+	VMOVDQU32    768(R8), Z3
+	VPBROADCASTD (BX), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD (BX)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	PREFETCHT0   4352(R8)
+	PREFETCHT0   4416(R8)
+	PREFETCHT0   4480(R8)
+	PREFETCHT0   4544(R8)
+	VMOVDQU32    64(R8), Z0
+	VMOVDQU32    320(R8), Z1
+	VMOVDQU32    576(R8), Z2
+	VMOVDQU32    832(R8), Z3
+	VPBROADCASTD 4(BX), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 4(BX)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	PREFETCHT0   4608(R8)
+	PREFETCHT0   4672(R8)
+	PREFETCHT0   4736(R8)
+	PREFETCHT0   4800(R8)
+	VMOVDQU32    128(R8), Z0
+	VMOVDQU32    384(R8), Z1
+	VMOVDQU32    640(R8), Z2
+	VMOVDQU32    896(R8), Z3
+	VPBROADCASTD 8(BX), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 8(BX)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	PREFETCHT0   4864(R8)
+	PREFETCHT0   4928(R8)
+	PREFETCHT0   4992(R8)
+	PREFETCHT0   5056(R8)
+	VMOVDQU32    192(R8), Z0
+	VMOVDQU32    448(R8), Z1
+	VMOVDQU32    704(R8), Z2
+	VMOVDQU32    960(R8), Z3
+	VPBROADCASTD 12(BX), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 12(BX)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	ADDQ         $0x00000400, R8
+	ADDQ         $0x10, BX
+	DECQ         DI
+	JNZ          block
+	VMOVUPS      Z5, (AX)
+	VMOVUPS      Z6, 64(AX)
+	VMOVUPS      Z7, 128(AX)
+	VMOVUPS      Z8, 192(AX)
+	VMOVUPS      Z9, 256(AX)
+	VMOVUPS      Z10, 320(AX)
+	VMOVUPS      Z11, 384(AX)
+	VMOVUPS      Z12, 448(AX)
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000400, DX
+	DECQ         SI
+	JNZ          panels
+	VZEROUPPER
+	RET
+
+// func productBF16DR3(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+// Requires: AVX, AVX512F
+TEXT ·productBF16DR3(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), AX
+	MOVQ stride+16(FP), CX
+	MOVQ w+32(FP), DX
+	LEAQ (CX)(CX*2), BX
+	MOVQ $0x00000001, SI
+
+panels:
+	MOVQ   x+8(FP), BX
+	MOVQ   blocks+40(FP), DI
+	MOVQ   DX, R8
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+
+block:
+	VMOVDQU32    (R8), Z0
+	VMOVDQU32    256(R8), Z1
+	VMOVDQU32    512(R8), Z2
+	VMOVDQU32    768(R8), Z3
+	VPBROADCASTD (BX), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD (BX)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD (BX)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VMOVDQU32    64(R8), Z0
+	VMOVDQU32    320(R8), Z1
+	VMOVDQU32    576(R8), Z2
+	VMOVDQU32    832(R8), Z3
+	VPBROADCASTD 4(BX), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 4(BX)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 4(BX)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VMOVDQU32    128(R8), Z0
+	VMOVDQU32    384(R8), Z1
+	VMOVDQU32    640(R8), Z2
+	VMOVDQU32    896(R8), Z3
+	VPBROADCASTD 8(BX), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 8(BX)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 8(BX)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VMOVDQU32    192(R8), Z0
+	VMOVDQU32    448(R8), Z1
+	VMOVDQU32    704(R8), Z2
+	VMOVDQU32    960(R8), Z3
+	VPBROADCASTD 12(BX), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 12(BX)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 12(BX)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	ADDQ         $0x00000400, R8
+	ADDQ         $0x10, BX
+	DECQ         DI
+	JNZ          block
+	VMOVUPS      Z5, (AX)
+	VMOVUPS      Z6, 64(AX)
+	VMOVUPS      Z7, 128(AX)
+	VMOVUPS      Z8, 192(AX)
+	VMOVUPS      Z9, 256(AX)
+	VMOVUPS      Z10, 320(AX)
+	VMOVUPS      Z11, 384(AX)
+	VMOVUPS      Z12, 448(AX)
+	VMOVUPS      Z13, 512(AX)
+	VMOVUPS      Z14, 576(AX)
+	VMOVUPS      Z15, 640(AX)
+	VMOVUPS      Z16, 704(AX)
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000400, DX
+	DECQ         SI
+	JNZ          panels
+	VZEROUPPER
+	RET
+
+// func productBF16DR4(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+// Requires: AVX, AVX512F
+TEXT ·productBF16DR4(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), AX
+	MOVQ stride+16(FP), CX
+	MOVQ w+32(FP), DX
+	LEAQ (CX)(CX*2), BX
+	MOVQ $0x00000001, R8
+
+panels:
+	MOVQ   x+8(FP), SI
+	LEAQ   (SI)(BX*1), DI
+	MOVQ   blocks+40(FP), R9
+	MOVQ   DX, R10
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+
+block:
+	VMOVDQU32    (R10), Z0
+	VMOVDQU32    256(R10), Z1
+	VMOVDQU32    512(R10), Z2
+	VMOVDQU32    768(R10), Z3
+	VPBROADCASTD (SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD (SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD (SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD (DI), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VMOVDQU32    64(R10), Z0
+	VMOVDQU32    320(R10), Z1
+	VMOVDQU32    576(R10), Z2
+	VMOVDQU32    832(R10), Z3
+	VPBROADCASTD 4(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 4(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 4(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 4(DI), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VMOVDQU32    128(R10), Z0
+	VMOVDQU32    384(R10), Z1
+	VMOVDQU32    640(R10), Z2
+	VMOVDQU32    896(R10), Z3
+	VPBROADCASTD 8(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 8(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 8(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 8(DI), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VMOVDQU32    192(R10), Z0
+	VMOVDQU32    448(R10), Z1
+	VMOVDQU32    704(R10), Z2
+	VMOVDQU32    960(R10), Z3
+	VPBROADCASTD 12(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 12(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 12(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 12(DI), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	ADDQ         $0x00000400, R10
+	ADDQ         $0x10, SI
+	ADDQ         $0x10, DI
+	DECQ         R9
+	JNZ          block
+	VMOVUPS      Z5, (AX)
+	VMOVUPS      Z6, 64(AX)
+	VMOVUPS      Z7, 128(AX)
+	VMOVUPS      Z8, 192(AX)
+	VMOVUPS      Z9, 256(AX)
+	VMOVUPS      Z10, 320(AX)
+	VMOVUPS      Z11, 384(AX)
+	VMOVUPS      Z12, 448(AX)
+	VMOVUPS      Z13, 512(AX)
+	VMOVUPS      Z14, 576(AX)
+	VMOVUPS      Z15, 640(AX)
+	VMOVUPS      Z16, 704(AX)
+	VMOVUPS      Z17, 768(AX)
+	VMOVUPS      Z18, 832(AX)
+	VMOVUPS      Z19, 896(AX)
+	VMOVUPS      Z20, 960(AX)
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000400, DX
+	DECQ         R8
+	JNZ          panels
+	VZEROUPPER
+	RET
+
+// func productBF16DR5(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+// Requires: AVX, AVX512F
+TEXT ·productBF16DR5(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), AX
+	MOVQ stride+16(FP), CX
+	MOVQ w+32(FP), DX
+	LEAQ (CX)(CX*2), BX
+	MOVQ $0x00000001, R8
+
+panels:
+	MOVQ   x+8(FP), SI
+	LEAQ   (SI)(BX*1), DI
+	MOVQ   blocks+40(FP), R9
+	MOVQ   DX, R10
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+	VPXORD Z22, Z22, Z22
+	VPXORD Z23, Z23, Z23
+	VPXORD Z24, Z24, Z24
+
+block:
+	VMOVDQU32    (R10), Z0
+	VMOVDQU32    256(R10), Z1
+	VMOVDQU32    512(R10), Z2
+	VMOVDQU32    768(R10), Z3
+	VPBROADCASTD (SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD (SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD (SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD (DI), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD (DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VMOVDQU32    64(R10), Z0
+	VMOVDQU32    320(R10), Z1
+	VMOVDQU32    576(R10), Z2
+	VMOVDQU32    832(R10), Z3
+	VPBROADCASTD 4(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 4(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 4(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 4(DI), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 4(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VMOVDQU32    128(R10), Z0
+	VMOVDQU32    384(R10), Z1
+	VMOVDQU32    640(R10), Z2
+	VMOVDQU32    896(R10), Z3
+	VPBROADCASTD 8(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 8(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 8(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 8(DI), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 8(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VMOVDQU32    192(R10), Z0
+	VMOVDQU32    448(R10), Z1
+	VMOVDQU32    704(R10), Z2
+	VMOVDQU32    960(R10), Z3
+	VPBROADCASTD 12(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 12(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 12(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 12(DI), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 12(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	ADDQ         $0x00000400, R10
+	ADDQ         $0x10, SI
+	ADDQ         $0x10, DI
+	DECQ         R9
+	JNZ          block
+	VMOVUPS      Z5, (AX)
+	VMOVUPS      Z6, 64(AX)
+	VMOVUPS      Z7, 128(AX)
+	VMOVUPS      Z8, 192(AX)
+	VMOVUPS      Z9, 256(AX)
+	VMOVUPS      Z10, 320(AX)
+	VMOVUPS      Z11, 384(AX)
+	VMOVUPS      Z12, 448(AX)
+	VMOVUPS      Z13, 512(AX)
+	VMOVUPS      Z14, 576(AX)
+	VMOVUPS      Z15, 640(AX)
+	VMOVUPS      Z16, 704(AX)
+	VMOVUPS      Z17, 768(AX)
+	VMOVUPS      Z18, 832(AX)
+	VMOVUPS      Z19, 896(AX)
+	VMOVUPS      Z20, 960(AX)
+	VMOVUPS      Z21, 1024(AX)
+	VMOVUPS      Z22, 1088(AX)
+	VMOVUPS      Z23, 1152(AX)
+	VMOVUPS      Z24, 1216(AX)
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000400, DX
+	DECQ         R8
+	JNZ          panels
+	VZEROUPPER
+	RET
+
+// func productBF16DR6(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+// Requires: AVX, AVX512F
+TEXT ·productBF16DR6(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), AX
+	MOVQ stride+16(FP), CX
+	MOVQ w+32(FP), DX
+	LEAQ (CX)(CX*2), BX
+	MOVQ $0x00000001, R8
+
+panels:
+	MOVQ   x+8(FP), SI
+	LEAQ   (SI)(BX*1), DI
+	MOVQ   blocks+40(FP), R9
+	MOVQ   DX, R10
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+	VPXORD Z22, Z22, Z22
+	VPXORD Z23, Z23, Z23
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+
+block:
+	VMOVDQU32    (R10), Z0
+	VMOVDQU32    256(R10), Z1
+	VMOVDQU32    512(R10), Z2
+	VMOVDQU32    768(R10), Z3
+	VPBROADCASTD (SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD (SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD (SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD (DI), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD (DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD (DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VMOVDQU32    64(R10), Z0
+	VMOVDQU32    320(R10), Z1
+	VMOVDQU32    576(R10), Z2
+	VMOVDQU32    832(R10), Z3
+	VPBROADCASTD 4(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 4(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 4(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 4(DI), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 4(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 4(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VMOVDQU32    128(R10), Z0
+	VMOVDQU32    384(R10), Z1
+	VMOVDQU32    640(R10), Z2
+	VMOVDQU32    896(R10), Z3
+	VPBROADCASTD 8(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 8(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 8(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 8(DI), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 8(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 8(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VMOVDQU32    192(R10), Z0
+	VMOVDQU32    448(R10), Z1
+	VMOVDQU32    704(R10), Z2
+	VMOVDQU32    960(R10), Z3
+	VPBROADCASTD 12(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 12(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 12(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 12(DI), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	VPBROADCASTD 12(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xfa
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc3
+	VPBROADCASTD 12(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xda
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe3
+	ADDQ         $0x00000400, R10
+	ADDQ         $0x10, SI
+	ADDQ         $0x10, DI
+	DECQ         R9
+	JNZ          block
+	VMOVUPS      Z5, (AX)
+	VMOVUPS      Z6, 64(AX)
+	VMOVUPS      Z7, 128(AX)
+	VMOVUPS      Z8, 192(AX)
+	VMOVUPS      Z9, 256(AX)
+	VMOVUPS      Z10, 320(AX)
+	VMOVUPS      Z11, 384(AX)
+	VMOVUPS      Z12, 448(AX)
+	VMOVUPS      Z13, 512(AX)
+	VMOVUPS      Z14, 576(AX)
+	VMOVUPS      Z15, 640(AX)
+	VMOVUPS      Z16, 704(AX)
+	VMOVUPS      Z17, 768(AX)
+	VMOVUPS      Z18, 832(AX)
+	VMOVUPS      Z19, 896(AX)
+	VMOVUPS      Z20, 960(AX)
+	VMOVUPS      Z21, 1024(AX)
+	VMOVUPS      Z22, 1088(AX)
+	VMOVUPS      Z23, 1152(AX)
+	VMOVUPS      Z24, 1216(AX)
+	VMOVUPS      Z25, 1280(AX)
+	VMOVUPS      Z26, 1344(AX)
+	VMOVUPS      Z27, 1408(AX)
+	VMOVUPS      Z28, 1472(AX)
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000400, DX
+	DECQ         R8
+	JNZ          panels
+	VZEROUPPER
+	RET
+
+// func productBF16DR7(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+// Requires: AVX, AVX512F
+TEXT ·productBF16DR7(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), AX
+	MOVQ stride+16(FP), CX
+	MOVQ w+32(FP), DX
+	LEAQ (CX)(CX*2), BX
+	MOVQ $0x00000002, R9
+
+panels:
+	MOVQ   x+8(FP), SI
+	LEAQ   (SI)(BX*1), DI
+	LEAQ   (DI)(BX*1), R8
+	MOVQ   blocks+40(FP), R10
+	MOVQ   DX, R11
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+
+block:
+	VMOVDQU32    (R11), Z0
+	VMOVDQU32    256(R11), Z1
+	VPBROADCASTD (SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD (SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD (SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD (DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD (DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD (DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD (R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VMOVDQU32    64(R11), Z0
+	VMOVDQU32    320(R11), Z1
+	VPBROADCASTD 4(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 4(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 4(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 4(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 4(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 4(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 4(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VMOVDQU32    128(R11), Z0
+	VMOVDQU32    384(R11), Z1
+	VPBROADCASTD 8(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 8(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 8(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 8(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 8(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 8(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 8(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VMOVDQU32    192(R11), Z0
+	VMOVDQU32    448(R11), Z1
+	VPBROADCASTD 12(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 12(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 12(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 12(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 12(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 12(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 12(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	ADDQ         $0x00000400, R11
+	ADDQ         $0x10, SI
+	ADDQ         $0x10, DI
+	ADDQ         $0x10, R8
+	DECQ         R10
+	JNZ          block
+	VMOVUPS      Z5, (AX)
+	VMOVUPS      Z6, 64(AX)
+	VMOVUPS      Z7, 256(AX)
+	VMOVUPS      Z8, 320(AX)
+	VMOVUPS      Z9, 512(AX)
+	VMOVUPS      Z10, 576(AX)
+	VMOVUPS      Z11, 768(AX)
+	VMOVUPS      Z12, 832(AX)
+	VMOVUPS      Z13, 1024(AX)
+	VMOVUPS      Z14, 1088(AX)
+	VMOVUPS      Z15, 1280(AX)
+	VMOVUPS      Z16, 1344(AX)
+	VMOVUPS      Z17, 1536(AX)
+	VMOVUPS      Z18, 1600(AX)
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000200, DX
+	DECQ         R9
+	JNZ          panels
+	VZEROUPPER
+	RET
+
+// func productBF16DR8(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+// Requires: AVX, AVX512F
+TEXT ·productBF16DR8(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), AX
+	MOVQ stride+16(FP), CX
+	MOVQ w+32(FP), DX
+	LEAQ (CX)(CX*2), BX
+	MOVQ $0x00000002, R9
+
+panels:
+	MOVQ   x+8(FP), SI
+	LEAQ   (SI)(BX*1), DI
+	LEAQ   (DI)(BX*1), R8
+	MOVQ   blocks+40(FP), R10
+	MOVQ   DX, R11
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+
+block:
+	VMOVDQU32    (R11), Z0
+	VMOVDQU32    256(R11), Z1
+	VPBROADCASTD (SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD (SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD (SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD (DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD (DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD (DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD (R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD (R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VMOVDQU32    64(R11), Z0
+	VMOVDQU32    320(R11), Z1
+	VPBROADCASTD 4(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 4(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 4(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 4(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 4(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 4(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 4(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 4(R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VMOVDQU32    128(R11), Z0
+	VMOVDQU32    384(R11), Z1
+	VPBROADCASTD 8(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 8(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 8(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 8(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 8(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 8(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 8(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 8(R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VMOVDQU32    192(R11), Z0
+	VMOVDQU32    448(R11), Z1
+	VPBROADCASTD 12(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 12(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 12(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 12(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 12(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 12(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 12(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 12(R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	ADDQ         $0x00000400, R11
+	ADDQ         $0x10, SI
+	ADDQ         $0x10, DI
+	ADDQ         $0x10, R8
+	DECQ         R10
+	JNZ          block
+	VMOVUPS      Z5, (AX)
+	VMOVUPS      Z6, 64(AX)
+	VMOVUPS      Z7, 256(AX)
+	VMOVUPS      Z8, 320(AX)
+	VMOVUPS      Z9, 512(AX)
+	VMOVUPS      Z10, 576(AX)
+	VMOVUPS      Z11, 768(AX)
+	VMOVUPS      Z12, 832(AX)
+	VMOVUPS      Z13, 1024(AX)
+	VMOVUPS      Z14, 1088(AX)
+	VMOVUPS      Z15, 1280(AX)
+	VMOVUPS      Z16, 1344(AX)
+	VMOVUPS      Z17, 1536(AX)
+	VMOVUPS      Z18, 1600(AX)
+	VMOVUPS      Z19, 1792(AX)
+	VMOVUPS      Z20, 1856(AX)
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000200, DX
+	DECQ         R9
+	JNZ          panels
+	VZEROUPPER
+	RET
+
+// func productBF16DR9(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+// Requires: AVX, AVX512F
+TEXT ·productBF16DR9(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), AX
+	MOVQ stride+16(FP), CX
+	MOVQ w+32(FP), DX
+	LEAQ (CX)(CX*2), BX
+	MOVQ $0x00000002, R9
+
+panels:
+	MOVQ   x+8(FP), SI
+	LEAQ   (SI)(BX*1), DI
+	LEAQ   (DI)(BX*1), R8
+	MOVQ   blocks+40(FP), R10
+	MOVQ   DX, R11
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+	VPXORD Z22, Z22, Z22
+
+block:
+	VMOVDQU32    (R11), Z0
+	VMOVDQU32    256(R11), Z1
+	VPBROADCASTD (SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD (SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD (SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD (DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD (DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD (DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD (R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD (R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD (R8)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VMOVDQU32    64(R11), Z0
+	VMOVDQU32    320(R11), Z1
+	VPBROADCASTD 4(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 4(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 4(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 4(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 4(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 4(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 4(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 4(R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 4(R8)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VMOVDQU32    128(R11), Z0
+	VMOVDQU32    384(R11), Z1
+	VPBROADCASTD 8(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 8(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 8(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 8(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 8(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 8(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 8(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 8(R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 8(R8)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VMOVDQU32    192(R11), Z0
+	VMOVDQU32    448(R11), Z1
+	VPBROADCASTD 12(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 12(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 12(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 12(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 12(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 12(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 12(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 12(R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 12(R8)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	ADDQ         $0x00000400, R11
+	ADDQ         $0x10, SI
+	ADDQ         $0x10, DI
+	ADDQ         $0x10, R8
+	DECQ         R10
+	JNZ          block
+	VMOVUPS      Z5, (AX)
+	VMOVUPS      Z6, 64(AX)
+	VMOVUPS      Z7, 256(AX)
+	VMOVUPS      Z8, 320(AX)
+	VMOVUPS      Z9, 512(AX)
+	VMOVUPS      Z10, 576(AX)
+	VMOVUPS      Z11, 768(AX)
+	VMOVUPS      Z12, 832(AX)
+	VMOVUPS      Z13, 1024(AX)
+	VMOVUPS      Z14, 1088(AX)
+	VMOVUPS      Z15, 1280(AX)
+	VMOVUPS      Z16, 1344(AX)
+	VMOVUPS      Z17, 1536(AX)
+	VMOVUPS      Z18, 1600(AX)
+	VMOVUPS      Z19, 1792(AX)
+	VMOVUPS      Z20, 1856(AX)
+	VMOVUPS      Z21, 2048(AX)
+	VMOVUPS      Z22, 2112(AX)
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000200, DX
+	DECQ         R9
+	JNZ          panels
+	VZEROUPPER
+	RET
+
+// func productBF16DR10(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+// Requires: AVX, AVX512F
+TEXT ·productBF16DR10(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), AX
+	MOVQ stride+16(FP), CX
+	MOVQ w+32(FP), DX
+	LEAQ (CX)(CX*2), BX
+	MOVQ $0x00000002, R10
+
+panels:
+	MOVQ   x+8(FP), SI
+	LEAQ   (SI)(BX*1), DI
+	LEAQ   (DI)(BX*1), R8
+	LEAQ   (R8)(BX*1), R9
+	MOVQ   blocks+40(FP), R11
+	MOVQ   DX, R12
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+	VPXORD Z22, Z22, Z22
+	VPXORD Z23, Z23, Z23
+	VPXORD Z24, Z24, Z24
+
+block:
+	VMOVDQU32    (R12), Z0
+	VMOVDQU32    256(R12), Z1
+	VPBROADCASTD (SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD (SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD (SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD (DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD (DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD (DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD (R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD (R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD (R8)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD (R9), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VMOVDQU32    64(R12), Z0
+	VMOVDQU32    320(R12), Z1
+	VPBROADCASTD 4(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 4(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 4(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 4(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 4(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 4(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 4(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 4(R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 4(R8)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 4(R9), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VMOVDQU32    128(R12), Z0
+	VMOVDQU32    384(R12), Z1
+	VPBROADCASTD 8(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 8(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 8(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 8(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 8(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 8(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 8(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 8(R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 8(R8)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 8(R9), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VMOVDQU32    192(R12), Z0
+	VMOVDQU32    448(R12), Z1
+	VPBROADCASTD 12(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 12(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 12(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 12(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 12(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 12(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 12(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 12(R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 12(R8)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 12(R9), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	ADDQ         $0x00000400, R12
+	ADDQ         $0x10, SI
+	ADDQ         $0x10, DI
+	ADDQ         $0x10, R8
+	ADDQ         $0x10, R9
+	DECQ         R11
+	JNZ          block
+	VMOVUPS      Z5, (AX)
+	VMOVUPS      Z6, 64(AX)
+	VMOVUPS      Z7, 256(AX)
+	VMOVUPS      Z8, 320(AX)
+	VMOVUPS      Z9, 512(AX)
+	VMOVUPS      Z10, 576(AX)
+	VMOVUPS      Z11, 768(AX)
+	VMOVUPS      Z12, 832(AX)
+	VMOVUPS      Z13, 1024(AX)
+	VMOVUPS      Z14, 1088(AX)
+	VMOVUPS      Z15, 1280(AX)
+	VMOVUPS      Z16, 1344(AX)
+	VMOVUPS      Z17, 1536(AX)
+	VMOVUPS      Z18, 1600(AX)
+	VMOVUPS      Z19, 1792(AX)
+	VMOVUPS      Z20, 1856(AX)
+	VMOVUPS      Z21, 2048(AX)
+	VMOVUPS      Z22, 2112(AX)
+	VMOVUPS      Z23, 2304(AX)
+	VMOVUPS      Z24, 2368(AX)
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000200, DX
+	DECQ         R10
+	JNZ          panels
+	VZEROUPPER
+	RET
+
+// func productBF16DR11(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+// Requires: AVX, AVX512F
+TEXT ·productBF16DR11(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), AX
+	MOVQ stride+16(FP), CX
+	MOVQ w+32(FP), DX
+	LEAQ (CX)(CX*2), BX
+	MOVQ $0x00000002, R10
+
+panels:
+	MOVQ   x+8(FP), SI
+	LEAQ   (SI)(BX*1), DI
+	LEAQ   (DI)(BX*1), R8
+	LEAQ   (R8)(BX*1), R9
+	MOVQ   blocks+40(FP), R11
+	MOVQ   DX, R12
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+	VPXORD Z22, Z22, Z22
+	VPXORD Z23, Z23, Z23
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+
+block:
+	VMOVDQU32    (R12), Z0
+	VMOVDQU32    256(R12), Z1
+	VPBROADCASTD (SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD (SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD (SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD (DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD (DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD (DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD (R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD (R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD (R8)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD (R9), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD (R9)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VMOVDQU32    64(R12), Z0
+	VMOVDQU32    320(R12), Z1
+	VPBROADCASTD 4(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 4(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 4(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 4(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 4(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 4(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 4(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 4(R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 4(R8)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 4(R9), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 4(R9)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VMOVDQU32    128(R12), Z0
+	VMOVDQU32    384(R12), Z1
+	VPBROADCASTD 8(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 8(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 8(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 8(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 8(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 8(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 8(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 8(R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 8(R8)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 8(R9), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 8(R9)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VMOVDQU32    192(R12), Z0
+	VMOVDQU32    448(R12), Z1
+	VPBROADCASTD 12(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 12(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 12(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 12(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 12(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 12(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 12(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 12(R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 12(R8)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 12(R9), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 12(R9)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	ADDQ         $0x00000400, R12
+	ADDQ         $0x10, SI
+	ADDQ         $0x10, DI
+	ADDQ         $0x10, R8
+	ADDQ         $0x10, R9
+	DECQ         R11
+	JNZ          block
+	VMOVUPS      Z5, (AX)
+	VMOVUPS      Z6, 64(AX)
+	VMOVUPS      Z7, 256(AX)
+	VMOVUPS      Z8, 320(AX)
+	VMOVUPS      Z9, 512(AX)
+	VMOVUPS      Z10, 576(AX)
+	VMOVUPS      Z11, 768(AX)
+	VMOVUPS      Z12, 832(AX)
+	VMOVUPS      Z13, 1024(AX)
+	VMOVUPS      Z14, 1088(AX)
+	VMOVUPS      Z15, 1280(AX)
+	VMOVUPS      Z16, 1344(AX)
+	VMOVUPS      Z17, 1536(AX)
+	VMOVUPS      Z18, 1600(AX)
+	VMOVUPS      Z19, 1792(AX)
+	VMOVUPS      Z20, 1856(AX)
+	VMOVUPS      Z21, 2048(AX)
+	VMOVUPS      Z22, 2112(AX)
+	VMOVUPS      Z23, 2304(AX)
+	VMOVUPS      Z24, 2368(AX)
+	VMOVUPS      Z25, 2560(AX)
+	VMOVUPS      Z26, 2624(AX)
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000200, DX
+	DECQ         R10
+	JNZ          panels
+	VZEROUPPER
+	RET
+
+// func productBF16DR12(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
+// Requires: AVX, AVX512F
+TEXT ·productBF16DR12(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), AX
+	MOVQ stride+16(FP), CX
+	MOVQ w+32(FP), DX
+	LEAQ (CX)(CX*2), BX
+	MOVQ $0x00000002, R10
+
+panels:
+	MOVQ   x+8(FP), SI
+	LEAQ   (SI)(BX*1), DI
+	LEAQ   (DI)(BX*1), R8
+	LEAQ   (R8)(BX*1), R9
+	MOVQ   blocks+40(FP), R11
+	MOVQ   DX, R12
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+	VPXORD Z22, Z22, Z22
+	VPXORD Z23, Z23, Z23
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+
+block:
+	VMOVDQU32    (R12), Z0
+	VMOVDQU32    256(R12), Z1
+	VPBROADCASTD (SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD (SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD (SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD (DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD (DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD (DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD (R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD (R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD (R8)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD (R9), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD (R9)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD (R9)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VMOVDQU32    64(R12), Z0
+	VMOVDQU32    320(R12), Z1
+	VPBROADCASTD 4(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 4(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 4(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 4(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 4(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 4(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 4(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 4(R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 4(R8)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 4(R9), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 4(R9)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 4(R9)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VMOVDQU32    128(R12), Z0
+	VMOVDQU32    384(R12), Z1
+	VPBROADCASTD 8(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 8(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 8(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 8(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 8(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 8(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 8(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 8(R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 8(R8)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 8(R9), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 8(R9)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 8(R9)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VMOVDQU32    192(R12), Z0
+	VMOVDQU32    448(R12), Z1
+	VPBROADCASTD 12(SI), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 12(SI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xf2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 12(SI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 12(DI), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 12(DI)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 12(DI)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x72
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 12(R8), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 12(R8)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	VPBROADCASTD 12(R8)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe8
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf1
+	VPBROADCASTD 12(R9), Z4
+	BYTE         $0x62
+	BYTE         $0xe2
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xf8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc1
+	VPBROADCASTD 12(R9)(CX*1), Z4
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xc8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd1
+	VPBROADCASTD 12(R9)(CX*2), Z4
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xd8
+	BYTE         $0x62
+	BYTE         $0x62
+	BYTE         $0x5e
+	BYTE         $0x48
+	BYTE         $0x52
+	BYTE         $0xe1
+	ADDQ         $0x00000400, R12
+	ADDQ         $0x10, SI
+	ADDQ         $0x10, DI
+	ADDQ         $0x10, R8
+	ADDQ         $0x10, R9
+	DECQ         R11
+	JNZ          block
+	VMOVUPS      Z5, (AX)
+	VMOVUPS      Z6, 64(AX)
+	VMOVUPS      Z7, 256(AX)
+	VMOVUPS      Z8, 320(AX)
+	VMOVUPS      Z9, 512(AX)
+	VMOVUPS      Z10, 576(AX)
+	VMOVUPS      Z11, 768(AX)
+	VMOVUPS      Z12, 832(AX)
+	VMOVUPS      Z13, 1024(AX)
+	VMOVUPS      Z14, 1088(AX)
+	VMOVUPS      Z15, 1280(AX)
+	VMOVUPS      Z16, 1344(AX)
+	VMOVUPS      Z17, 1536(AX)
+	VMOVUPS      Z18, 1600(AX)
+	VMOVUPS      Z19, 1792(AX)
+	VMOVUPS      Z20, 1856(AX)
+	VMOVUPS      Z21, 2048(AX)
+	VMOVUPS      Z22, 2112(AX)
+	VMOVUPS      Z23, 2304(AX)
+	VMOVUPS      Z24, 2368(AX)
+	VMOVUPS      Z25, 2560(AX)
+	VMOVUPS      Z26, 2624(AX)
+	VMOVUPS      Z27, 2816(AX)
+	VMOVUPS      Z28, 2880(AX)
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000200, DX
+	DECQ         R10
+	JNZ          panels
+	VZEROUPPER
+	RET
+
 // func integerQ4T1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
 TEXT ·integerQ4T1(SB), NOSPLIT, $0-48

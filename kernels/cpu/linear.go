@@ -18,7 +18,7 @@ type linearTask struct {
 
 	tiles, tilesPerUnit, unitsPerGroup int
 	sums                               []float32
-	codes                              buffer // records in place of x, of an integer product
+	codes                              buffer // records in place of x
 	lazy                               bool   // each worker prepares x for itself
 }
 
@@ -76,7 +76,7 @@ func (o *Ops) product(out, x buffer, rows int, a kernels.Linear) {
 // prepareRows normalises x, and sums or quantizes its blocks, where the product
 // needs that.
 func (o *Ops) prepareRows(t *linearTask) {
-	if t.a.Norm == nil && !t.w.offset && t.w.terms == 0 {
+	if t.a.Norm == nil && !t.w.offset && t.w.form == floatForm {
 		return
 	}
 	stride, codes := strideOf(t.w.cols), t.w.codesStride()
@@ -84,7 +84,7 @@ func (o *Ops) prepareRows(t *linearTask) {
 	t.lazy = t.rows <= lazyRows
 	for i := range o.workers {
 		w := &o.workers[i]
-		if t.lazy || t.w.terms > 0 {
+		if t.lazy || t.w.form != floatForm {
 			o.grow(&w.x, lazyRows*stride)
 		}
 		if t.lazy {
@@ -97,12 +97,12 @@ func (o *Ops) prepareRows(t *linearTask) {
 	}
 	o.prepare = prepareTask{t: t, x: t.x}
 	switch {
-	case t.w.terms > 0:
+	case t.w.form != floatForm:
 		t.codes = buffer{o.grow(&o.scratch.codes, t.rows*codes), codes}
 	case t.w.offset:
 		t.sums = o.grow(&o.scratch.sums, t.tiles*blocks*sumsOfATile)
 	}
-	if t.a.Norm != nil && t.w.terms == 0 {
+	if t.a.Norm != nil && t.w.form == floatForm {
 		o.prepare.normed = buffer{o.grow(&o.scratch.x, t.rows*stride), stride}
 	}
 	o.pool.run(&o.prepare, t.tiles)
@@ -120,7 +120,7 @@ type prepareTask struct {
 
 func (p *prepareTask) do(worker, tile int) {
 	lo, hi := p.t.tileOf(tile)
-	if p.t.w.terms > 0 {
+	if p.t.w.form != floatForm {
 		p.t.quantizeTile(p.x, p.t.codes, p.t.o.workers[worker].x, lo, hi)
 		return
 	}
@@ -156,7 +156,7 @@ func (t *linearTask) source(worker int) (x, codes buffer, sums []float32) {
 	own := buffer{w.x, strideOf(t.w.cols)}
 	if w.ready != t.id {
 		w.ready = t.id
-		if t.w.terms > 0 {
+		if t.w.form != floatForm {
 			t.quantizeTile(t.x, codes, w.x, 0, t.rows)
 		} else {
 			t.prepareTile(t.x, own, w.sums, 0, t.rows)
@@ -177,7 +177,7 @@ func (t *linearTask) do(worker, unit int) {
 	for tile := first; tile < min(first+t.tilesPerUnit, t.tiles); tile++ {
 		lo, hi := t.tileOf(tile)
 		var sum *float32
-		if t.w.offset && t.w.terms == 0 {
+		if t.w.offset && t.w.form == floatForm {
 			sum = &sums[tile*t.w.sumBlocks()*sumsOfATile]
 		}
 		t.multiply(y, x, codes, sum, group, lo, hi)
@@ -191,9 +191,13 @@ func (t *linearTask) do(worker, unit int) {
 // multiply writes rows [lo, hi) times one group to y, 64 values a row.
 func (t *linearTask) multiply(y []float32, x, codes buffer, sums *float32, group, lo, hi int) {
 	s := t.w.of(group)
-	if t.w.terms > 0 {
+	if t.w.form == brainForm {
+		t.o.kernels.dots[hi-lo-1](&y[0], &codes.data[lo*codes.stride], uintptr(4*codes.stride), nil, &s.group(group)[0], uintptr(s.blocks))
+		return
+	}
+	if t.w.form != floatForm {
 		clear(y[:(hi-lo)*groupRows])
-		kernel := t.o.kernels.integers[t.w.terms-1][s.format.kind]
+		kernel := t.o.kernels.integers[t.w.form-byteForm][s.format.kind]
 		kernel(&y[0], byteOf(&codes.data[lo*codes.stride]), uintptr(4*codes.stride), &s.group(group)[0], uintptr(t.w.sumBlocks()), uintptr(hi-lo))
 		return
 	}

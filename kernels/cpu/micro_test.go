@@ -53,11 +53,11 @@ func BenchmarkInteger(b *testing.B) {
 				x := random(newRand(2), m*strideOf(cols))
 				codes := make([]float32, m*w.codesStride())
 				for r := range m {
-					o.kernels.quantize[o.terms-1](byteOf(&codes[r*w.codesStride()]), &x[r*strideOf(cols)], uintptr(w.sumBlocks()))
+					o.kernels.record(w.form, &codes[r*w.codesStride()], &x[r*strideOf(cols)], uintptr(w.sumBlocks()))
 				}
 				y := o.workers[0].tile
 				s := &w.segments[0]
-				k := o.kernels.integers[o.terms-1][s.format.kind]
+				k := o.kernels.integers[w.form-byteForm][s.format.kind]
 				d := fastestOf(300, func() {
 					for range 20 {
 						k(&y[0], byteOf(&codes[0]), uintptr(4*w.codesStride()), &s.group(0)[0], uintptr(w.sumBlocks()), uintptr(m))

@@ -2,13 +2,22 @@ package cpu
 
 import "unsafe"
 
-// recordWords is the size of a record of 32 activations in float32 words, by the
-// bytes of a value: codes, four scales or one, three sums.
-var recordWords = [...]int{1: 16, 2: 20}
+// A form is how activations enter a product: as they are, or as records of 32.
+type form uint8
+
+const (
+	floatForm form = iota
+	byteForm       // one byte a value, four scales, three sums
+	wordForm       // two bytes a value, one scale, three sums
+	brainForm      // bfloat16
+)
+
+// recordWords is the size of a record in float32 words.
+var recordWords = [...]int{byteForm: 16, wordForm: 20, brainForm: 16}
 
 // codesStride is the distance of two rows of records, in float32 words.
 func (w *weight) codesStride() int {
-	stride := (w.sumBlocks()*recordWords[w.terms] + 15) / 16 * 16
+	stride := (w.sumBlocks()*recordWords[w.form] + 15) / 16 * 16
 	if stride%512 == 0 {
 		stride += 16
 	}
@@ -18,14 +27,22 @@ func (w *weight) codesStride() int {
 // quantizeTile writes the records of rows [lo, hi) of x, normalised on the way in
 // the memory of own.
 func (t *linearTask) quantizeTile(x, codes buffer, own []float32, lo, hi int) {
-	quantize := t.o.kernels.quantize[t.w.terms-1]
 	for r := lo; r < hi; r++ {
 		src := x.data[r*x.stride:]
 		if t.a.Norm != nil {
 			src = t.normalised(own[:strideOf(t.w.cols)], src)
 		}
-		quantize(byteOf(&codes.data[r*codes.stride]), &src[0], uintptr(t.w.sumBlocks()))
+		t.o.kernels.record(t.w.form, &codes.data[r*codes.stride], &src[0], uintptr(t.w.sumBlocks()))
 	}
+}
+
+// record writes the records of 32·blocks values.
+func (s *kernelSet) record(f form, dst, x *float32, blocks uintptr) {
+	if f == brainForm {
+		s.narrow[storeBF16]((*uint16)(unsafe.Pointer(dst)), x, 32*blocks)
+		return
+	}
+	s.quantize[f-byteForm](byteOf(dst), x, blocks)
 }
 
 // normalised writes norm(x) to dst, padded with zeros.

@@ -15,6 +15,9 @@ var avx512Products = [formatCount][maxRows]productKernel{
 	formatQ4W:  {productQ4WR1, productQ4WR2, productQ4WR3, productQ4WR4, productQ4WR5, productQ4WR6, productQ4WR7, productQ4WR8, productQ4WR9, productQ4WR10, productQ4WR11, productQ4WR12},
 }
 
+// avx512Dots lists the products of bfloat16 with bfloat16 by rows less one.
+var avx512Dots = [maxRows]productKernel{productBF16DR1, productBF16DR2, productBF16DR3, productBF16DR4, productBF16DR5, productBF16DR6, productBF16DR7, productBF16DR8, productBF16DR9, productBF16DR10, productBF16DR11, productBF16DR12}
+
 // avx512Integers lists the integer products by bytes a value less one, then format.
 var avx512Integers = [2][formatCount]integerKernel{
 	{

@@ -21,7 +21,7 @@ type weight struct {
 	rows, cols int
 	groups     int  // of 64 outputs
 	offset     bool // some segment has minima
-	terms      int  // bytes of an activation in integer products; 0: none
+	form       form // of the activations that it meets
 	packed     bool
 	segments   []segment
 }
@@ -53,7 +53,7 @@ func (w *weight) of(group int) *segment {
 
 // tileRows is the most rows that one call of a kernel takes.
 func (w *weight) tileRows() int {
-	if w.terms > 0 {
+	if w.integer() {
 		return integerRows
 	}
 	return maxRows
@@ -99,14 +99,9 @@ func (o *Ops) Weight(parts ...kernels.Matrix) (kernels.Weight, error) {
 	}
 	w.groups = (w.rows + groupRows - 1) / groupRows
 	tall := w.rows >= tallRows && w.rows >= 8*w.cols
-	w.terms = o.terms
-	if w.terms == 1 && (tall || w.rows >= w.cols && w.rows <= squareRows*w.cols) {
-		w.terms = 2 // few rows want logits, and attention's products are small: accuracy costs little here
-	}
-	for _, m := range w.parts {
-		if m.Type.BlockSize() == 1 {
-			w.terms = 0
-		}
+	w.form = o.formOf(w.parts)
+	if w.form == byteForm && (tall || w.rows >= w.cols && w.rows <= squareRows*w.cols) {
+		w.form = wordForm // few rows want logits, and attention's products are small: accuracy costs little here
 	}
 	w.cut()
 	if tall {
@@ -115,14 +110,37 @@ func (o *Ops) Weight(parts ...kernels.Matrix) (kernels.Weight, error) {
 	return w, o.pack(w)
 }
 
+// formOf is how activations meet the parts: as integers where all are quantized.
+func (o *Ops) formOf(parts []kernels.Matrix) form {
+	quantized, brain := 0, 0
+	for _, m := range parts {
+		switch {
+		case m.Type.BlockSize() > 1:
+			quantized++
+		case m.Type == kernels.BF16:
+			brain++
+		}
+	}
+	switch len(parts) {
+	case quantized:
+		return o.integer
+	case brain:
+		return o.float
+	}
+	return floatForm
+}
+
+// integer tells whether activations are integers.
+func (w *weight) integer() bool { return w.form == byteForm || w.form == wordForm }
+
 // cut gives each run of parts of one format a segment. Where formats change
 // inside a group of 64 outputs, all is kept as float32.
 func (w *weight) cut() {
 	row := 0
 	for _, m := range w.parts {
-		f := formats[formatOf(m.Type, w.terms > 0)]
+		f := formats[formatOf(m.Type, w.integer())]
 		if n := len(w.segments); n > 0 && w.segments[n-1].format.kind != f.kind && row%groupRows != 0 {
-			w.segments, w.terms = []segment{w.segment(formats[formatF32], 0, w.groups)}, 0
+			w.segments, w.form = []segment{w.segment(formats[formatF32], 0, w.groups)}, floatForm
 			break
 		} else if n == 0 || w.segments[n-1].format.kind != f.kind {
 			w.segments = append(w.segments, w.segment(f, row/groupRows, 0))
@@ -178,7 +196,7 @@ func (t *packTask) do(worker, g int) {
 		for _, m := range w.parts {
 			for r := max(lo, first); r < min(lo+16, first+m.Rows); r++ {
 				row := packedRow{m.Data[(r-first)*m.Stride:], m.Type}
-				if formatOf(m.Type, w.terms > 0) != s.format.kind {
+				if formatOf(m.Type, w.integer()) != s.format.kind {
 					wide := make([]float32, m.Cols)
 					ref.Dequantize(m, r-first, wide)
 					row = packedRow{bytesOf(wide), kernels.F32}

@@ -15,6 +15,9 @@ func main() {
 			product(f, rows)
 		}
 	}
+	for rows := 1; rows <= maxRows; rows++ {
+		productDot(rows)
+	}
 	for terms := 1; terms <= 2; terms++ {
 		for _, f := range integerFormats {
 			productInteger(f, terms)

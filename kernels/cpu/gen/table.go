@@ -19,6 +19,10 @@ func table() {
 		}
 		b.WriteString("},\n")
 	}
+	b.WriteString("}\n\n// avx512Dots lists the products of bfloat16 with bfloat16 by rows less one.\nvar avx512Dots = [maxRows]productKernel{")
+	for r := 1; r <= maxRows; r++ {
+		fmt.Fprintf(&b, "%sproductBF16DR%d", comma(r), r)
+	}
 	b.WriteString("}\n\n// avx512Integers lists the integer products by bytes a value less one, then format.\nvar avx512Integers = [2][formatCount]integerKernel{\n")
 	for terms := 1; terms <= 2; terms++ {
 		b.WriteString("\t{\n")

@@ -31,21 +31,41 @@ func ReadBandwidth(threads int) (float64, error) {
 }
 
 func (o *Ops) readBandwidth() (float64, error) {
-	const size, part, passes = 256 << 20, 64 << 10, 9
-	data, err := o.memory.take(size + hugePage) // what is asked for ahead ends inside
+	const passes = 9
+	t, err := o.newReader()
 	if err != nil {
 		return 0, err
+	}
+	rates := make([]float64, passes)
+	for i := range rates {
+		rates[i] = t.pass(o)
+	}
+	slices.Sort(rates)
+	return rates[passes/2], nil
+}
+
+// Sizes of a pass: more than caches hold, in units that keep all threads reading to
+// its end.
+const (
+	readBytes = 256 << 20
+	readPart  = 64 << 10
+)
+
+// newReader makes memory to be read.
+func (o *Ops) newReader() (*streamTask, error) {
+	data, err := o.memory.take(readBytes + hugePage) // what is asked for ahead ends inside
+	if err != nil {
+		return nil, err
 	}
 	for i := 0; i < len(data); i += pageLine {
 		data[i] = 1
 	}
-	t := &streamTask{o.kernels, data, part}
-	rates := make([]float64, passes)
-	for i := range rates {
-		begin := time.Now()
-		o.pool.run(t, size/part)
-		rates[i] = size / time.Since(begin).Seconds()
-	}
-	slices.Sort(rates)
-	return rates[passes/2], nil
+	return &streamTask{o.kernels, data, readPart}, nil
+}
+
+// pass reads it once and gives bytes a second.
+func (t *streamTask) pass(o *Ops) float64 {
+	begin := time.Now()
+	o.pool.run(t, readBytes/readPart)
+	return readBytes / time.Since(begin).Seconds()
 }

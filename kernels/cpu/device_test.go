@@ -31,14 +31,8 @@ func deviceOf(t testing.TB, options Options, set *kernelSet) *Ops {
 	return o
 }
 
-// sets are the kernels to test on this machine.
-func sets() []*kernelSet {
-	all := []*kernelSet{plain()}
-	if fast := fastest(); fast.name != all[0].name {
-		all = append(all, fast)
-	}
-	return all
-}
+// sets are the kernels to test on this machine: of every instruction set it has.
+func sets() []*kernelSet { return levels() }
 
 func random(rng *rand.Rand, n int) []float32 {
 	x := make([]float32, n)

@@ -72,6 +72,14 @@ func TestBrainProducts(t *testing.T) {
 
 // The law of bits holds for products of records too; a NaN stays one.
 func TestRecordsLawOfBits(t *testing.T) {
+	for _, set := range sets() {
+		if set.integers != nil {
+			recordsLawOfBits(t, set)
+		}
+	}
+}
+
+func recordsLawOfBits(t *testing.T, set *kernelSet) {
 	const most, rows, cols = 40, 128, 256
 	for _, precision := range []Precision{Int16, Int8} {
 		for _, dtype := range append(quantizedTypes[:len(quantizedTypes):len(quantizedTypes)], kernels.BF16) {
@@ -81,7 +89,7 @@ func TestRecordsLawOfBits(t *testing.T) {
 			x[7*cols+9] = float32(math.NaN())
 			var want []float32
 			for threads := 1; threads <= 3; threads++ {
-				o := deviceOf(t, Options{Threads: threads, Precision: precision}, fastest())
+				o := deviceOf(t, Options{Threads: threads, Precision: precision}, set)
 				w := weightOf(t, o, weight)
 				run := func(lo, hi int) []float32 {
 					y := tensor(t, o, hi-lo, rows, nil)
@@ -95,11 +103,11 @@ func TestRecordsLawOfBits(t *testing.T) {
 				}
 				for m := 1; m <= most; m++ {
 					lo := (m * 7) % (most - m + 1)
-					same(t, fmt.Sprintf("%d %s, %d threads, rows [%d,%d)", precision, dtype, threads, lo, lo+m), run(lo, lo+m), want[lo*rows:(lo+m)*rows])
+					same(t, fmt.Sprintf("%s %d %s, %d threads, rows [%d,%d)", set.name, precision, dtype, threads, lo, lo+m), run(lo, lo+m), want[lo*rows:(lo+m)*rows])
 				}
 			}
 			if v := want[7*rows]; v == v {
-				t.Errorf("%d %s: a row with NaN gives %g", precision, dtype, v)
+				t.Errorf("%s %d %s: a row with NaN gives %g", set.name, precision, dtype, v)
 			}
 		}
 	}

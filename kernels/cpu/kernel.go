@@ -55,6 +55,9 @@ type kernelSet struct {
 	spin       func(word *uint32, value uint32, pauses uintptr) bool
 }
 
+// fastest gives the kernels of the best instruction set that this processor has.
+func fastest() *kernelSet { return levels()[0] }
+
 // Types of stored keys and values.
 const (
 	storeF32 = iota

@@ -2,5 +2,5 @@
 
 package cpu
 
-// fastest gives the plain Go kernels: no assembly is written for this processor.
-func fastest() *kernelSet { return plain() }
+// levels gives the plain Go kernels: no assembly is written for this processor.
+func levels() []*kernelSet { return []*kernelSet{plain()} }

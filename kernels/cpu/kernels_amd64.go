@@ -380,9 +380,6 @@ func integerQ8WVT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr,
 // integerQ6VT1 multiplies rows in 1 bytes a value with one packed group.
 func integerQ6VT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 
-// quantizeT1 writes each 32 values as a record of 1 bytes a value.
-func quantizeT1(dst *byte, x *float32, blocks uintptr)
-
 // integerQ4T2 multiplies rows in 2 bytes a value with one packed group.
 func integerQ4T2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 
@@ -400,6 +397,15 @@ func integerQ8WVT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr,
 
 // integerQ6VT2 multiplies rows in 2 bytes a value with one packed group.
 func integerQ6VT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+
+// transpose16 writes dst[j][i] = src[i][j] for 16 × 16 words; rows of src are srcStride bytes apart.
+func transpose16(dst *uint32, src *uint32, srcStride uintptr)
+
+// spin waits until *word differs from value and tells whether it does.
+func spin(word *uint32, value uint32, pauses uintptr) bool
+
+// quantizeT1 writes each 32 values as a record of 1 bytes a value.
+func quantizeT1(dst *byte, x *float32, blocks uintptr)
 
 // quantizeT2 writes each 32 values as a record of 2 bytes a value.
 func quantizeT2(dst *byte, x *float32, blocks uintptr)
@@ -611,11 +617,5 @@ func scaleTo(dst *float32, x *float32, scale float32, n uintptr)
 // blend computes dst = dst · a + x · b.
 func blend(dst *float32, x *float32, a float32, b float32, n uintptr)
 
-// transpose16 writes dst[j][i] = src[i][j] for 16 × 16 words; rows of src are srcStride bytes apart.
-func transpose16(dst *uint32, src *uint32, srcStride uintptr)
-
 // stream reads 4·lines cache lines, asking for what comes 2 KB later.
 func stream(x *byte, lines uintptr)
-
-// spin waits until *word differs from value and tells whether it does.
-func spin(word *uint32, value uint32, pauses uintptr) bool

@@ -30634,105 +30634,6 @@ row:
 	VZEROUPPER
 	RET
 
-// func quantizeT1(dst *byte, x *float32, blocks uintptr)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·quantizeT1(SB), NOSPLIT, $0-24
-	MOVQ         dst+0(FP), AX
-	MOVQ         x+8(FP), CX
-	MOVQ         blocks+16(FP), DX
-	VPBROADCASTD absolute<>+0(SB), Z0
-	VMOVDQU      evenFirst<>+0(SB), X1
-	VBROADCASTSS tiniest<>+0(SB), Z2
-	VBROADCASTSS most1<>+0(SB), Z3
-
-loop:
-	VMOVUPS       (CX), Z4
-	VPANDD        Z0, Z4, Z5
-	VMOVUPS       64(CX), Z6
-	VPANDD        Z0, Z6, Z7
-	VSHUFF32X4    $0xb1, Z5, Z5, Z8
-	VPMAXUD       Z8, Z5, Z5
-	VPERMILPS     $0x4e, Z5, Z8
-	VPMAXUD       Z8, Z5, Z5
-	VPERMILPS     $0xb1, Z5, Z8
-	VPMAXUD       Z8, Z5, Z5
-	VSHUFF32X4    $0xb1, Z7, Z7, Z8
-	VPMAXUD       Z8, Z7, Z7
-	VPERMILPS     $0x4e, Z7, Z8
-	VPMAXUD       Z8, Z7, Z7
-	VPERMILPS     $0xb1, Z7, Z8
-	VPMAXUD       Z8, Z7, Z7
-	VMAXPS        Z5, Z2, Z8
-	VDIVPS        Z8, Z3, Z5
-	VMULPS.BCST   least1<>+0(SB), Z8, Z8
-	VMULPS        Z5, Z4, Z4
-	VCVTPS2DQ     Z4, Z4
-	VCVTDQ2PS     Z4, Z5
-	VMULPS        Z8, Z5, Z5
-	VMOVSS        X8, 32(AX)
-	VEXTRACTF32X8 $0x01, Z8, Y8
-	VMOVSS        X8, 36(AX)
-	VPMOVDB       Z4, X4
-	VPSHUFB       X1, X4, X4
-	VMOVDQU       X4, (AX)
-	VMAXPS        Z7, Z2, Z7
-	VDIVPS        Z7, Z3, Z4
-	VMULPS.BCST   least1<>+0(SB), Z7, Z7
-	VMULPS        Z4, Z6, Z6
-	VCVTPS2DQ     Z6, Z6
-	VCVTDQ2PS     Z6, Z4
-	VMULPS        Z7, Z4, Z4
-	VMOVSS        X7, 40(AX)
-	VEXTRACTF32X8 $0x01, Z7, Y7
-	VMOVSS        X7, 44(AX)
-	VPMOVDB       Z6, X6
-	VPSHUFB       X1, X6, X6
-	VMOVDQU       X6, 16(AX)
-	VEXTRACTF32X8 $0x01, Z5, Y6
-	VADDPS        Y6, Y5, Y5
-	VEXTRACTF128  $0x01, Y5, X6
-	VADDPS        X6, X5, X5
-	VPERMILPS     $0x4e, X5, X6
-	VADDPS        X6, X5, X5
-	VPERMILPS     $0xb1, X5, X6
-	VADDPS        X6, X5, X5
-	VMOVSS        X5, 52(AX)
-	VEXTRACTF32X8 $0x01, Z4, Y6
-	VADDPS        Y6, Y4, Y4
-	VEXTRACTF128  $0x01, Y4, X6
-	VADDPS        X6, X4, X4
-	VPERMILPS     $0x4e, X4, X6
-	VADDPS        X6, X4, X4
-	VPERMILPS     $0xb1, X4, X6
-	VADDPS        X6, X4, X4
-	VMOVSS        X4, 56(AX)
-	VADDSS        X4, X5, X5
-	VMOVSS        X5, 48(AX)
-	ADDQ          $0x00000040, AX
-	ADDQ          $0x00000080, CX
-	DECQ          DX
-	JNZ           loop
-	VZEROUPPER
-	RET
-
-DATA absolute<>+0(SB)/4, $0x7fffffff
-GLOBL absolute<>(SB), RODATA|NOPTR, $4
-
-DATA evenFirst<>+0(SB)/4, $0x06040200
-DATA evenFirst<>+4(SB)/4, $0x07050301
-DATA evenFirst<>+8(SB)/4, $0x0e0c0a08
-DATA evenFirst<>+12(SB)/4, $0x0f0d0b09
-GLOBL evenFirst<>(SB), RODATA|NOPTR, $16
-
-DATA tiniest<>+0(SB)/4, $0x0da24260
-GLOBL tiniest<>(SB), RODATA|NOPTR, $4
-
-DATA most1<>+0(SB)/4, $0x42fe0000
-GLOBL most1<>(SB), RODATA|NOPTR, $4
-
-DATA least1<>+0(SB)/4, $0x3c010204
-GLOBL least1<>(SB), RODATA|NOPTR, $4
-
 // func integerQ4T2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
 TEXT ·integerQ4T2(SB), NOSPLIT, $0-48
@@ -31267,83 +31168,326 @@ row:
 	VZEROUPPER
 	RET
 
+// func transpose16(dst *uint32, src *uint32, srcStride uintptr)
+// Requires: AVX, AVX512F
+TEXT ·transpose16(SB), NOSPLIT, $0-24
+	MOVQ       dst+0(FP), AX
+	MOVQ       src+8(FP), CX
+	MOVQ       srcStride+16(FP), DX
+	VMOVUPS    (CX), Z0
+	ADDQ       DX, CX
+	VMOVUPS    (CX), Z2
+	ADDQ       DX, CX
+	VMOVUPS    (CX), Z4
+	ADDQ       DX, CX
+	VMOVUPS    (CX), Z6
+	ADDQ       DX, CX
+	VMOVUPS    (CX), Z8
+	ADDQ       DX, CX
+	VMOVUPS    (CX), Z10
+	ADDQ       DX, CX
+	VMOVUPS    (CX), Z12
+	ADDQ       DX, CX
+	VMOVUPS    (CX), Z14
+	ADDQ       DX, CX
+	VMOVUPS    (CX), Z16
+	ADDQ       DX, CX
+	VMOVUPS    (CX), Z18
+	ADDQ       DX, CX
+	VMOVUPS    (CX), Z20
+	ADDQ       DX, CX
+	VMOVUPS    (CX), Z22
+	ADDQ       DX, CX
+	VMOVUPS    (CX), Z24
+	ADDQ       DX, CX
+	VMOVUPS    (CX), Z26
+	ADDQ       DX, CX
+	VMOVUPS    (CX), Z28
+	ADDQ       DX, CX
+	VMOVUPS    (CX), Z30
+	ADDQ       DX, CX
+	VUNPCKLPS  Z2, Z0, Z1
+	VUNPCKHPS  Z2, Z0, Z3
+	VUNPCKLPS  Z6, Z4, Z5
+	VUNPCKHPS  Z6, Z4, Z7
+	VUNPCKLPS  Z10, Z8, Z9
+	VUNPCKHPS  Z10, Z8, Z11
+	VUNPCKLPS  Z14, Z12, Z13
+	VUNPCKHPS  Z14, Z12, Z15
+	VUNPCKLPS  Z18, Z16, Z17
+	VUNPCKHPS  Z18, Z16, Z19
+	VUNPCKLPS  Z22, Z20, Z21
+	VUNPCKHPS  Z22, Z20, Z23
+	VUNPCKLPS  Z26, Z24, Z25
+	VUNPCKHPS  Z26, Z24, Z27
+	VUNPCKLPS  Z30, Z28, Z29
+	VUNPCKHPS  Z30, Z28, Z30
+	VUNPCKLPD  Z5, Z1, Z0
+	VUNPCKHPD  Z5, Z1, Z2
+	VUNPCKLPD  Z7, Z3, Z4
+	VUNPCKHPD  Z7, Z3, Z6
+	VUNPCKLPD  Z13, Z9, Z8
+	VUNPCKHPD  Z13, Z9, Z10
+	VUNPCKLPD  Z15, Z11, Z12
+	VUNPCKHPD  Z15, Z11, Z14
+	VUNPCKLPD  Z21, Z17, Z16
+	VUNPCKHPD  Z21, Z17, Z18
+	VUNPCKLPD  Z23, Z19, Z20
+	VUNPCKHPD  Z23, Z19, Z22
+	VUNPCKLPD  Z29, Z25, Z24
+	VUNPCKHPD  Z29, Z25, Z26
+	VUNPCKLPD  Z30, Z27, Z28
+	VUNPCKHPD  Z30, Z27, Z30
+	VSHUFF32X4 $0x88, Z8, Z0, Z1
+	VSHUFF32X4 $0xdd, Z8, Z0, Z9
+	VSHUFF32X4 $0x88, Z24, Z16, Z17
+	VSHUFF32X4 $0xdd, Z24, Z16, Z25
+	VSHUFF32X4 $0x88, Z10, Z2, Z3
+	VSHUFF32X4 $0xdd, Z10, Z2, Z11
+	VSHUFF32X4 $0x88, Z26, Z18, Z19
+	VSHUFF32X4 $0xdd, Z26, Z18, Z27
+	VSHUFF32X4 $0x88, Z12, Z4, Z5
+	VSHUFF32X4 $0xdd, Z12, Z4, Z13
+	VSHUFF32X4 $0x88, Z28, Z20, Z21
+	VSHUFF32X4 $0xdd, Z28, Z20, Z29
+	VSHUFF32X4 $0x88, Z14, Z6, Z7
+	VSHUFF32X4 $0xdd, Z14, Z6, Z15
+	VSHUFF32X4 $0x88, Z30, Z22, Z23
+	VSHUFF32X4 $0xdd, Z30, Z22, Z30
+	VSHUFF32X4 $0x88, Z17, Z1, Z0
+	VSHUFF32X4 $0x88, Z25, Z9, Z8
+	VSHUFF32X4 $0xdd, Z17, Z1, Z16
+	VSHUFF32X4 $0xdd, Z25, Z9, Z24
+	VMOVUPS    Z0, (AX)
+	VMOVUPS    Z8, 256(AX)
+	VMOVUPS    Z16, 512(AX)
+	VMOVUPS    Z24, 768(AX)
+	VSHUFF32X4 $0x88, Z19, Z3, Z2
+	VSHUFF32X4 $0x88, Z27, Z11, Z10
+	VSHUFF32X4 $0xdd, Z19, Z3, Z18
+	VSHUFF32X4 $0xdd, Z27, Z11, Z26
+	VMOVUPS    Z2, 64(AX)
+	VMOVUPS    Z10, 320(AX)
+	VMOVUPS    Z18, 576(AX)
+	VMOVUPS    Z26, 832(AX)
+	VSHUFF32X4 $0x88, Z21, Z5, Z4
+	VSHUFF32X4 $0x88, Z29, Z13, Z12
+	VSHUFF32X4 $0xdd, Z21, Z5, Z20
+	VSHUFF32X4 $0xdd, Z29, Z13, Z28
+	VMOVUPS    Z4, 128(AX)
+	VMOVUPS    Z12, 384(AX)
+	VMOVUPS    Z20, 640(AX)
+	VMOVUPS    Z28, 896(AX)
+	VSHUFF32X4 $0x88, Z23, Z7, Z6
+	VSHUFF32X4 $0x88, Z30, Z15, Z14
+	VSHUFF32X4 $0xdd, Z23, Z7, Z22
+	VSHUFF32X4 $0xdd, Z30, Z15, Z30
+	VMOVUPS    Z6, 192(AX)
+	VMOVUPS    Z14, 448(AX)
+	VMOVUPS    Z22, 704(AX)
+	VMOVUPS    Z30, 960(AX)
+	VZEROUPPER
+	RET
+
+// func spin(word *uint32, value uint32, pauses uintptr) bool
+TEXT ·spin(SB), NOSPLIT, $0-25
+	MOVQ word+0(FP), AX
+	MOVQ pauses+16(FP), CX
+	MOVL value+8(FP), DX
+
+loop:
+	CMPL (AX), DX
+	JNE  changed
+	PAUSE
+	DECQ CX
+	JNZ  loop
+	XORB AL, AL
+	MOVB AL, ret+24(FP)
+	RET
+
+changed:
+	MOVB $0x01, AL
+	MOVB AL, ret+24(FP)
+	RET
+
+// func quantizeT1(dst *byte, x *float32, blocks uintptr)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·quantizeT1(SB), NOSPLIT, $0-24
+	MOVQ    dst+0(FP), AX
+	MOVQ    x+8(FP), CX
+	MOVQ    blocks+16(FP), DX
+	VMOVDQU evenFirst<>+0(SB), X0
+
+loop:
+	VMOVUPS       (CX), Z1
+	VPANDD.BCST   absolute<>+0(SB), Z1, Z2
+	VMOVUPS       64(CX), Z3
+	VPANDD.BCST   absolute<>+0(SB), Z3, Z4
+	VSHUFF32X4    $0xb1, Z2, Z2, Z5
+	VPMAXUD       Z5, Z2, Z2
+	VPERMILPS     $0x4e, Z2, Z5
+	VPMAXUD       Z5, Z2, Z2
+	VPERMILPS     $0xb1, Z2, Z5
+	VPMAXUD       Z5, Z2, Z2
+	VSHUFF32X4    $0xb1, Z4, Z4, Z5
+	VPMAXUD       Z5, Z4, Z4
+	VPERMILPS     $0x4e, Z4, Z5
+	VPMAXUD       Z5, Z4, Z4
+	VPERMILPS     $0xb1, Z4, Z5
+	VPMAXUD       Z5, Z4, Z4
+	VBROADCASTSS  tiniest<>+0(SB), Z5
+	VMAXPS        Z2, Z5, Z5
+	VBROADCASTSS  most1<>+0(SB), Z2
+	VDIVPS        Z5, Z2, Z2
+	VMULPS.BCST   least1<>+0(SB), Z5, Z5
+	VMULPS        Z2, Z1, Z1
+	VCVTPS2DQ     Z1, Z1
+	VCVTDQ2PS     Z1, Z2
+	VMULPS        Z5, Z2, Z2
+	VMOVSS        X5, 32(AX)
+	VEXTRACTF32X8 $0x01, Z5, Y5
+	VMOVSS        X5, 36(AX)
+	VPMOVDB       Z1, X1
+	VPSHUFB       X0, X1, X1
+	VMOVDQU       X1, (AX)
+	VBROADCASTSS  tiniest<>+0(SB), Z1
+	VMAXPS        Z4, Z1, Z1
+	VBROADCASTSS  most1<>+0(SB), Z4
+	VDIVPS        Z1, Z4, Z4
+	VMULPS.BCST   least1<>+0(SB), Z1, Z1
+	VMULPS        Z4, Z3, Z3
+	VCVTPS2DQ     Z3, Z3
+	VCVTDQ2PS     Z3, Z4
+	VMULPS        Z1, Z4, Z4
+	VMOVSS        X1, 40(AX)
+	VEXTRACTF32X8 $0x01, Z1, Y1
+	VMOVSS        X1, 44(AX)
+	VPMOVDB       Z3, X1
+	VPSHUFB       X0, X1, X1
+	VMOVDQU       X1, 16(AX)
+	VEXTRACTF32X8 $0x01, Z2, Y1
+	VADDPS        Y1, Y2, Y2
+	VEXTRACTF128  $0x01, Y2, X1
+	VADDPS        X1, X2, X2
+	VPERMILPS     $0x4e, X2, X1
+	VADDPS        X1, X2, X2
+	VPERMILPS     $0xb1, X2, X1
+	VADDPS        X1, X2, X2
+	VMOVSS        X2, 52(AX)
+	VEXTRACTF32X8 $0x01, Z4, Y1
+	VADDPS        Y1, Y4, Y4
+	VEXTRACTF128  $0x01, Y4, X1
+	VADDPS        X1, X4, X4
+	VPERMILPS     $0x4e, X4, X1
+	VADDPS        X1, X4, X4
+	VPERMILPS     $0xb1, X4, X1
+	VADDPS        X1, X4, X4
+	VMOVSS        X4, 56(AX)
+	VADDSS        X4, X2, X2
+	VMOVSS        X2, 48(AX)
+	ADDQ          $0x00000040, AX
+	ADDQ          $0x00000080, CX
+	DECQ          DX
+	JNZ           loop
+	VZEROUPPER
+	RET
+
+DATA evenFirst<>+0(SB)/4, $0x06040200
+DATA evenFirst<>+4(SB)/4, $0x07050301
+DATA evenFirst<>+8(SB)/4, $0x0e0c0a08
+DATA evenFirst<>+12(SB)/4, $0x0f0d0b09
+GLOBL evenFirst<>(SB), RODATA|NOPTR, $16
+
+DATA absolute<>+0(SB)/4, $0x7fffffff
+GLOBL absolute<>(SB), RODATA|NOPTR, $4
+
+DATA tiniest<>+0(SB)/4, $0x0da24260
+GLOBL tiniest<>(SB), RODATA|NOPTR, $4
+
+DATA most1<>+0(SB)/4, $0x42fe0000
+GLOBL most1<>(SB), RODATA|NOPTR, $4
+
+DATA least1<>+0(SB)/4, $0x3c010204
+GLOBL least1<>(SB), RODATA|NOPTR, $4
+
 // func quantizeT2(dst *byte, x *float32, blocks uintptr)
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·quantizeT2(SB), NOSPLIT, $0-24
-	MOVQ         dst+0(FP), AX
-	MOVQ         x+8(FP), CX
-	MOVQ         blocks+16(FP), DX
-	VPBROADCASTD absolute<>+0(SB), Z0
-	VMOVDQU      evenFirst<>+0(SB), X1
-	VBROADCASTSS tiniest<>+0(SB), Z2
-	VBROADCASTSS most2<>+0(SB), Z3
+	MOVQ    dst+0(FP), AX
+	MOVQ    x+8(FP), CX
+	MOVQ    blocks+16(FP), DX
+	VMOVDQU evenFirst<>+0(SB), X0
 
 loop:
-	VMOVUPS       (CX), Z4
-	VPANDD        Z0, Z4, Z5
-	VMOVUPS       64(CX), Z7
-	VPANDD        Z0, Z7, Z6
-	VPMAXUD       Z6, Z5, Z5
-	VSHUFF32X4    $0x4e, Z5, Z5, Z6
-	VPMAXUD       Z6, Z5, Z5
-	VSHUFF32X4    $0xb1, Z5, Z5, Z6
-	VPMAXUD       Z6, Z5, Z5
-	VPERMILPS     $0x4e, Z5, Z6
-	VPMAXUD       Z6, Z5, Z5
-	VPERMILPS     $0xb1, Z5, Z6
-	VPMAXUD       Z6, Z5, Z5
-	VMAXPS        Z5, Z2, Z8
-	VDIVPS        Z8, Z3, Z6
-	VMULPS.BCST   least2<>+0(SB), Z8, Z8
-	VMULPS        Z6, Z4, Z4
-	VCVTPS2DQ     Z4, Z4
-	VCVTDQ2PS     Z4, Z6
-	VMULPS        Z8, Z6, Z6
-	VPADDD.BCST   oneTwentyEight<>+0(SB), Z4, Z9
-	VPSRAD        $0x08, Z9, Z9
-	VPMOVDB       Z9, X9
-	VPSHUFB       X1, X9, X9
-	VMOVDQU       X9, (AX)
-	VMOVSS        X8, 64(AX)
-	VPMOVDB       Z4, X9
-	VPSHUFB       X1, X9, X9
-	VMOVDQU       X9, 32(AX)
-	VMAXPS        Z5, Z2, Z5
-	VDIVPS        Z5, Z3, Z4
+	VMOVUPS       (CX), Z1
+	VPANDD.BCST   absolute<>+0(SB), Z1, Z2
+	VMOVUPS       64(CX), Z4
+	VPANDD.BCST   absolute<>+0(SB), Z4, Z3
+	VPMAXUD       Z3, Z2, Z2
+	VSHUFF32X4    $0x4e, Z2, Z2, Z3
+	VPMAXUD       Z3, Z2, Z2
+	VSHUFF32X4    $0xb1, Z2, Z2, Z3
+	VPMAXUD       Z3, Z2, Z2
+	VPERMILPS     $0x4e, Z2, Z3
+	VPMAXUD       Z3, Z2, Z2
+	VPERMILPS     $0xb1, Z2, Z3
+	VPMAXUD       Z3, Z2, Z2
+	VBROADCASTSS  tiniest<>+0(SB), Z5
+	VMAXPS        Z2, Z5, Z5
+	VBROADCASTSS  most2<>+0(SB), Z3
+	VDIVPS        Z5, Z3, Z3
 	VMULPS.BCST   least2<>+0(SB), Z5, Z5
-	VMULPS        Z4, Z7, Z7
-	VCVTPS2DQ     Z7, Z7
-	VCVTDQ2PS     Z7, Z4
-	VMULPS        Z5, Z4, Z4
-	VPADDD.BCST   oneTwentyEight<>+0(SB), Z7, Z8
-	VPSRAD        $0x08, Z8, Z8
-	VPMOVDB       Z8, X8
-	VPSHUFB       X1, X8, X8
-	VMOVDQU       X8, 16(AX)
+	VMULPS        Z3, Z1, Z1
+	VCVTPS2DQ     Z1, Z1
+	VCVTDQ2PS     Z1, Z3
+	VMULPS        Z5, Z3, Z3
+	VPADDD.BCST   oneTwentyEight<>+0(SB), Z1, Z6
+	VPSRAD        $0x08, Z6, Z6
+	VPMOVDB       Z6, X6
+	VPSHUFB       X0, X6, X6
+	VMOVDQU       X6, (AX)
 	VMOVSS        X5, 64(AX)
-	VPMOVDB       Z7, X8
-	VPSHUFB       X1, X8, X8
-	VMOVDQU       X8, 48(AX)
-	VEXTRACTF32X8 $0x01, Z6, Y5
-	VADDPS        Y5, Y6, Y6
-	VEXTRACTF128  $0x01, Y6, X5
-	VADDPS        X5, X6, X6
-	VPERMILPS     $0x4e, X6, X5
-	VADDPS        X5, X6, X6
-	VPERMILPS     $0xb1, X6, X5
-	VADDPS        X5, X6, X6
-	VMOVSS        X6, 72(AX)
-	VEXTRACTF32X8 $0x01, Z4, Y5
-	VADDPS        Y5, Y4, Y4
-	VEXTRACTF128  $0x01, Y4, X5
-	VADDPS        X5, X4, X4
-	VPERMILPS     $0x4e, X4, X5
-	VADDPS        X5, X4, X4
-	VPERMILPS     $0xb1, X4, X5
-	VADDPS        X5, X4, X4
-	VMOVSS        X4, 76(AX)
-	VADDSS        X4, X6, X6
-	VMOVSS        X6, 68(AX)
+	VPMOVDB       Z1, X1
+	VPSHUFB       X0, X1, X1
+	VMOVDQU       X1, 32(AX)
+	VBROADCASTSS  tiniest<>+0(SB), Z1
+	VMAXPS        Z2, Z1, Z1
+	VBROADCASTSS  most2<>+0(SB), Z2
+	VDIVPS        Z1, Z2, Z2
+	VMULPS.BCST   least2<>+0(SB), Z1, Z1
+	VMULPS        Z2, Z4, Z4
+	VCVTPS2DQ     Z4, Z4
+	VCVTDQ2PS     Z4, Z2
+	VMULPS        Z1, Z2, Z2
+	VPADDD.BCST   oneTwentyEight<>+0(SB), Z4, Z5
+	VPSRAD        $0x08, Z5, Z5
+	VPMOVDB       Z5, X5
+	VPSHUFB       X0, X5, X5
+	VMOVDQU       X5, 16(AX)
+	VMOVSS        X1, 64(AX)
+	VPMOVDB       Z4, X1
+	VPSHUFB       X0, X1, X1
+	VMOVDQU       X1, 48(AX)
+	VEXTRACTF32X8 $0x01, Z3, Y1
+	VADDPS        Y1, Y3, Y3
+	VEXTRACTF128  $0x01, Y3, X1
+	VADDPS        X1, X3, X3
+	VPERMILPS     $0x4e, X3, X1
+	VADDPS        X1, X3, X3
+	VPERMILPS     $0xb1, X3, X1
+	VADDPS        X1, X3, X3
+	VMOVSS        X3, 72(AX)
+	VEXTRACTF32X8 $0x01, Z2, Y1
+	VADDPS        Y1, Y2, Y2
+	VEXTRACTF128  $0x01, Y2, X1
+	VADDPS        X1, X2, X2
+	VPERMILPS     $0x4e, X2, X1
+	VADDPS        X1, X2, X2
+	VPERMILPS     $0xb1, X2, X1
+	VADDPS        X1, X2, X2
+	VMOVSS        X2, 76(AX)
+	VADDSS        X2, X3, X3
+	VMOVSS        X3, 68(AX)
 	ADDQ          $0x00000050, AX
 	ADDQ          $0x00000080, CX
 	DECQ          DX
@@ -36136,8 +36280,8 @@ GLOBL lowest<>(SB), RODATA|NOPTR, $4
 TEXT ·expSum(SB), NOSPLIT, $0-28
 	MOVQ         x+0(FP), AX
 	MOVQ         n+8(FP), CX
-	VBROADCASTSS less+16(FP), Z0
 	VXORPS       Z1, Z1, Z1
+	VBROADCASTSS less+16(FP), Z0
 	MOVL         $0x0000ffff, DX
 	KMOVW        DX, K1
 
@@ -36172,8 +36316,8 @@ whole:
 	VFMADD213PS.BCST  exp6<>+0(SB), Z2, Z4
 	VFMADD213PS.BCST  exp7<>+0(SB), Z2, Z4
 	VSCALEFPS.Z       Z3, Z4, K2, Z2
-	VADDPS            Z2, Z1, K1, Z1
 	VMOVUPS           Z2, K1, (AX)
+	VADDPS            Z1, Z2, K1, Z1
 	ADDQ              $0x40, AX
 	SUBQ              $0x10, CX
 	JMP               loop
@@ -36218,7 +36362,7 @@ loop:
 	RET
 
 // func narrowF16(dst *uint16, x *float32, n uintptr)
-// Requires: AVX, AVX512F, AVX512VL
+// Requires: AVX, AVX512F
 TEXT ·narrowF16(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), AX
 	MOVQ x+8(FP), CX
@@ -36227,7 +36371,7 @@ TEXT ·narrowF16(SB), NOSPLIT, $0-24
 loop:
 	VMOVUPS   (CX), Z0
 	VCVTPS2PH $0x00, Z0, Y0
-	VMOVDQU32 Y0, (AX)
+	VMOVDQU   Y0, (AX)
 	ADDQ      $0x40, CX
 	ADDQ      $0x20, AX
 	SUBQ      $0x10, DX
@@ -36236,7 +36380,7 @@ loop:
 	RET
 
 // func narrowBF16(dst *uint16, x *float32, n uintptr)
-// Requires: AVX, AVX512F, AVX512VL
+// Requires: AVX, AVX512F
 TEXT ·narrowBF16(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), AX
 	MOVQ x+8(FP), CX
@@ -36244,15 +36388,15 @@ TEXT ·narrowBF16(SB), NOSPLIT, $0-24
 
 loop:
 	VMOVUPS     (CX), Z0
-	VCMPPS      $0x03, Z0, Z0, K1
 	VPSRLD      $0x10, Z0, Z1
 	VPANDD.BCST oneBit<>+0(SB), Z1, Z1
 	VPADDD      Z1, Z0, Z1
 	VPADDD.BCST half<>+0(SB), Z1, Z1
+	VCMPPS      $0x03, Z0, Z0, K1
 	VPORD.BCST  quiet<>+0(SB), Z0, K1, Z1
 	VPSRLD      $0x10, Z1, Z1
 	VPMOVDW     Z1, Y0
-	VMOVDQU32   Y0, (AX)
+	VMOVDQU     Y0, (AX)
 	ADDQ        $0x40, CX
 	ADDQ        $0x20, AX
 	SUBQ        $0x10, DX
@@ -36324,138 +36468,17 @@ loop:
 	MOVQ  $0x00000010, DX
 
 whole:
-	VMOVUPS.Z   (CX), K1, Z3
-	VMOVUPS.Z   (AX), K1, Z2
-	VMULPS      Z1, Z3, Z3
-	VFMADD213PS Z3, Z0, Z2
-	VMOVUPS     Z2, K1, (AX)
+	VMOVUPS.Z   (CX), K1, Z2
+	VMOVUPS.Z   (AX), K1, Z3
+	VMULPS      Z1, Z2, Z2
+	VFMADD213PS Z2, Z0, Z3
+	VMOVUPS     Z3, K1, (AX)
 	ADDQ        $0x40, AX
 	ADDQ        $0x40, CX
 	SUBQ        $0x10, DX
 	JMP         loop
 
 done:
-	VZEROUPPER
-	RET
-
-// func transpose16(dst *uint32, src *uint32, srcStride uintptr)
-// Requires: AVX, AVX512F
-TEXT ·transpose16(SB), NOSPLIT, $0-24
-	MOVQ       dst+0(FP), AX
-	MOVQ       src+8(FP), CX
-	MOVQ       srcStride+16(FP), DX
-	VMOVUPS    (CX), Z0
-	ADDQ       DX, CX
-	VMOVUPS    (CX), Z2
-	ADDQ       DX, CX
-	VMOVUPS    (CX), Z4
-	ADDQ       DX, CX
-	VMOVUPS    (CX), Z6
-	ADDQ       DX, CX
-	VMOVUPS    (CX), Z8
-	ADDQ       DX, CX
-	VMOVUPS    (CX), Z10
-	ADDQ       DX, CX
-	VMOVUPS    (CX), Z12
-	ADDQ       DX, CX
-	VMOVUPS    (CX), Z14
-	ADDQ       DX, CX
-	VMOVUPS    (CX), Z16
-	ADDQ       DX, CX
-	VMOVUPS    (CX), Z18
-	ADDQ       DX, CX
-	VMOVUPS    (CX), Z20
-	ADDQ       DX, CX
-	VMOVUPS    (CX), Z22
-	ADDQ       DX, CX
-	VMOVUPS    (CX), Z24
-	ADDQ       DX, CX
-	VMOVUPS    (CX), Z26
-	ADDQ       DX, CX
-	VMOVUPS    (CX), Z28
-	ADDQ       DX, CX
-	VMOVUPS    (CX), Z30
-	ADDQ       DX, CX
-	VUNPCKLPS  Z2, Z0, Z1
-	VUNPCKHPS  Z2, Z0, Z3
-	VUNPCKLPS  Z6, Z4, Z5
-	VUNPCKHPS  Z6, Z4, Z7
-	VUNPCKLPS  Z10, Z8, Z9
-	VUNPCKHPS  Z10, Z8, Z11
-	VUNPCKLPS  Z14, Z12, Z13
-	VUNPCKHPS  Z14, Z12, Z15
-	VUNPCKLPS  Z18, Z16, Z17
-	VUNPCKHPS  Z18, Z16, Z19
-	VUNPCKLPS  Z22, Z20, Z21
-	VUNPCKHPS  Z22, Z20, Z23
-	VUNPCKLPS  Z26, Z24, Z25
-	VUNPCKHPS  Z26, Z24, Z27
-	VUNPCKLPS  Z30, Z28, Z29
-	VUNPCKHPS  Z30, Z28, Z30
-	VUNPCKLPD  Z5, Z1, Z0
-	VUNPCKHPD  Z5, Z1, Z2
-	VUNPCKLPD  Z7, Z3, Z4
-	VUNPCKHPD  Z7, Z3, Z6
-	VUNPCKLPD  Z13, Z9, Z8
-	VUNPCKHPD  Z13, Z9, Z10
-	VUNPCKLPD  Z15, Z11, Z12
-	VUNPCKHPD  Z15, Z11, Z14
-	VUNPCKLPD  Z21, Z17, Z16
-	VUNPCKHPD  Z21, Z17, Z18
-	VUNPCKLPD  Z23, Z19, Z20
-	VUNPCKHPD  Z23, Z19, Z22
-	VUNPCKLPD  Z29, Z25, Z24
-	VUNPCKHPD  Z29, Z25, Z26
-	VUNPCKLPD  Z30, Z27, Z28
-	VUNPCKHPD  Z30, Z27, Z30
-	VSHUFF32X4 $0x88, Z8, Z0, Z1
-	VSHUFF32X4 $0xdd, Z8, Z0, Z9
-	VSHUFF32X4 $0x88, Z24, Z16, Z17
-	VSHUFF32X4 $0xdd, Z24, Z16, Z25
-	VSHUFF32X4 $0x88, Z10, Z2, Z3
-	VSHUFF32X4 $0xdd, Z10, Z2, Z11
-	VSHUFF32X4 $0x88, Z26, Z18, Z19
-	VSHUFF32X4 $0xdd, Z26, Z18, Z27
-	VSHUFF32X4 $0x88, Z12, Z4, Z5
-	VSHUFF32X4 $0xdd, Z12, Z4, Z13
-	VSHUFF32X4 $0x88, Z28, Z20, Z21
-	VSHUFF32X4 $0xdd, Z28, Z20, Z29
-	VSHUFF32X4 $0x88, Z14, Z6, Z7
-	VSHUFF32X4 $0xdd, Z14, Z6, Z15
-	VSHUFF32X4 $0x88, Z30, Z22, Z23
-	VSHUFF32X4 $0xdd, Z30, Z22, Z30
-	VSHUFF32X4 $0x88, Z17, Z1, Z0
-	VSHUFF32X4 $0x88, Z25, Z9, Z8
-	VSHUFF32X4 $0xdd, Z17, Z1, Z16
-	VSHUFF32X4 $0xdd, Z25, Z9, Z24
-	VMOVUPS    Z0, (AX)
-	VMOVUPS    Z8, 256(AX)
-	VMOVUPS    Z16, 512(AX)
-	VMOVUPS    Z24, 768(AX)
-	VSHUFF32X4 $0x88, Z19, Z3, Z2
-	VSHUFF32X4 $0x88, Z27, Z11, Z10
-	VSHUFF32X4 $0xdd, Z19, Z3, Z18
-	VSHUFF32X4 $0xdd, Z27, Z11, Z26
-	VMOVUPS    Z2, 64(AX)
-	VMOVUPS    Z10, 320(AX)
-	VMOVUPS    Z18, 576(AX)
-	VMOVUPS    Z26, 832(AX)
-	VSHUFF32X4 $0x88, Z21, Z5, Z4
-	VSHUFF32X4 $0x88, Z29, Z13, Z12
-	VSHUFF32X4 $0xdd, Z21, Z5, Z20
-	VSHUFF32X4 $0xdd, Z29, Z13, Z28
-	VMOVUPS    Z4, 128(AX)
-	VMOVUPS    Z12, 384(AX)
-	VMOVUPS    Z20, 640(AX)
-	VMOVUPS    Z28, 896(AX)
-	VSHUFF32X4 $0x88, Z23, Z7, Z6
-	VSHUFF32X4 $0x88, Z30, Z15, Z14
-	VSHUFF32X4 $0xdd, Z23, Z7, Z22
-	VSHUFF32X4 $0xdd, Z30, Z15, Z30
-	VMOVUPS    Z6, 192(AX)
-	VMOVUPS    Z14, 448(AX)
-	VMOVUPS    Z22, 704(AX)
-	VMOVUPS    Z30, 960(AX)
 	VZEROUPPER
 	RET
 
@@ -36470,33 +36493,12 @@ loop:
 	PREFETCHT0 2112(AX)
 	PREFETCHT0 2176(AX)
 	PREFETCHT0 2240(AX)
-	VMOVDQU32  (AX), Z0
-	VMOVDQU32  64(AX), Z0
-	VMOVDQU32  128(AX), Z0
-	VMOVDQU32  192(AX), Z0
+	VMOVUPS    (AX), Z0
+	VMOVUPS    64(AX), Z0
+	VMOVUPS    128(AX), Z0
+	VMOVUPS    192(AX), Z0
 	ADDQ       $0x00000100, AX
 	DECQ       CX
 	JNZ        loop
 	VZEROUPPER
-	RET
-
-// func spin(word *uint32, value uint32, pauses uintptr) bool
-TEXT ·spin(SB), NOSPLIT, $0-25
-	MOVQ word+0(FP), AX
-	MOVQ pauses+16(FP), CX
-	MOVL value+8(FP), DX
-
-loop:
-	CMPL (AX), DX
-	JNE  changed
-	PAUSE
-	DECQ CX
-	JNZ  loop
-	XORB AL, AL
-	MOVB AL, ret+24(FP)
-	RET
-
-changed:
-	MOVB $0x01, AL
-	MOVB AL, ret+24(FP)
 	RET

@@ -43,8 +43,7 @@ func rowsAt(base, stride GPVirtual, rows int) func(r, disp int) Mem {
 // scores: s[r][16·i+t] = Σ_d q[r][d] · k[blocks[i]][d][t]. Keys lie by dimension,
 // 16 tokens side by side; dim is a multiple of 16.
 func scores(st store, rows int) {
-	TEXT(name("scores%sR%d", st.name, rows), NOSPLIT, "func(s *float32, sStride uintptr, q *float32, qStride uintptr, k *byte, blocks *int32, count, blockStride, dim uintptr)")
-	Doc(name("scores%sR%d multiplies %d queries with blocks of keys.", st.name, rows, rows))
+	text(name("scores%sR%d", st.name, rows), "func(s *float32, sStride uintptr, q *float32, qStride uintptr, k *byte, blocks *int32, count, blockStride, dim uintptr)", name(" multiplies %d queries with blocks of keys.", rows))
 	s, sStride := Load(Param("s"), GP64()).(GPVirtual), Load(Param("sStride"), GP64()).(GPVirtual)
 	qStride := Load(Param("qStride"), GP64()).(GPVirtual)
 	k, blocks := Load(Param("k"), GP64()), Load(Param("blocks"), GP64())
@@ -72,19 +71,28 @@ func scores(st store, rows int) {
 		}
 		return m
 	}
-	acc := make([]VecVirtual, rows)
+	acc := make([][]VecVirtual, rows)
 	for r := range acc {
-		acc[r] = ZMM()
-		VXORPS(acc[r], acc[r], acc[r])
+		acc[r] = zeroes()
 	}
 	dim := GP64()
 	Load(Param("dim"), dim)
 	Label("dimension")
 	for j := range 8 {
-		t := ZMM()
-		st.load(Mem{Base: key, Disp: 16 * st.size * j}, t)
+		t := sixteen()
+		for i := range t {
+			st.load(Mem{Base: key, Disp: 16*st.size*j + 8*st.size*i}, t[i])
+		}
 		for r := range rows {
-			VFMADD231PS_BCST(at(r, 4*j), t, acc[r])
+			if !narrow {
+				VFMADD231PS_BCST(at(r, 4*j), t[0], acc[r][0])
+				continue
+			}
+			wide := YMM()
+			VBROADCASTSS(at(r, 4*j), wide)
+			for i := range t {
+				VFMADD231PS(wide, t[i], acc[r][i])
+			}
 		}
 	}
 	ADDQ(U32(uint32(8*16*st.size)), key)
@@ -100,23 +108,25 @@ func scores(st store, rows int) {
 		if r > 0 {
 			ADDQ(sStride, out)
 		}
-		VMOVUPS(acc[r], Mem{Base: out})
+		for i, v := range acc[r] {
+			VMOVUPS(v, part{i: i}.at(out))
+		}
 	}
 	ADDQ(Imm(64), s)
 	ADDQ(Imm(4), blocks)
 	count := NewParamAddr("count", 48)
 	DECQ(count)
 	JNZ(LabelRef("block"))
-	VZEROUPPER()
-	RET()
+	end()
 }
 
 // values: o[r][d] += Σ_t p[r][t] · v[t][d] for 16·panels dimensions, over tokens
 // [first, first+tokens) counted from the start of blocks[0]. p[r][0] belongs to
 // token first. Values lie by token.
 func values(st store, rows, panels int) {
-	TEXT(name("values%sR%dP%d", st.name, rows, panels), NOSPLIT, "func(o *float32, oStride uintptr, p *float32, pStride uintptr, v *byte, blocks *int32, first, tokens, blockStride, tokenStride uintptr)")
-	Doc(name("values%sR%dP%d adds values weighed by %d queries' probabilities.", st.name, rows, panels, rows))
+	text(name("values%sR%dP%d", st.name, rows, panels), "func(o *float32, oStride uintptr, p *float32, pStride uintptr, v *byte, blocks *int32, first, tokens, blockStride, tokenStride uintptr)", name(" adds values weighed by %d queries' probabilities.", rows))
+	vectors := panels * parts()
+	size := 64 / parts()
 	oStride := Load(Param("oStride"), GP64()).(GPVirtual)
 	out := Load(Param("o"), GP64()).(GPVirtual)
 	acc := make([][]VecVirtual, rows)
@@ -126,9 +136,9 @@ func values(st store, rows, panels int) {
 		if r > 0 {
 			ADDQ(oStride, cursor)
 		}
-		for i := range panels {
-			a := ZMM()
-			VMOVUPS(Mem{Base: cursor, Disp: 64 * i}, a)
+		for i := range vectors {
+			a := vec()
+			VMOVUPS(Mem{Base: cursor, Disp: size * i}, a)
 			acc[r] = append(acc[r], a)
 		}
 	}
@@ -171,15 +181,15 @@ func values(st store, rows, panels int) {
 	SUBQ(left, tokens)
 
 	Label("token")
-	t := make([]VecVirtual, panels)
-	for i := range panels {
-		t[i] = ZMM()
-		st.load(Mem{Base: value, Disp: 16 * st.size * i}, t[i])
+	t := make([]VecVirtual, vectors)
+	for i := range t {
+		t[i] = vec()
+		st.load(Mem{Base: value, Disp: size / 4 * st.size * i}, t[i])
 	}
-	wide := ZMM()
+	wide := vec()
 	for r := range rows {
 		VBROADCASTSS(at(r), wide)
-		for i := range panels {
+		for i := range t {
 			VFMADD231PS(wide, t[i], acc[r][i])
 		}
 	}
@@ -199,10 +209,9 @@ func values(st store, rows, panels int) {
 		if r > 0 {
 			ADDQ(oStride, out)
 		}
-		for i := range panels {
-			VMOVUPS(acc[r][i], Mem{Base: out, Disp: 64 * i})
+		for i, v := range acc[r] {
+			VMOVUPS(v, Mem{Base: out, Disp: size * i})
 		}
 	}
-	VZEROUPPER()
-	RET()
+	end()
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"math"
+	"slices"
 
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
@@ -9,10 +10,14 @@ import (
 
 var known = map[string]Mem{}
 
-// words makes a read-only constant of 32-bit words once.
+// words makes a read-only constant of 32-bit words once. AVX2 broadcasts nothing
+// in an operation: one word becomes eight.
 func words(label string, values ...uint32) Mem {
 	if m, ok := known[label]; ok {
 		return m
+	}
+	if narrow && len(values) == 1 {
+		values = slices.Repeat(values, 8)
 	}
 	m := GLOBL(label, RODATA|NOPTR)
 	for i, v := range values {

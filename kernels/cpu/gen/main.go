@@ -1,15 +1,43 @@
-// Command gen writes the AVX-512 kernels of package cpu: kernels_amd64.s and the
-// declarations beside it. It is a module of its own, so that the program does not
+// Command gen writes the kernels of package cpu for AVX-512, or with -avx2 for
+// AVX2: assembly, the declarations beside it, and the table that lists them. It is a module of its own, so that the program does not
 // depend on avo. Run by go generate in kernels/cpu.
 package main
 
 import (
+	"flag"
 	"fmt"
 
 	. "github.com/mmcloughlin/avo/build"
 )
 
 func main() {
+	flag.BoolVar(&narrow, "avx2", false, "write for AVX2 instead of AVX-512")
+	flag.Parse()
+	if narrow {
+		avx2()
+	} else {
+		avx512()
+		spin()
+	}
+	for terms := 1; terms <= 2; terms++ {
+		quantize(terms)
+	}
+	for _, s := range stores {
+		for rows := 1; rows <= maxQueries; rows++ {
+			scores(s, rows)
+			values(s, rows, 1)
+			if !narrow {
+				values(s, rows, 4)
+			}
+		}
+	}
+	elementwise()
+	stream()
+	table()
+	Generate()
+}
+
+func avx512() {
 	for _, f := range formats {
 		for rows := 1; rows <= maxRows; rows++ {
 			product(f, rows)
@@ -22,22 +50,24 @@ func main() {
 		for _, f := range integerFormats {
 			productInteger(f, terms)
 		}
-		quantize(terms)
 	}
-	for _, s := range stores {
-		for rows := 1; rows <= maxQueries; rows++ {
-			scores(s, rows)
-			for _, panels := range []int{1, 4} {
-				values(s, rows, panels)
+	transpose()
+}
+
+func avx2() {
+	for _, f := range formats {
+		for rows := 1; rows <= maxRows256; rows++ {
+			product256(f, rows)
+		}
+	}
+	for _, vnni := range []bool{false, true} {
+		for terms := 1; terms <= 2; terms++ {
+			for _, f := range integerFormats {
+				productInteger256(f, terms, vnni)
 			}
 		}
 	}
-	elementwise()
-	transpose()
-	stream()
-	spin()
-	table()
-	Generate()
+	transpose256()
 }
 
 func name(format string, a ...any) string { return fmt.Sprintf(format, a...) }

@@ -47,6 +47,47 @@ func transpose() {
 			VMOVUPS(v, Mem{Base: dst, Disp: 64 * (4*q + c)})
 		}
 	}
-	VZEROUPPER()
-	RET()
+	end()
+}
+
+// transpose256 does the same in quarters of 8 × 8.
+func transpose256() {
+	text("transpose16", "func(dst, src *uint32, srcStride uintptr)", " writes dst[j][i] = src[i][j] for 16 × 16 words; rows of src are srcStride bytes apart.")
+	dst, src, stride := pointer("dst"), pointer("src"), pointer("srcStride")
+	for quarter := range 4 {
+		right, down := quarter%2, quarter/2
+		row := GP64()
+		LEAQ(Mem{Base: src, Disp: 32 * right}, row)
+		a, b := make([]VecVirtual, 8), make([]VecVirtual, 8)
+		for i := range a {
+			a[i], b[i] = YMM(), YMM()
+			VMOVUPS(Mem{Base: row}, a[i])
+			ADDQ(stride, row)
+		}
+		for i := 0; i < 8; i += 2 {
+			VUNPCKLPS(a[i+1], a[i], b[i])
+			VUNPCKHPS(a[i+1], a[i], b[i+1])
+		}
+		for i := 0; i < 8; i += 4 {
+			VUNPCKLPD(b[i+2], b[i], a[i])
+			VUNPCKHPD(b[i+2], b[i], a[i+1])
+			VUNPCKLPD(b[i+3], b[i+1], a[i+2])
+			VUNPCKHPD(b[i+3], b[i+1], a[i+3])
+		}
+		// a[4r+c] holds, in 128 bits q, column 4q+c of rows 4r to 4r+3.
+		for c := range 4 {
+			for q, half := range []uint64{0x20, 0x31} {
+				out := YMM()
+				VPERM2F128(Imm(half), a[4+c], a[c], out)
+				VMOVUPS(out, Mem{Base: dst, Disp: 64*(8*right+4*q+c) + 32*down})
+			}
+		}
+		if right == 1 && down == 0 {
+			half := GP64()
+			MOVQ(stride, half)
+			SHLQ(Imm(3), half)
+			ADDQ(half, src)
+		}
+	}
+	end()
 }

@@ -3,7 +3,7 @@
 package cpu
 
 // avx512Products lists the products by format, then by rows less one.
-var avx512Products = [formatCount][maxRows]productKernel{
+var avx512Products = [formatCount][12]productKernel{
 	formatF32:  {productF32R1, productF32R2, productF32R3, productF32R4, productF32R5, productF32R6, productF32R7, productF32R8, productF32R9, productF32R10, productF32R11, productF32R12},
 	formatF16:  {productF16R1, productF16R2, productF16R3, productF16R4, productF16R5, productF16R6, productF16R7, productF16R8, productF16R9, productF16R10, productF16R11, productF16R12},
 	formatBF16: {productBF16R1, productBF16R2, productBF16R3, productBF16R4, productBF16R5, productBF16R6, productBF16R7, productBF16R8, productBF16R9, productBF16R10, productBF16R11, productBF16R12},
@@ -45,7 +45,7 @@ var avx512Scores = [storeCount][maxQueries]scoresKernel{
 	storeBF16: {scoresBF16R1, scoresBF16R2, scoresBF16R3, scoresBF16R4, scoresBF16R5, scoresBF16R6},
 }
 
-// avx512Values lists the values by store, queries less one, then for one and four panels.
+// avx512Values lists the values by store, queries less one, then for one panel and four.
 var avx512Values = [storeCount][maxQueries][2]valuesKernel{
 	storeF32:  {{valuesF32R1P1, valuesF32R1P4}, {valuesF32R2P1, valuesF32R2P4}, {valuesF32R3P1, valuesF32R3P4}, {valuesF32R4P1, valuesF32R4P4}, {valuesF32R5P1, valuesF32R5P4}, {valuesF32R6P1, valuesF32R6P4}},
 	storeF16:  {{valuesF16R1P1, valuesF16R1P4}, {valuesF16R2P1, valuesF16R2P4}, {valuesF16R3P1, valuesF16R3P4}, {valuesF16R4P1, valuesF16R4P4}, {valuesF16R5P1, valuesF16R5P4}, {valuesF16R6P1, valuesF16R6P4}},

@@ -1,6 +1,6 @@
 // Package cpu computes the operations of kernels.Ops on processor cores: with
-// AVX-512 where the machine has it, in plain Go elsewhere. Activations are
-// float32. Weights are repacked when loaded, into huge pages outside the Go heap.
+// AVX-512 or AVX2 where the machine has them, in plain Go elsewhere. Activations
+// are float32. Weights are repacked when loaded, into huge pages outside the Go heap.
 //
 // An operation has ended when its call returns: the caller's goroutine and a pool
 // of threads share its units of work. Results do not depend on the number of
@@ -28,8 +28,7 @@ const (
 	// Float32 activations: the definition's arithmetic.
 	Float32 Precision = iota
 	// Int16 activations: two signed bytes a value with a scale for each 32 values,
-	// products exact within a block. Falls back to Float32 where the processor has
-	// no VNNI instructions.
+	// products exact within a block. Falls back to Float32 in plain Go.
 	Int16
 	// Int8 activations: one signed byte a value with a scale for each eight values;
 	// two bytes in the projections of attention, which is half of what int8 costs in

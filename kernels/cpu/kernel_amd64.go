@@ -24,6 +24,7 @@ func levels() []*kernelSet {
 	return append(all, plain())
 }
 
+// avx512 takes integer products from AVX2 where there are no dot instructions.
 func avx512(integers, dots bool) *kernelSet {
 	set := &kernelSet{
 		name:   "avx512",
@@ -35,10 +36,11 @@ func avx512(integers, dots bool) *kernelSet {
 		transpose: transpose16,
 		stream:    stream,
 		spin:      spin,
+		integers:  &avx2Integers,
+		quantize:  [2]func(*byte, *float32, uintptr){quantizeT1, quantizeT2},
 	}
 	if integers {
 		set.integers = &avx512Integers
-		set.quantize = [2]func(*byte, *float32, uintptr){quantizeT1, quantizeT2}
 	}
 	if dots {
 		set.dots = &avx512Dots

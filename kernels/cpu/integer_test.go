@@ -70,45 +70,53 @@ func TestBrainProducts(t *testing.T) {
 	}
 }
 
-// The law of bits holds for products of records too; a NaN stays one.
+// The law of bits holds for products of records too, where two workers share the
+// middle one of three groups as well; a NaN stays one.
 func TestRecordsLawOfBits(t *testing.T) {
+	types := append(quantizedTypes[:len(quantizedTypes):len(quantizedTypes)], kernels.BF16)
 	for _, set := range sets() {
-		if set.integers != nil {
-			recordsLawOfBits(t, set)
+		if set.integers == nil {
+			continue
+		}
+		for _, precision := range []Precision{Int16, Int8} {
+			for i, dtype := range types {
+				recordsLawOfBits(t, set, precision, dtype, i%2 == 1)
+			}
 		}
 	}
 }
 
-func recordsLawOfBits(t *testing.T, set *kernelSet) {
-	const most, rows, cols = 40, 128, 256
-	for _, precision := range []Precision{Int16, Int8} {
-		for _, dtype := range append(quantizedTypes[:len(quantizedTypes):len(quantizedTypes)], kernels.BF16) {
-			rng := newRand(5)
-			weight := matrix(rng, dtype, rows, cols)
-			x := random(rng, most*cols)
-			x[7*cols+9] = float32(math.NaN())
-			var want []float32
-			for threads := 1; threads <= 3; threads++ {
-				o := deviceOf(t, Options{Threads: threads, Precision: precision}, set)
-				w := weightOf(t, o, weight)
-				run := func(lo, hi int) []float32 {
-					y := tensor(t, o, hi-lo, rows, nil)
-					o.Linear(y, tensor(t, o, hi-lo, cols, x[lo*cols:hi*cols]), kernels.Linear{Weight: w})
-					return get(t, o, y)
-				}
-				if want == nil {
-					for r := range most {
-						want = append(want, run(r, r+1)...)
-					}
-				}
-				for m := 1; m <= most; m++ {
-					lo := (m * 7) % (most - m + 1)
-					same(t, fmt.Sprintf("%s %d %s, %d threads, rows [%d,%d)", set.name, precision, dtype, threads, lo, lo+m), run(lo, lo+m), want[lo*rows:(lo+m)*rows])
-				}
-			}
-			if v := want[7*rows]; v == v {
-				t.Errorf("%s %d %s: a row with NaN gives %g", set.name, precision, dtype, v)
+func recordsLawOfBits(t *testing.T, set *kernelSet, precision Precision, dtype kernels.DType, gated bool) {
+	const most, width, cols = 40, 3 * groupRows, 256
+	rows := width
+	if gated {
+		rows *= 2
+	}
+	name := fmt.Sprintf("%s %d %s", set.name, precision, dtype)
+	rng := newRand(5)
+	weight := matrix(rng, dtype, rows, cols)
+	x := random(rng, most*cols)
+	x[7*cols+9] = float32(math.NaN())
+	var want []float32
+	for threads := 1; threads <= 3; threads++ {
+		o := deviceOf(t, Options{Threads: threads, Precision: precision}, set)
+		w := weightOf(t, o, weight)
+		run := func(lo, hi int) []float32 {
+			y := tensor(t, o, hi-lo, width, nil)
+			o.Linear(y, tensor(t, o, hi-lo, cols, x[lo*cols:hi*cols]), kernels.Linear{Weight: w, Gated: gated, Activation: kernels.SiLU})
+			return get(t, o, y)
+		}
+		if want == nil {
+			for r := range most {
+				want = append(want, run(r, r+1)...)
 			}
 		}
+		for m := 1; m <= most; m++ {
+			lo := (m * 7) % (most - m + 1)
+			same(t, fmt.Sprintf("%s, %d threads, rows [%d,%d)", name, threads, lo, lo+m), run(lo, lo+m), want[lo*width:(lo+m)*width])
+		}
+	}
+	if v := want[7*width]; v == v {
+		t.Errorf("%s: a row with NaN gives %g", name, v)
 	}
 }

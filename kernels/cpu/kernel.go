@@ -9,8 +9,13 @@ const (
 	integerRows = 24
 )
 
-// groupRows is the number of outputs that a packed group holds side by side.
-const groupRows = 64
+// groupRows is the number of outputs that a packed group holds side by side, in
+// panels of panelRows.
+const (
+	groupRows   = 64
+	panelRows   = 16
+	groupPanels = groupRows / panelRows
+)
 
 // Types of inner loops; all sizes are those that the generator's comments state.
 type (
@@ -18,8 +23,9 @@ type (
 	// strides are in bytes.
 	productKernel func(y, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
 	// The same for any number of rows whose activations are records of 32 values in
-	// one or two bytes each; it adds to y.
-	integerKernel func(y *float32, x *byte, stride uintptr, w *byte, blocks, rows uintptr)
+	// one or two bytes each, and for some panels; it adds to y, where the first
+	// panel's outputs begin.
+	integerKernel func(y *float32, x *byte, stride uintptr, w *byte, blocks, rows, first, panels uintptr)
 	// s[r][16·i+t] = Σ_d q[r][d] · k[blocks[i]][d][t].
 	scoresKernel func(s *float32, sStride uintptr, q *float32, qStride uintptr, k *byte, blocks *int32, count, blockStride, dim uintptr)
 	// o[r][d] += Σ_t p[r][t] · v[t][d].

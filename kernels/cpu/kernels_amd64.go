@@ -362,41 +362,41 @@ func productBF16DR11(y *float32, x *float32, stride uintptr, sums *float32, w *b
 // productBF16DR12 multiplies 12 rows of bfloat16 with one packed group of 64 outputs.
 func productBF16DR12(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
 
-// integerQ4T1 multiplies rows in 1 bytes a value with one packed group.
-func integerQ4T1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4T1 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ4T1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ4ST1 multiplies rows in 1 bytes a value with one packed group.
-func integerQ4ST1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4ST1 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ4ST1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ4WT1 multiplies rows in 1 bytes a value with one packed group.
-func integerQ4WT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4WT1 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ4WT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ8VT1 multiplies rows in 1 bytes a value with one packed group.
-func integerQ8VT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ8VT1 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ8VT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ8WVT1 multiplies rows in 1 bytes a value with one packed group.
-func integerQ8WVT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ8WVT1 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ8WVT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ6VT1 multiplies rows in 1 bytes a value with one packed group.
-func integerQ6VT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ6VT1 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ6VT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ4T2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ4T2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4T2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ4T2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ4ST2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ4ST2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4ST2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ4ST2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ4WT2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ4WT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4WT2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ4WT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ8VT2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ8VT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ8VT2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ8VT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ8WVT2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ8WVT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ8WVT2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ8WVT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ6VT2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ6VT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ6VT2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ6VT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
 // transpose16 writes dst[j][i] = src[i][j] for 16 × 16 words; rows of src are srcStride bytes apart.
 func transpose16(dst *uint32, src *uint32, srcStride uintptr)

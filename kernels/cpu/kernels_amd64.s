@@ -30109,9 +30109,9 @@ block:
 	VZEROUPPER
 	RET
 
-// func integerQ4T1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4T1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·integerQ4T1(SB), NOSPLIT, $0-48
+TEXT ·integerQ4T1(SB), NOSPLIT, $0-64
 	MOVQ         y+0(FP), AX
 	MOVQ         x+8(FP), CX
 	MOVQ         stride+16(FP), DX
@@ -30119,10 +30119,15 @@ TEXT ·integerQ4T1(SB), NOSPLIT, $0-48
 	MOVQ         blocks+32(FP), SI
 	VPBROADCASTD lowNibbles<>+0(SB), Z0
 	LEAQ         1024(BX), DI
+	MOVQ         first+48(FP), R8
+	IMUL3Q       $0x00000020, R8, R11
+	ADDQ         R11, DI
+	IMUL3Q       $0x00000100, R8, R11
+	ADDQ         R11, BX
 	LEAQ         4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -30189,8 +30194,18 @@ row:
 	DECQ             R11
 	JNZ              panel
 	ADDQ             $0x00000040, CX
-	ADDQ             $0x00000100, BX
-	ADDQ             $0x00000480, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000100, R8, R8
+	ADDQ             $0x00000500, BX
+	SUBQ             R8, BX
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000020, R8, R8
+	ADDQ             $0x00000500, DI
+	SUBQ             R8, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000140, R8, R8
+	ADDQ             $0x00000500, R13
+	SUBQ             R8, R13
 	DECQ             SI
 	JNZ              block
 	VZEROUPPER
@@ -30199,9 +30214,9 @@ row:
 DATA lowNibbles<>+0(SB)/4, $0x0f0f0f0f
 GLOBL lowNibbles<>(SB), RODATA|NOPTR, $4
 
-// func integerQ4ST1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4ST1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·integerQ4ST1(SB), NOSPLIT, $0-48
+TEXT ·integerQ4ST1(SB), NOSPLIT, $0-64
 	MOVQ         y+0(FP), AX
 	MOVQ         x+8(FP), CX
 	MOVQ         stride+16(FP), DX
@@ -30209,10 +30224,15 @@ TEXT ·integerQ4ST1(SB), NOSPLIT, $0-48
 	MOVQ         blocks+32(FP), SI
 	VPBROADCASTD lowNibbles<>+0(SB), Z0
 	LEAQ         1024(BX), DI
+	MOVQ         first+48(FP), R8
+	IMUL3Q       $0x00000020, R8, R11
+	ADDQ         R11, DI
+	IMUL3Q       $0x00000100, R8, R11
+	ADDQ         R11, BX
 	LEAQ         4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -30279,8 +30299,18 @@ row:
 	DECQ             R11
 	JNZ              panel
 	ADDQ             $0x00000040, CX
-	ADDQ             $0x00000080, BX
-	ADDQ             $0x00000400, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000100, R8, R8
+	ADDQ             $0x00000480, BX
+	SUBQ             R8, BX
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000020, R8, R8
+	ADDQ             $0x00000480, DI
+	SUBQ             R8, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000120, R8, R8
+	ADDQ             $0x00000480, R13
+	SUBQ             R8, R13
 	DECQ             SI
 	JNZ              block
 	VZEROUPPER
@@ -30289,9 +30319,9 @@ row:
 DATA minus8<>+0(SB)/4, $0xc1000000
 GLOBL minus8<>(SB), RODATA|NOPTR, $4
 
-// func integerQ4WT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4WT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·integerQ4WT1(SB), NOSPLIT, $0-48
+TEXT ·integerQ4WT1(SB), NOSPLIT, $0-64
 	MOVQ         y+0(FP), AX
 	MOVQ         x+8(FP), CX
 	MOVQ         stride+16(FP), DX
@@ -30299,10 +30329,15 @@ TEXT ·integerQ4WT1(SB), NOSPLIT, $0-48
 	MOVQ         blocks+32(FP), SI
 	VPBROADCASTD lowNibbles<>+0(SB), Z0
 	LEAQ         1024(BX), DI
+	MOVQ         first+48(FP), R8
+	IMUL3Q       $0x00000040, R8, R11
+	ADDQ         R11, DI
+	IMUL3Q       $0x00000100, R8, R11
+	ADDQ         R11, BX
 	LEAQ         4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -30371,26 +30406,41 @@ row:
 	DECQ             R11
 	JNZ              panel
 	ADDQ             $0x00000040, CX
-	ADDQ             $0x00000200, BX
-	ADDQ             $0x00000500, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000100, R8, R8
+	ADDQ             $0x00000600, BX
+	SUBQ             R8, BX
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000040, R8, R8
+	ADDQ             $0x00000600, DI
+	SUBQ             R8, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000180, R8, R8
+	ADDQ             $0x00000600, R13
+	SUBQ             R8, R13
 	DECQ             SI
 	JNZ              block
 	VZEROUPPER
 	RET
 
-// func integerQ8VT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ8VT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·integerQ8VT1(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 2048(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ8VT1(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   2048(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000020, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000200, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -30453,8 +30503,18 @@ row:
 	DECQ             R11
 	JNZ              panel
 	ADDQ             $0x00000040, CX
-	ADDQ             $0x00000080, BX
-	ADDQ             $0x00000800, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000200, R8, R8
+	ADDQ             $0x00000880, BX
+	SUBQ             R8, BX
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000020, R8, R8
+	ADDQ             $0x00000880, DI
+	SUBQ             R8, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000220, R8, R8
+	ADDQ             $0x00000880, R13
+	SUBQ             R8, R13
 	DECQ             SI
 	JNZ              block
 	VZEROUPPER
@@ -30463,19 +30523,24 @@ row:
 DATA minus128<>+0(SB)/4, $0xc3000000
 GLOBL minus128<>(SB), RODATA|NOPTR, $4
 
-// func integerQ8WVT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ8WVT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·integerQ8WVT1(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 2048(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ8WVT1(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   2048(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000040, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000200, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -30540,26 +30605,41 @@ row:
 	DECQ             R11
 	JNZ              panel
 	ADDQ             $0x00000040, CX
-	ADDQ             $0x00000200, BX
-	ADDQ             $0x00000900, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000200, R8, R8
+	ADDQ             $0x00000a00, BX
+	SUBQ             R8, BX
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000040, R8, R8
+	ADDQ             $0x00000a00, DI
+	SUBQ             R8, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000280, R8, R8
+	ADDQ             $0x00000a00, R13
+	SUBQ             R8, R13
 	DECQ             SI
 	JNZ              block
 	VZEROUPPER
 	RET
 
-// func integerQ6VT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ6VT1(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·integerQ6VT1(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ6VT1(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000040, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -30627,16 +30707,26 @@ row:
 	DECQ             R11
 	JNZ              panel
 	ADDQ             $0x00000040, CX
-	ADDQ             $0x00000600, BX
-	ADDQ             $0x00000900, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000100, R8, R8
+	ADDQ             $0x00000a00, BX
+	SUBQ             R8, BX
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000040, R8, R8
+	ADDQ             $0x00000a00, DI
+	SUBQ             R8, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000280, R8, R8
+	ADDQ             $0x00000a00, R13
+	SUBQ             R8, R13
 	DECQ             SI
 	JNZ              block
 	VZEROUPPER
 	RET
 
-// func integerQ4T2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4T2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·integerQ4T2(SB), NOSPLIT, $0-48
+TEXT ·integerQ4T2(SB), NOSPLIT, $0-64
 	MOVQ         y+0(FP), AX
 	MOVQ         x+8(FP), CX
 	MOVQ         stride+16(FP), DX
@@ -30644,10 +30734,15 @@ TEXT ·integerQ4T2(SB), NOSPLIT, $0-48
 	MOVQ         blocks+32(FP), SI
 	VPBROADCASTD lowNibbles<>+0(SB), Z0
 	LEAQ         1024(BX), DI
+	MOVQ         first+48(FP), R8
+	IMUL3Q       $0x00000020, R8, R11
+	ADDQ         R11, DI
+	IMUL3Q       $0x00000100, R8, R11
+	ADDQ         R11, BX
 	LEAQ         4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -30716,16 +30811,26 @@ row:
 	DECQ             R11
 	JNZ              panel
 	ADDQ             $0x00000050, CX
-	ADDQ             $0x00000100, BX
-	ADDQ             $0x00000480, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000100, R8, R8
+	ADDQ             $0x00000500, BX
+	SUBQ             R8, BX
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000020, R8, R8
+	ADDQ             $0x00000500, DI
+	SUBQ             R8, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000140, R8, R8
+	ADDQ             $0x00000500, R13
+	SUBQ             R8, R13
 	DECQ             SI
 	JNZ              block
 	VZEROUPPER
 	RET
 
-// func integerQ4ST2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4ST2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·integerQ4ST2(SB), NOSPLIT, $0-48
+TEXT ·integerQ4ST2(SB), NOSPLIT, $0-64
 	MOVQ         y+0(FP), AX
 	MOVQ         x+8(FP), CX
 	MOVQ         stride+16(FP), DX
@@ -30733,10 +30838,15 @@ TEXT ·integerQ4ST2(SB), NOSPLIT, $0-48
 	MOVQ         blocks+32(FP), SI
 	VPBROADCASTD lowNibbles<>+0(SB), Z0
 	LEAQ         1024(BX), DI
+	MOVQ         first+48(FP), R8
+	IMUL3Q       $0x00000020, R8, R11
+	ADDQ         R11, DI
+	IMUL3Q       $0x00000100, R8, R11
+	ADDQ         R11, BX
 	LEAQ         4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -30805,16 +30915,26 @@ row:
 	DECQ             R11
 	JNZ              panel
 	ADDQ             $0x00000050, CX
-	ADDQ             $0x00000080, BX
-	ADDQ             $0x00000400, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000100, R8, R8
+	ADDQ             $0x00000480, BX
+	SUBQ             R8, BX
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000020, R8, R8
+	ADDQ             $0x00000480, DI
+	SUBQ             R8, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000120, R8, R8
+	ADDQ             $0x00000480, R13
+	SUBQ             R8, R13
 	DECQ             SI
 	JNZ              block
 	VZEROUPPER
 	RET
 
-// func integerQ4WT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4WT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·integerQ4WT2(SB), NOSPLIT, $0-48
+TEXT ·integerQ4WT2(SB), NOSPLIT, $0-64
 	MOVQ         y+0(FP), AX
 	MOVQ         x+8(FP), CX
 	MOVQ         stride+16(FP), DX
@@ -30822,10 +30942,15 @@ TEXT ·integerQ4WT2(SB), NOSPLIT, $0-48
 	MOVQ         blocks+32(FP), SI
 	VPBROADCASTD lowNibbles<>+0(SB), Z0
 	LEAQ         1024(BX), DI
+	MOVQ         first+48(FP), R8
+	IMUL3Q       $0x00000040, R8, R11
+	ADDQ         R11, DI
+	IMUL3Q       $0x00000100, R8, R11
+	ADDQ         R11, BX
 	LEAQ         4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -30896,26 +31021,41 @@ row:
 	DECQ             R11
 	JNZ              panel
 	ADDQ             $0x00000050, CX
-	ADDQ             $0x00000200, BX
-	ADDQ             $0x00000500, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000100, R8, R8
+	ADDQ             $0x00000600, BX
+	SUBQ             R8, BX
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000040, R8, R8
+	ADDQ             $0x00000600, DI
+	SUBQ             R8, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000180, R8, R8
+	ADDQ             $0x00000600, R13
+	SUBQ             R8, R13
 	DECQ             SI
 	JNZ              block
 	VZEROUPPER
 	RET
 
-// func integerQ8VT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ8VT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·integerQ8VT2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 2048(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ8VT2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   2048(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000020, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000200, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -30980,26 +31120,41 @@ row:
 	DECQ             R11
 	JNZ              panel
 	ADDQ             $0x00000050, CX
-	ADDQ             $0x00000080, BX
-	ADDQ             $0x00000800, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000200, R8, R8
+	ADDQ             $0x00000880, BX
+	SUBQ             R8, BX
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000020, R8, R8
+	ADDQ             $0x00000880, DI
+	SUBQ             R8, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000220, R8, R8
+	ADDQ             $0x00000880, R13
+	SUBQ             R8, R13
 	DECQ             SI
 	JNZ              block
 	VZEROUPPER
 	RET
 
-// func integerQ8WVT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ8WVT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·integerQ8WVT2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 2048(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ8WVT2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   2048(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000040, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000200, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -31066,26 +31221,41 @@ row:
 	DECQ             R11
 	JNZ              panel
 	ADDQ             $0x00000050, CX
-	ADDQ             $0x00000200, BX
-	ADDQ             $0x00000900, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000200, R8, R8
+	ADDQ             $0x00000a00, BX
+	SUBQ             R8, BX
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000040, R8, R8
+	ADDQ             $0x00000a00, DI
+	SUBQ             R8, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000280, R8, R8
+	ADDQ             $0x00000a00, R13
+	SUBQ             R8, R13
 	DECQ             SI
 	JNZ              block
 	VZEROUPPER
 	RET
 
-// func integerQ6VT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ6VT2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·integerQ6VT2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ6VT2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000040, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -31161,8 +31331,18 @@ row:
 	DECQ             R11
 	JNZ              panel
 	ADDQ             $0x00000050, CX
-	ADDQ             $0x00000600, BX
-	ADDQ             $0x00000900, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000100, R8, R8
+	ADDQ             $0x00000a00, BX
+	SUBQ             R8, BX
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000040, R8, R8
+	ADDQ             $0x00000a00, DI
+	SUBQ             R8, DI
+	MOVQ             panels+56(FP), R8
+	IMUL3Q           $0x00000280, R8, R8
+	ADDQ             $0x00000a00, R13
+	SUBQ             R8, R13
 	DECQ             SI
 	JNZ              block
 	VZEROUPPER

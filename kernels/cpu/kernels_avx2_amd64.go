@@ -164,77 +164,77 @@ func productQ4WR5AVX2(y *float32, x *float32, stride uintptr, sums *float32, w *
 // productQ4WR6AVX2 multiplies 6 rows with one packed group of 64 outputs.
 func productQ4WR6AVX2(y *float32, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr)
 
-// integerQ4T1AVX2 multiplies rows in 1 bytes a value with one packed group.
-func integerQ4T1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4T1AVX2 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ4T1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ4ST1AVX2 multiplies rows in 1 bytes a value with one packed group.
-func integerQ4ST1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4ST1AVX2 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ4ST1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ4WT1AVX2 multiplies rows in 1 bytes a value with one packed group.
-func integerQ4WT1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4WT1AVX2 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ4WT1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ8VT1AVX2 multiplies rows in 1 bytes a value with one packed group.
-func integerQ8VT1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ8VT1AVX2 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ8VT1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ8WVT1AVX2 multiplies rows in 1 bytes a value with one packed group.
-func integerQ8WVT1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ8WVT1AVX2 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ8WVT1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ6VT1AVX2 multiplies rows in 1 bytes a value with one packed group.
-func integerQ6VT1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ6VT1AVX2 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ6VT1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ4T2AVX2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ4T2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4T2AVX2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ4T2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ4ST2AVX2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ4ST2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4ST2AVX2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ4ST2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ4WT2AVX2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ4WT2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4WT2AVX2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ4WT2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ8VT2AVX2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ8VT2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ8VT2AVX2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ8VT2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ8WVT2AVX2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ8WVT2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ8WVT2AVX2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ8WVT2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ6VT2AVX2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ6VT2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ6VT2AVX2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ6VT2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ4T1VNNIAVX2 multiplies rows in 1 bytes a value with one packed group.
-func integerQ4T1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4T1VNNIAVX2 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ4T1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ4ST1VNNIAVX2 multiplies rows in 1 bytes a value with one packed group.
-func integerQ4ST1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4ST1VNNIAVX2 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ4ST1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ4WT1VNNIAVX2 multiplies rows in 1 bytes a value with one packed group.
-func integerQ4WT1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4WT1VNNIAVX2 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ4WT1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ8VT1VNNIAVX2 multiplies rows in 1 bytes a value with one packed group.
-func integerQ8VT1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ8VT1VNNIAVX2 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ8VT1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ8WVT1VNNIAVX2 multiplies rows in 1 bytes a value with one packed group.
-func integerQ8WVT1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ8WVT1VNNIAVX2 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ8WVT1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ6VT1VNNIAVX2 multiplies rows in 1 bytes a value with one packed group.
-func integerQ6VT1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ6VT1VNNIAVX2 multiplies rows in 1 bytes a value with panels of one packed group.
+func integerQ6VT1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ4T2VNNIAVX2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ4T2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4T2VNNIAVX2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ4T2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ4ST2VNNIAVX2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ4ST2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4ST2VNNIAVX2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ4ST2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ4WT2VNNIAVX2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ4WT2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ4WT2VNNIAVX2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ4WT2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ8VT2VNNIAVX2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ8VT2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ8VT2VNNIAVX2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ8VT2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ8WVT2VNNIAVX2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ8WVT2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ8WVT2VNNIAVX2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ8WVT2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
-// integerQ6VT2VNNIAVX2 multiplies rows in 2 bytes a value with one packed group.
-func integerQ6VT2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// integerQ6VT2VNNIAVX2 multiplies rows in 2 bytes a value with panels of one packed group.
+func integerQ6VT2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 
 // transpose16AVX2 writes dst[j][i] = src[i][j] for 16 × 16 words; rows of src are srcStride bytes apart.
 func transpose16AVX2(dst *uint32, src *uint32, srcStride uintptr)

@@ -15117,19 +15117,24 @@ eight:
 	VZEROUPPER
 	RET
 
-// func integerQ4T1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4T1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·integerQ4T1AVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ4T1AVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000020, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -15139,7 +15144,7 @@ panel:
 	PREFETCHT0 192(R13)
 	PREFETCHT0 256(R13)
 	ADDQ       $0x00000140, R13
-	LEAQ       (R12), R8
+	MOVQ       R12, R8
 	MOVQ       CX, R9
 	MOVQ       rows+40(FP), R10
 	VMOVDQU    (BX), Y0
@@ -15207,7 +15212,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -15281,8 +15289,18 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000040, CX
-	ADDQ         $0x00000100, BX
-	ADDQ         $0x00000480, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000100, R8, R8
+	ADDQ         $0x00000500, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000020, R8, R8
+	ADDQ         $0x00000500, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000140, R8, R8
+	ADDQ         $0x00000500, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
@@ -15308,19 +15326,24 @@ DATA onesWords<>+24(SB)/4, $0x00010001
 DATA onesWords<>+28(SB)/4, $0x00010001
 GLOBL onesWords<>(SB), RODATA|NOPTR, $32
 
-// func integerQ4ST1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4ST1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·integerQ4ST1AVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ4ST1AVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000020, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -15330,7 +15353,7 @@ panel:
 	PREFETCHT0 192(R13)
 	PREFETCHT0 256(R13)
 	ADDQ       $0x00000120, R13
-	LEAQ       (R12), R8
+	MOVQ       R12, R8
 	MOVQ       CX, R9
 	MOVQ       rows+40(FP), R10
 	VMOVDQU    (BX), Y0
@@ -15398,7 +15421,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -15472,8 +15498,18 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000040, CX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x00000400, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000100, R8, R8
+	ADDQ         $0x00000480, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000020, R8, R8
+	ADDQ         $0x00000480, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000120, R8, R8
+	ADDQ         $0x00000480, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
@@ -15489,19 +15525,24 @@ DATA minus8<>+24(SB)/4, $0xc1000000
 DATA minus8<>+28(SB)/4, $0xc1000000
 GLOBL minus8<>(SB), RODATA|NOPTR, $32
 
-// func integerQ4WT1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4WT1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, FMA3, MMX+
-TEXT ·integerQ4WT1AVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ4WT1AVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000040, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -15512,7 +15553,7 @@ panel:
 	PREFETCHT0  256(R13)
 	PREFETCHT0  320(R13)
 	ADDQ        $0x00000180, R13
-	LEAQ        (R12), R8
+	MOVQ        R12, R8
 	MOVQ        CX, R9
 	MOVQ        rows+40(FP), R10
 	VMOVDQU     (BX), Y0
@@ -15581,7 +15622,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -15656,26 +15700,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000040, CX
-	ADDQ         $0x00000200, BX
-	ADDQ         $0x00000500, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000100, R8, R8
+	ADDQ         $0x00000600, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000040, R8, R8
+	ADDQ         $0x00000600, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000180, R8, R8
+	ADDQ         $0x00000600, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ8VT1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ8VT1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·integerQ8VT1AVX2(SB), NOSPLIT, $512-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 2048(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ8VT1AVX2(SB), NOSPLIT, $512-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   2048(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000020, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000200, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -15689,7 +15748,7 @@ panel:
 	PREFETCHT0 448(R13)
 	PREFETCHT0 512(R13)
 	ADDQ       $0x00000220, R13
-	LEAQ       (R12), R8
+	MOVQ       R12, R8
 	MOVQ       CX, R9
 	MOVQ       rows+40(FP), R10
 	VMOVDQU    (BX), Y0
@@ -15825,7 +15884,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -15967,8 +16029,18 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000040, CX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x00000800, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000200, R8, R8
+	ADDQ         $0x00000880, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000020, R8, R8
+	ADDQ         $0x00000880, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000220, R8, R8
+	ADDQ         $0x00000880, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
@@ -15994,19 +16066,24 @@ DATA sixteensWords<>+24(SB)/4, $0x00100010
 DATA sixteensWords<>+28(SB)/4, $0x00100010
 GLOBL sixteensWords<>(SB), RODATA|NOPTR, $32
 
-// func integerQ8WVT1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ8WVT1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, FMA3, MMX+
-TEXT ·integerQ8WVT1AVX2(SB), NOSPLIT, $512-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 2048(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ8WVT1AVX2(SB), NOSPLIT, $512-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   2048(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000040, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000200, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -16021,7 +16098,7 @@ panel:
 	PREFETCHT0  512(R13)
 	PREFETCHT0  576(R13)
 	ADDQ        $0x00000280, R13
-	LEAQ        (R12), R8
+	MOVQ        R12, R8
 	MOVQ        CX, R9
 	MOVQ        rows+40(FP), R10
 	VMOVDQU     (BX), Y0
@@ -16158,7 +16235,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -16301,26 +16381,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000040, CX
-	ADDQ         $0x00000200, BX
-	ADDQ         $0x00000900, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000200, R8, R8
+	ADDQ         $0x00000a00, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000040, R8, R8
+	ADDQ         $0x00000a00, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000280, R8, R8
+	ADDQ         $0x00000a00, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ6VT1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ6VT1AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, FMA3, MMX+
-TEXT ·integerQ6VT1AVX2(SB), NOSPLIT, $512-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ6VT1AVX2(SB), NOSPLIT, $512-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000040, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -16335,7 +16430,7 @@ panel:
 	PREFETCHT0 512(R13)
 	PREFETCHT0 576(R13)
 	ADDQ       $0x00000280, R13
-	LEAQ       (R12), R8
+	MOVQ       R12, R8
 	MOVQ       CX, R9
 	MOVQ       rows+40(FP), R10
 	VMOVDQU    (BX), Y0
@@ -16478,7 +16573,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -16627,26 +16725,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000040, CX
-	ADDQ         $0x00000600, BX
-	ADDQ         $0x00000900, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000100, R8, R8
+	ADDQ         $0x00000a00, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000040, R8, R8
+	ADDQ         $0x00000a00, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000280, R8, R8
+	ADDQ         $0x00000a00, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ4T2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4T2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·integerQ4T2AVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ4T2AVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000020, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -16656,7 +16769,7 @@ panel:
 	PREFETCHT0 192(R13)
 	PREFETCHT0 256(R13)
 	ADDQ       $0x00000140, R13
-	LEAQ       (R12), R8
+	MOVQ       R12, R8
 	MOVQ       CX, R9
 	MOVQ       rows+40(FP), R10
 	VMOVDQU    (BX), Y0
@@ -16741,7 +16854,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -16832,26 +16948,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000050, CX
-	ADDQ         $0x00000100, BX
-	ADDQ         $0x00000480, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000100, R8, R8
+	ADDQ         $0x00000500, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000020, R8, R8
+	ADDQ         $0x00000500, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000140, R8, R8
+	ADDQ         $0x00000500, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ4ST2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4ST2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·integerQ4ST2AVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ4ST2AVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000020, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -16861,7 +16992,7 @@ panel:
 	PREFETCHT0 192(R13)
 	PREFETCHT0 256(R13)
 	ADDQ       $0x00000120, R13
-	LEAQ       (R12), R8
+	MOVQ       R12, R8
 	MOVQ       CX, R9
 	MOVQ       rows+40(FP), R10
 	VMOVDQU    (BX), Y0
@@ -16946,7 +17077,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -17037,26 +17171,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000050, CX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x00000400, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000100, R8, R8
+	ADDQ         $0x00000480, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000020, R8, R8
+	ADDQ         $0x00000480, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000120, R8, R8
+	ADDQ         $0x00000480, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ4WT2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4WT2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, FMA3, MMX+
-TEXT ·integerQ4WT2AVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ4WT2AVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000040, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -17067,7 +17216,7 @@ panel:
 	PREFETCHT0  256(R13)
 	PREFETCHT0  320(R13)
 	ADDQ        $0x00000180, R13
-	LEAQ        (R12), R8
+	MOVQ        R12, R8
 	MOVQ        CX, R9
 	MOVQ        rows+40(FP), R10
 	VMOVDQU     (BX), Y0
@@ -17153,7 +17302,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -17245,26 +17397,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000050, CX
-	ADDQ         $0x00000200, BX
-	ADDQ         $0x00000500, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000100, R8, R8
+	ADDQ         $0x00000600, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000040, R8, R8
+	ADDQ         $0x00000600, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000180, R8, R8
+	ADDQ         $0x00000600, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ8VT2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ8VT2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·integerQ8VT2AVX2(SB), NOSPLIT, $512-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 2048(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ8VT2AVX2(SB), NOSPLIT, $512-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   2048(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000020, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000200, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -17278,7 +17445,7 @@ panel:
 	PREFETCHT0 448(R13)
 	PREFETCHT0 512(R13)
 	ADDQ       $0x00000220, R13
-	LEAQ       (R12), R8
+	MOVQ       R12, R8
 	MOVQ       CX, R9
 	MOVQ       rows+40(FP), R10
 	VMOVDQU    (BX), Y0
@@ -17446,7 +17613,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -17620,26 +17790,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000050, CX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x00000800, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000200, R8, R8
+	ADDQ         $0x00000880, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000020, R8, R8
+	ADDQ         $0x00000880, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000220, R8, R8
+	ADDQ         $0x00000880, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ8WVT2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ8WVT2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, FMA3, MMX+
-TEXT ·integerQ8WVT2AVX2(SB), NOSPLIT, $512-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 2048(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ8WVT2AVX2(SB), NOSPLIT, $512-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   2048(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000040, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000200, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -17654,7 +17839,7 @@ panel:
 	PREFETCHT0  512(R13)
 	PREFETCHT0  576(R13)
 	ADDQ        $0x00000280, R13
-	LEAQ        (R12), R8
+	MOVQ        R12, R8
 	MOVQ        CX, R9
 	MOVQ        rows+40(FP), R10
 	VMOVDQU     (BX), Y0
@@ -17823,7 +18008,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -17998,26 +18186,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000050, CX
-	ADDQ         $0x00000200, BX
-	ADDQ         $0x00000900, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000200, R8, R8
+	ADDQ         $0x00000a00, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000040, R8, R8
+	ADDQ         $0x00000a00, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000280, R8, R8
+	ADDQ         $0x00000a00, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ6VT2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ6VT2AVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, FMA3, MMX+
-TEXT ·integerQ6VT2AVX2(SB), NOSPLIT, $512-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ6VT2AVX2(SB), NOSPLIT, $512-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000040, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -18032,7 +18235,7 @@ panel:
 	PREFETCHT0 512(R13)
 	PREFETCHT0 576(R13)
 	ADDQ       $0x00000280, R13
-	LEAQ       (R12), R8
+	MOVQ       R12, R8
 	MOVQ       CX, R9
 	MOVQ       rows+40(FP), R10
 	VMOVDQU    (BX), Y0
@@ -18215,7 +18418,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -18404,26 +18610,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000050, CX
-	ADDQ         $0x00000600, BX
-	ADDQ         $0x00000900, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000100, R8, R8
+	ADDQ         $0x00000a00, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000040, R8, R8
+	ADDQ         $0x00000a00, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000280, R8, R8
+	ADDQ         $0x00000a00, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ4T1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4T1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·integerQ4T1VNNIAVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ4T1VNNIAVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000020, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -18433,7 +18654,7 @@ panel:
 	PREFETCHT0 192(R13)
 	PREFETCHT0 256(R13)
 	ADDQ       $0x00000140, R13
-	LEAQ       (R12), R8
+	MOVQ       R12, R8
 	MOVQ       CX, R9
 	MOVQ       rows+40(FP), R10
 	VMOVDQU    (BX), Y0
@@ -18533,7 +18754,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -18639,26 +18863,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000040, CX
-	ADDQ         $0x00000100, BX
-	ADDQ         $0x00000480, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000100, R8, R8
+	ADDQ         $0x00000500, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000020, R8, R8
+	ADDQ         $0x00000500, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000140, R8, R8
+	ADDQ         $0x00000500, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ4ST1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4ST1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·integerQ4ST1VNNIAVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ4ST1VNNIAVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000020, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -18668,7 +18907,7 @@ panel:
 	PREFETCHT0 192(R13)
 	PREFETCHT0 256(R13)
 	ADDQ       $0x00000120, R13
-	LEAQ       (R12), R8
+	MOVQ       R12, R8
 	MOVQ       CX, R9
 	MOVQ       rows+40(FP), R10
 	VMOVDQU    (BX), Y0
@@ -18768,7 +19007,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -18874,26 +19116,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000040, CX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x00000400, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000100, R8, R8
+	ADDQ         $0x00000480, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000020, R8, R8
+	ADDQ         $0x00000480, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000120, R8, R8
+	ADDQ         $0x00000480, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ4WT1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4WT1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, FMA3, MMX+
-TEXT ·integerQ4WT1VNNIAVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ4WT1VNNIAVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000040, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -18904,7 +19161,7 @@ panel:
 	PREFETCHT0  256(R13)
 	PREFETCHT0  320(R13)
 	ADDQ        $0x00000180, R13
-	LEAQ        (R12), R8
+	MOVQ        R12, R8
 	MOVQ        CX, R9
 	MOVQ        rows+40(FP), R10
 	VMOVDQU     (BX), Y0
@@ -19005,7 +19262,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -19112,26 +19372,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000040, CX
-	ADDQ         $0x00000200, BX
-	ADDQ         $0x00000500, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000100, R8, R8
+	ADDQ         $0x00000600, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000040, R8, R8
+	ADDQ         $0x00000600, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000180, R8, R8
+	ADDQ         $0x00000600, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ8VT1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ8VT1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·integerQ8VT1VNNIAVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 2048(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ8VT1VNNIAVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   2048(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000020, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000200, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -19145,7 +19420,7 @@ panel:
 	PREFETCHT0 448(R13)
 	PREFETCHT0 512(R13)
 	ADDQ       $0x00000220, R13
-	LEAQ       (R12), R8
+	MOVQ       R12, R8
 	MOVQ       CX, R9
 	MOVQ       rows+40(FP), R10
 	VMOVDQU    (BX), Y0
@@ -19237,7 +19512,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -19335,26 +19613,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000040, CX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x00000800, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000200, R8, R8
+	ADDQ         $0x00000880, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000020, R8, R8
+	ADDQ         $0x00000880, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000220, R8, R8
+	ADDQ         $0x00000880, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ8WVT1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ8WVT1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, FMA3, MMX+
-TEXT ·integerQ8WVT1VNNIAVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 2048(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ8WVT1VNNIAVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   2048(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000040, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000200, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -19369,7 +19662,7 @@ panel:
 	PREFETCHT0  512(R13)
 	PREFETCHT0  576(R13)
 	ADDQ        $0x00000280, R13
-	LEAQ        (R12), R8
+	MOVQ        R12, R8
 	MOVQ        CX, R9
 	MOVQ        rows+40(FP), R10
 	VMOVDQU     (BX), Y0
@@ -19462,7 +19755,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -19561,26 +19857,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000040, CX
-	ADDQ         $0x00000200, BX
-	ADDQ         $0x00000900, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000200, R8, R8
+	ADDQ         $0x00000a00, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000040, R8, R8
+	ADDQ         $0x00000a00, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000280, R8, R8
+	ADDQ         $0x00000a00, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ6VT1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ6VT1VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, FMA3, MMX+
-TEXT ·integerQ6VT1VNNIAVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ6VT1VNNIAVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000040, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -19595,7 +19906,7 @@ panel:
 	PREFETCHT0 512(R13)
 	PREFETCHT0 576(R13)
 	ADDQ       $0x00000280, R13
-	LEAQ       (R12), R8
+	MOVQ       R12, R8
 	MOVQ       CX, R9
 	MOVQ       rows+40(FP), R10
 	VMOVDQU    (BX), Y0
@@ -19694,7 +20005,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -19799,26 +20113,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000040, CX
-	ADDQ         $0x00000600, BX
-	ADDQ         $0x00000900, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000100, R8, R8
+	ADDQ         $0x00000a00, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000040, R8, R8
+	ADDQ         $0x00000a00, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000280, R8, R8
+	ADDQ         $0x00000a00, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ4T2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4T2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·integerQ4T2VNNIAVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ4T2VNNIAVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000020, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -19828,7 +20157,7 @@ panel:
 	PREFETCHT0 192(R13)
 	PREFETCHT0 256(R13)
 	ADDQ       $0x00000140, R13
-	LEAQ       (R12), R8
+	MOVQ       R12, R8
 	MOVQ       CX, R9
 	MOVQ       rows+40(FP), R10
 	VMOVDQU    (BX), Y0
@@ -19963,7 +20292,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -20104,26 +20436,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000050, CX
-	ADDQ         $0x00000100, BX
-	ADDQ         $0x00000480, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000100, R8, R8
+	ADDQ         $0x00000500, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000020, R8, R8
+	ADDQ         $0x00000500, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000140, R8, R8
+	ADDQ         $0x00000500, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ4ST2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4ST2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·integerQ4ST2VNNIAVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ4ST2VNNIAVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000020, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -20133,7 +20480,7 @@ panel:
 	PREFETCHT0 192(R13)
 	PREFETCHT0 256(R13)
 	ADDQ       $0x00000120, R13
-	LEAQ       (R12), R8
+	MOVQ       R12, R8
 	MOVQ       CX, R9
 	MOVQ       rows+40(FP), R10
 	VMOVDQU    (BX), Y0
@@ -20268,7 +20615,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -20409,26 +20759,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000050, CX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x00000400, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000100, R8, R8
+	ADDQ         $0x00000480, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000020, R8, R8
+	ADDQ         $0x00000480, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000120, R8, R8
+	ADDQ         $0x00000480, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ4WT2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ4WT2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, FMA3, MMX+
-TEXT ·integerQ4WT2VNNIAVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ4WT2VNNIAVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000040, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -20439,7 +20804,7 @@ panel:
 	PREFETCHT0  256(R13)
 	PREFETCHT0  320(R13)
 	ADDQ        $0x00000180, R13
-	LEAQ        (R12), R8
+	MOVQ        R12, R8
 	MOVQ        CX, R9
 	MOVQ        rows+40(FP), R10
 	VMOVDQU     (BX), Y0
@@ -20575,7 +20940,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -20717,26 +21085,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000050, CX
-	ADDQ         $0x00000200, BX
-	ADDQ         $0x00000500, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000100, R8, R8
+	ADDQ         $0x00000600, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000040, R8, R8
+	ADDQ         $0x00000600, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000180, R8, R8
+	ADDQ         $0x00000600, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ8VT2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ8VT2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·integerQ8VT2VNNIAVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 2048(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ8VT2VNNIAVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   2048(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000020, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000200, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -20750,7 +21133,7 @@ panel:
 	PREFETCHT0 448(R13)
 	PREFETCHT0 512(R13)
 	ADDQ       $0x00000220, R13
-	LEAQ       (R12), R8
+	MOVQ       R12, R8
 	MOVQ       CX, R9
 	MOVQ       rows+40(FP), R10
 	VMOVDQU    (BX), Y0
@@ -20877,7 +21260,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -21010,26 +21396,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000050, CX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x00000800, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000200, R8, R8
+	ADDQ         $0x00000880, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000020, R8, R8
+	ADDQ         $0x00000880, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000220, R8, R8
+	ADDQ         $0x00000880, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ8WVT2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ8WVT2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, FMA3, MMX+
-TEXT ·integerQ8WVT2VNNIAVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 2048(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ8WVT2VNNIAVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   2048(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000040, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000200, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -21044,7 +21445,7 @@ panel:
 	PREFETCHT0  512(R13)
 	PREFETCHT0  576(R13)
 	ADDQ        $0x00000280, R13
-	LEAQ        (R12), R8
+	MOVQ        R12, R8
 	MOVQ        CX, R9
 	MOVQ        rows+40(FP), R10
 	VMOVDQU     (BX), Y0
@@ -21172,7 +21573,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -21306,26 +21710,41 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000050, CX
-	ADDQ         $0x00000200, BX
-	ADDQ         $0x00000900, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000200, R8, R8
+	ADDQ         $0x00000a00, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000040, R8, R8
+	ADDQ         $0x00000a00, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000280, R8, R8
+	ADDQ         $0x00000a00, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER
 	RET
 
-// func integerQ6VT2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr)
+// func integerQ6VT2VNNIAVX2(y *float32, x *byte, stride uintptr, w *byte, blocks uintptr, rows uintptr, first uintptr, panels uintptr)
 // Requires: AVX, AVX2, FMA3, MMX+
-TEXT ·integerQ6VT2VNNIAVX2(SB), NOSPLIT, $0-48
-	MOVQ y+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ stride+16(FP), DX
-	MOVQ w+24(FP), BX
-	MOVQ blocks+32(FP), SI
-	LEAQ 1024(BX), DI
-	LEAQ 4096(BX), R13
+TEXT ·integerQ6VT2VNNIAVX2(SB), NOSPLIT, $0-64
+	MOVQ   y+0(FP), AX
+	MOVQ   x+8(FP), CX
+	MOVQ   stride+16(FP), DX
+	MOVQ   w+24(FP), BX
+	MOVQ   blocks+32(FP), SI
+	LEAQ   1024(BX), DI
+	MOVQ   first+48(FP), R8
+	IMUL3Q $0x00000040, R8, R11
+	ADDQ   R11, DI
+	IMUL3Q $0x00000100, R8, R11
+	ADDQ   R11, BX
+	LEAQ   4096(BX), R13
 
 block:
-	MOVQ $0x00000004, R11
+	MOVQ panels+56(FP), R11
 	MOVQ AX, R12
 
 panel:
@@ -21340,7 +21759,7 @@ panel:
 	PREFETCHT0 512(R13)
 	PREFETCHT0 576(R13)
 	ADDQ       $0x00000280, R13
-	LEAQ       (R12), R8
+	MOVQ       R12, R8
 	MOVQ       CX, R9
 	MOVQ       rows+40(FP), R10
 	VMOVDQU    (BX), Y0
@@ -21481,7 +21900,10 @@ row0:
 	ADDQ         DX, R9
 	DECQ         R10
 	JNZ          row0
-	LEAQ         32(R12), R8
+	MOVQ         rows+40(FP), R10
+	SHLQ         $0x08, R10
+	SUBQ         R10, R8
+	ADDQ         $0x20, R8
 	MOVQ         CX, R9
 	MOVQ         rows+40(FP), R10
 	VMOVDQU      32(BX), Y0
@@ -21628,8 +22050,18 @@ row1:
 	DECQ         R11
 	JNZ          panel
 	ADDQ         $0x00000050, CX
-	ADDQ         $0x00000600, BX
-	ADDQ         $0x00000900, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000100, R8, R8
+	ADDQ         $0x00000a00, BX
+	SUBQ         R8, BX
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000040, R8, R8
+	ADDQ         $0x00000a00, DI
+	SUBQ         R8, DI
+	MOVQ         panels+56(FP), R8
+	IMUL3Q       $0x00000280, R8, R8
+	ADDQ         $0x00000a00, R13
+	SUBQ         R8, R13
 	DECQ         SI
 	JNZ          block
 	VZEROUPPER

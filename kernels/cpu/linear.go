@@ -17,6 +17,8 @@ type linearTask struct {
 	id   uint64
 
 	tiles, tilesPerUnit, unitsPerGroup int
+	groups                             int  // of outputs
+	halved                             bool // the middle group is two units
 	sums                               []float32
 	codes                              buffer // records in place of x
 	lazy                               bool   // each worker prepares x for itself
@@ -69,7 +71,13 @@ func (o *Ops) product(out, x buffer, rows int, a kernels.Linear) {
 	t.tilesPerUnit = min(t.tiles, unitRowsOfProduct/most)
 	t.unitsPerGroup = (t.tiles + t.tilesPerUnit - 1) / t.tilesPerUnit
 	o.prepareRows(t)
-	o.pool.run(t, groups*t.unitsPerGroup)
+	t.groups = groups
+	t.halved = w.integer() && t.tiles == 1 && groups > 1 && groups%2 == 1 && len(o.workers)%2 == 0
+	units := groups * t.unitsPerGroup
+	if t.halved {
+		units++
+	}
+	o.pool.run(t, units)
 	t.a, t.w = kernels.Linear{}, nil
 }
 
@@ -168,8 +176,28 @@ func (t *linearTask) source(worker int) (x, codes buffer, sums []float32) {
 	return x, codes, w.sums
 }
 
+// A piece is the outputs of a unit: panels of one group.
+type piece struct{ group, first, panels int }
+
+func (p piece) column() int { return p.group*groupRows + p.first*panelRows }
+
+// pieceOf gives a unit's outputs. An odd number of groups would leave one of two
+// workers idle at the end, which costs a small model a twentieth of its decoding.
+func (t *linearTask) pieceOf(unit int) piece {
+	middle := t.groups / 2
+	switch {
+	case !t.halved:
+		return piece{unit / t.unitsPerGroup, 0, groupPanels}
+	case unit < middle:
+		return piece{unit, 0, groupPanels}
+	case unit <= middle+1:
+		return piece{middle, (unit - middle) * groupPanels / 2, groupPanels / 2}
+	}
+	return piece{unit - 1, 0, groupPanels}
+}
+
 func (t *linearTask) do(worker, unit int) {
-	group := unit / t.unitsPerGroup
+	p := t.pieceOf(unit)
 	first := unit % t.unitsPerGroup * t.tilesPerUnit
 	x, codes, sums := t.source(worker)
 	y := t.o.workers[worker].tile
@@ -180,34 +208,36 @@ func (t *linearTask) do(worker, unit int) {
 		if t.w.offset && t.w.form == floatForm {
 			sum = &sums[tile*t.w.sumBlocks()*sumsOfATile]
 		}
-		t.multiply(y, x, codes, sum, group, lo, hi)
+		t.multiply(y, x, codes, sum, p, lo, hi)
 		if t.a.Gated {
-			t.multiply(up, x, codes, sum, group+t.w.groups/2, lo, hi)
+			t.multiply(up, x, codes, sum, piece{p.group + t.w.groups/2, p.first, p.panels}, lo, hi)
 		}
-		t.finish(y, up, group*groupRows, lo, hi)
+		t.finish(y, up, p, lo, hi)
 	}
 }
 
-// multiply writes rows [lo, hi) times one group to y, 64 values a row.
-func (t *linearTask) multiply(y []float32, x, codes buffer, sums *float32, group, lo, hi int) {
-	s := t.w.of(group)
+// multiply writes rows [lo, hi) times a piece to y, rows 64 values apart.
+func (t *linearTask) multiply(y []float32, x, codes buffer, sums *float32, p piece, lo, hi int) {
+	s := t.w.of(p.group)
+	packed := &s.group(p.group)[0]
 	if t.w.form == brainForm {
-		t.o.kernels.dots[hi-lo-1](&y[0], &codes.data[lo*codes.stride], uintptr(4*codes.stride), nil, &s.group(group)[0], uintptr(s.blocks))
+		t.o.kernels.dots[hi-lo-1](&y[0], &codes.data[lo*codes.stride], uintptr(4*codes.stride), nil, packed, uintptr(s.blocks))
 		return
 	}
 	if t.w.form != floatForm {
 		clear(y[:(hi-lo)*groupRows])
 		kernel := t.o.kernels.integers[t.w.form-byteForm][s.format.kind]
-		kernel(&y[0], byteOf(&codes.data[lo*codes.stride]), uintptr(4*codes.stride), &s.group(group)[0], uintptr(t.w.sumBlocks()), uintptr(hi-lo))
+		kernel(&y[0], byteOf(&codes.data[lo*codes.stride]), uintptr(4*codes.stride), packed, uintptr(t.w.sumBlocks()), uintptr(hi-lo), uintptr(p.first), uintptr(p.panels))
 		return
 	}
 	kernel := t.o.kernels.products[s.format.kind][hi-lo-1]
-	kernel(&y[0], &x.data[lo*x.stride], uintptr(4*x.stride), sums, &s.group(group)[0], uintptr(s.blocks))
+	kernel(&y[0], &x.data[lo*x.stride], uintptr(4*x.stride), sums, packed, uintptr(s.blocks))
 }
 
 // finish takes a tile of sums to the output: bias, softcap, activation, gate.
-func (t *linearTask) finish(y, up []float32, column, lo, hi int) {
-	n := min(groupRows, t.cols-column)
+func (t *linearTask) finish(y, up []float32, p piece, lo, hi int) {
+	column := p.column()
+	n := min(p.panels*panelRows, t.cols-column)
 	bias := floats(t.a.Bias)
 	for r := lo; r < hi; r++ {
 		v, u := y[(r-lo)*groupRows:][:n], up[(r-lo)*groupRows:][:n]

@@ -60,7 +60,7 @@ func BenchmarkInteger(b *testing.B) {
 				k := o.kernels.integers[w.form-byteForm][s.format.kind]
 				d := fastestOf(300, func() {
 					for range 20 {
-						k(&y[0], byteOf(&codes[0]), uintptr(4*w.codesStride()), &s.group(0)[0], uintptr(w.sumBlocks()), uintptr(m))
+						k(&y[0], byteOf(&codes[0]), uintptr(4*w.codesStride()), &s.group(0)[0], uintptr(w.sumBlocks()), uintptr(m), 0, groupPanels)
 					}
 				})
 				line += fmt.Sprintf("  %d: %5.1f (%4.1f GB/s)", m, 20*2*rows*float64(cols*m)/float64(d.Nanoseconds()), 20*float64(s.groupBytes())/float64(d.Nanoseconds()))

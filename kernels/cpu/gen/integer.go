@@ -68,14 +68,16 @@ func sumsAt(terms int) int {
 	return 68
 }
 
-// productInteger adds to y[r·64+i] the Σₖ x[r][k] · w[i][k] for the 64 rows i of a
-// packed group, x in records. Eight values (in two bytes: 32) add up exactly, in
+const integerSignature = "func(y *float32, x *byte, stride uintptr, w *byte, blocks, rows, first, panels uintptr)"
+
+// productInteger adds to y[r·64+i] the Σₖ x[r][k] · w[i][k] for rows i of a packed
+// group: those of some panels, the first of which y begins with; x in records. Eight values (in two bytes: 32) add up exactly, in
 // integers: acc += d·Σ s·(Σ code·v), acc += m·Σx, block by block. The sums so far
 // lie in y, so that one loop serves any number of rows.
 func productInteger(f integerFormat, terms int) {
 	label := name("integer%sT%d", f.name, terms)
-	TEXT(label, NOSPLIT, "func(y *float32, x *byte, stride uintptr, w *byte, blocks, rows uintptr)")
-	Doc(name("%s multiplies rows in %d bytes a value with one packed group.", label, terms))
+	TEXT(label, NOSPLIT, integerSignature)
+	Doc(name("%s multiplies rows in %d bytes a value with panels of one packed group.", label, terms))
 	y, x, stride, w := pointer("y"), pointer("x"), pointer("stride"), pointer("w")
 	blocks := pointer("blocks")
 	b := integerBlock{f: f, terms: terms, cursor: w, scale: GP64(), out: GP64(), row: GP64(), rows: GP64(), stride: stride}
@@ -83,12 +85,28 @@ func productInteger(f integerFormat, terms int) {
 		b.low = ZMM()
 		VPBROADCASTD(words("lowNibbles", 0x0f0f0f0f), b.low)
 	}
+	b.panels(y, x, blocks, func() {
+		MOVQ(x, b.row)
+		Load(Param("rows"), b.rows)
+		b.panel()
+	})
+	end()
+}
+
+// panels calls panel for each panel of each block; b.out is where its outputs lie.
+func (b integerBlock) panels(y, x, blocks GPVirtual, panel func()) {
+	f, w := b.f, b.cursor
+	first, left, column, ahead := GP64(), GP64(), GP64(), GP64()
 	LEAQ(Mem{Base: w, Disp: f.scalesAt()}, b.scale)
-	panel, column, ahead := GP64(), GP64(), GP64()
+	Load(Param("first"), first)
+	IMUL3Q(U32(uint32(16*f.scaleBytes())), first, left)
+	ADDQ(left, b.scale)
+	IMUL3Q(U32(uint32(f.stepOfPanel())), first, left)
+	ADDQ(left, w)
 	LEAQ(Mem{Base: w, Disp: 4096}, ahead)
 
 	Label("block")
-	MOVQ(U32(4), panel)
+	Load(Param("panels"), left)
 	MOVQ(y, column)
 	Label("panel")
 	for i := 0; i < f.blockBytes()/4; i += 64 { // a stream: ask for what comes 4 KB later
@@ -96,21 +114,25 @@ func productInteger(f integerFormat, terms int) {
 	}
 	ADDQ(U32(uint32(f.blockBytes()/4)), ahead)
 	MOVQ(column, b.out)
-	MOVQ(x, b.row)
-	Load(Param("rows"), b.rows)
-	b.panel()
+	panel()
 	ADDQ(Imm(64), column)
 	ADDQ(U32(uint32(f.stepOfPanel())), w)
 	ADDQ(U32(uint32(16*f.scaleBytes())), b.scale)
-	DECQ(panel)
+	DECQ(left)
 	JNZ(LabelRef("panel"))
-	ADDQ(U32(uint32(record(terms))), x)
-	ADDQ(U32(uint32(f.blockBytes()-4*f.stepOfPanel())), w)
-	ADDQ(U32(uint32(f.blockBytes()-64*f.scaleBytes())), b.scale)
+	ADDQ(U32(uint32(record(b.terms))), x)
+	for _, step := range []struct {
+		cursor GPVirtual
+		panel  int
+	}{{w, f.stepOfPanel()}, {b.scale, 16 * f.scaleBytes()}, {ahead, f.blockBytes() / 4}} {
+		back := GP64()
+		Load(Param("panels"), back)
+		IMUL3Q(U32(uint32(step.panel)), back, back)
+		ADDQ(U32(uint32(f.blockBytes())), step.cursor)
+		SUBQ(back, step.cursor)
+	}
 	DECQ(blocks)
 	JNZ(LabelRef("block"))
-	VZEROUPPER()
-	RET()
 }
 
 // With halves, the codes of the first 16 columns of all panels come before the

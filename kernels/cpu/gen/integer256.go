@@ -35,41 +35,26 @@ func productInteger256(f integerFormat, terms int, vnni bool) {
 	if vnni {
 		label += "VNNI"
 	}
-	text(label, "func(y *float32, x *byte, stride uintptr, w *byte, blocks, rows uintptr)", name(" multiplies rows in %d bytes a value with one packed group.", terms))
+	text(label, integerSignature, name(" multiplies rows in %d bytes a value with panels of one packed group.", terms))
 	y, x, stride, w := pointer("y"), pointer("x"), pointer("stride"), pointer("w")
 	blocks := pointer("blocks")
 	b := integerBlock256{integerBlock: integerBlock{f: f, terms: terms, cursor: w, scale: GP64(), out: GP64(), row: GP64(), rows: GP64(), stride: stride}, vnni: vnni}
 	if b.split() {
 		b.stack = AllocLocal(512)
 	}
-	LEAQ(Mem{Base: w, Disp: f.scalesAt()}, b.scale)
-	panel, column, ahead := GP64(), GP64(), GP64()
-	LEAQ(Mem{Base: w, Disp: 4096}, ahead)
-
-	Label("block")
-	MOVQ(U32(4), panel)
-	MOVQ(y, column)
-	Label("panel")
-	for i := 0; i < f.blockBytes()/4; i += 64 { // a stream: ask for what comes 4 KB later
-		PREFETCHT0(Mem{Base: ahead, Disp: i})
-	}
-	ADDQ(U32(uint32(f.blockBytes()/4)), ahead)
-	for half := range 2 {
-		LEAQ(Mem{Base: column, Disp: 32 * half}, b.out)
-		MOVQ(x, b.row)
-		Load(Param("rows"), b.rows)
-		b.half(half)
-	}
-	ADDQ(Imm(64), column)
-	ADDQ(U32(uint32(f.stepOfPanel())), w)
-	ADDQ(U32(uint32(16*f.scaleBytes())), b.scale)
-	DECQ(panel)
-	JNZ(LabelRef("panel"))
-	ADDQ(U32(uint32(record(terms))), x)
-	ADDQ(U32(uint32(f.blockBytes()-4*f.stepOfPanel())), w)
-	ADDQ(U32(uint32(f.blockBytes()-64*f.scaleBytes())), b.scale)
-	DECQ(blocks)
-	JNZ(LabelRef("block"))
+	b.panels(y, x, blocks, func() {
+		for half := range 2 {
+			if half > 0 { // the rows before have moved it
+				Load(Param("rows"), b.rows)
+				SHLQ(Imm(8), b.rows)
+				SUBQ(b.rows, b.out)
+				ADDQ(Imm(32), b.out)
+			}
+			MOVQ(x, b.row)
+			Load(Param("rows"), b.rows)
+			b.half(half)
+		}
+	})
 	end()
 }
 

@@ -46,19 +46,19 @@ func (s sender) send(ctx context.Context, node, replica, kind string, message an
 // listen says what becomes of the messages that nodes send. Each handler only
 // copies and enqueues.
 func (h *Head) listen() {
-	handle(h, wire.KindFrames, func(_ string, frames *wire.Frames) int {
-		for _, frame := range frames.Frames {
-			h.dispatch.Frame(frame)
+	handle(h, wire.KindFrames, wire.UnmarshalFrames, func(_ string, frames *wire.Frames) int {
+		for i := range frames.Frames {
+			h.dispatch.Frame(&frames.Frames[i])
 		}
 		return frames.Version
 	})
-	handle(h, wire.KindCredit, func(node string, credit *wire.Credit) int {
+	handle(h, wire.KindCredit, unmarshal, func(node string, credit *wire.Credit) int {
 		if credit.Node == node {
 			h.dispatch.Credit(*credit)
 		}
 		return credit.Version
 	})
-	handle(h, wire.KindReport, func(node string, report *wire.Report) int {
+	handle(h, wire.KindReport, unmarshal, func(node string, report *wire.Report) int {
 		if report.Node == node && report.Version <= wire.Version {
 			h.control.report(*report)
 			h.measure(report)
@@ -67,8 +67,10 @@ func (h *Head) listen() {
 	})
 }
 
+func unmarshal[M any](data []byte, message *M) error { return wire.Unmarshal(data, message) }
+
 // handle decodes messages of a kind from nodes; take gives the version it found.
-func handle[M any](h *Head, kind string, take func(node string, message *M) int) {
+func handle[M any](h *Head, kind string, decode func([]byte, *M) error, take func(node string, message *M) int) {
 	h.link.Handle(kind, func(m link.Message) {
 		message := new(M)
 		// A device process sends frames; all else its node tells.
@@ -76,7 +78,7 @@ func handle[M any](h *Head, kind string, take func(node string, message *M) int)
 			h.log.Warn("message refused", "kind", kind, "from", m.From.String())
 			return
 		}
-		if err := wire.Unmarshal(m.Data, message); err != nil {
+		if err := decode(m.Data, message); err != nil {
 			h.log.Warn("message refused", "kind", kind, "from", m.From.String(), "error", err)
 			return
 		}

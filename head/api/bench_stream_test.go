@@ -2,63 +2,85 @@ package api
 
 import (
 	"bufio"
-	"net/http"
+	"context"
 	"net/http/httptest"
+	"syscall"
 	"testing"
 
 	"manta/head/dispatch"
 	"manta/head/dispatch/dispatchtest"
+	"manta/internal/telemetry"
 	"manta/node/wire"
 	"manta/runtime/sample"
 )
 
-// discard is a client that takes everything at once.
-type discard struct {
-	header http.Header
-	bytes  int
+// taking is a connection that takes everything at once.
+type taking struct{ syscall.RawConn }
+
+func (taking) Control(write func(uintptr)) error { write(0); return nil }
+
+// made is drivers whose frames the benchmark makes.
+type made struct {
+	*dispatchtest.Cluster
+	sent chan struct{}
 }
 
-func (d *discard) Header() http.Header         { return d.header }
-func (d *discard) WriteHeader(int)             {}
-func (d *discard) Flush()                      {}
-func (d *discard) Write(p []byte) (int, error) { d.bytes += len(p); return len(p), nil }
+func (m made) Send(context.Context, string, *wire.Request) error { m.sent <- struct{}{}; return nil }
+func (made) Cancel(context.Context, string, *wire.Cancel) error  { return nil }
 
-// What a head spends to bring one token of one frame to one client, without the
-// network: decode the frame, find its request, make text, write the event.
+// What a head spends to bring one token to one client, but for the network: the frames
+// of a step of 16 requests are decoded, each becomes text and an event.
 func BenchmarkRelayToken(b *testing.B) {
 	cluster := dispatchtest.New()
 	defer cluster.Close()
-	dispatcher := dispatch.New(dispatch.Config{Head: "h", Views: cluster, Link: cluster, Meter: dispatchtest.Meter{}})
+	const streams = 16
+	drivers := made{cluster, make(chan struct{}, streams)}
+	dispatcher := dispatch.New(dispatch.Config{Head: "h", Views: cluster, Link: drivers, Meter: dispatch.Metered{Metrics: telemetry.New()}})
 	cluster.Attach(dispatcher)
-	cluster.AddReplica("m", "r1", "n1", 1, 8)
-	text := fakeText(b)
-	j := &job{
-		model: &served{text: text}, n: 1, prompts: []prompt{{tokens: []int32{1}}}, stream: true, params: sample.Default(),
-	}
-	j.model.Name = "smollm2"
-	form := &chatForm{job: j}
+	cluster.AddReplica("m", "r1", "n1", 1, streams)
 	server := New(Config{Views: cluster, Dispatch: dispatcher})
-	e := server.newSSE(&discard{header: http.Header{}}, j)
-	tally := newTally(j)
-	frame := wire.Frame{Version: wire.Version, Attempt: 1, Epoch: 1, Tokens: []int32{'a'}}
-	data, err := wire.Marshal(&frame)
-	if err != nil {
-		b.Fatal(err)
+	step := wire.Frames{Version: wire.Version}
+	for i := range streams {
+		j := &job{
+			id: wire.RequestID{byte(i)}, model: &served{text: fakeText(b)}, n: 1, prompts: []prompt{{tokens: []int32{1}}}, stream: true,
+			params: sample.Default(), caller: &caller{},
+		}
+		j.model.Name = "m"
+		e := server.newSSE(httptest.NewRecorder(), httptest.NewRequest("POST", "/", nil), j, &chatForm{job: j})
+		e.direct = &direct{raw: taking{}}
+		e.direct.try = func(uintptr) { e.direct.took = len(e.direct.rest) }
+		done := make(chan error)
+		ctx, stop := context.WithCancel(b.Context())
+		defer func() { stop(); <-done }()
+		go func() { done <- e.relay(ctx) }()
+		step.Frames = append(step.Frames, wire.Frame{Version: wire.Version, Request: j.id, Attempt: 1, Epoch: 1, Tokens: []int32{'a'}})
+	}
+	steps := make([][]byte, b.N)
+	for offset := range steps {
+		for i := range step.Frames {
+			step.Frames[i].Offset = offset
+		}
+		var err error
+		if steps[offset], err = wire.Marshal(step); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for range streams {
+		<-drivers.sent
 	}
 	b.ReportAllocs()
-	for b.Loop() {
-		var got wire.Frame
-		if err := wire.Unmarshal(data, &got); err != nil {
+	b.ResetTimer()
+	for _, data := range steps {
+		var got wire.Frames
+		if err := wire.UnmarshalFrames(data, &got); err != nil {
 			b.Fatal(err)
 		}
-		dispatcher.Frame(got)
-		if err := e.piece(j, form, tally, &piece{Event: dispatch.Event{Text: "a", Tokens: got.Tokens, Offset: 1}}); err != nil {
-			b.Fatal(err)
-		}
-		if err := e.flush(); err != nil {
-			b.Fatal(err)
+		for i := range got.Frames {
+			dispatcher.Frame(&got.Frames[i])
 		}
 	}
+	b.StopTimer()
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/streams, "ns/token")
 }
 
 // The same through a real connection: a stream of made-up tokens, a frame each.

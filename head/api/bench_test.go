@@ -72,8 +72,11 @@ func newBench(t testing.TB, change func(*Config, *dispatch.Config)) *bench {
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- dispatcher.Run(ctx) }()
+	server := httptest.NewUnstartedServer(New(config).Handler())
+	server.Config.ConnContext = withConnection
+	server.Start()
 	b := &bench{
-		Server: httptest.NewServer(New(config).Handler()), t: t, cluster: cluster,
+		Server: server, t: t, cluster: cluster,
 		client: &http.Client{Transport: &http.Transport{}, Timeout: 2 * time.Minute},
 	}
 	t.Cleanup(func() {

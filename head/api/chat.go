@@ -59,7 +59,7 @@ func (s *Server) chat(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	s.reply(w, http.StatusOK, form.whole(&all[0], countUsage(j, all)))
+	s.reply(w, http.StatusOK, form.whole(&all[0][0], countUsage(j, all[0])))
 }
 
 // chatJob checks a chat request and renders its messages.
@@ -344,5 +344,7 @@ func (f *chatForm) chunk(choice int, e *dispatch.Event, used *usage) any {
 	}
 	return f.frame([]chatChunkChoice{piece}, used)
 }
+
+func (f *chatForm) plain(_ int, e *dispatch.Event) bool { return f.job.plain(e) }
 
 func (f *chatForm) last(used *usage) any { return f.frame([]chatChunkChoice{}, used) }

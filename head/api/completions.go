@@ -47,7 +47,7 @@ func (s *Server) completions(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	s.reply(w, http.StatusOK, form.whole(all))
+	s.reply(w, http.StatusOK, form.whole(all[0]))
 }
 
 func (s *Server) completionJob(r *http.Request, data []byte) (*job, *textForm, error) {
@@ -328,6 +328,11 @@ func (f *textForm) promptOf(at int, e *dispatch.Event) []wire.Logprob {
 		return slices.Clone(e.Prompt)
 	}
 	return nil
+}
+
+// A choice's first chunk may echo the prompt.
+func (f *textForm) plain(at int, e *dispatch.Event) bool {
+	return f.echoed[at] && !f.promptOnly && f.job.plain(e)
 }
 
 func (f *textForm) last(used *usage) any { return f.frame([]textChoice{}, used) }

@@ -98,30 +98,16 @@ func (s *Server) seedAnswers(r *http.Request, data []byte, requests []seedReques
 		}
 		jobs[i] = j
 	}
+	all, err := s.gather(r.Context(), jobs...)
+	if err != nil {
+		return nil, err
+	}
 	answers := make([]seedAnswer, len(jobs))
-	batches := make([]*batch, 0, len(jobs))
-	defer func() {
-		for _, b := range batches {
-			b.close()
-		}
-	}()
-	for _, j := range jobs {
-		b, err := s.start(r.Context(), j)
-		if err != nil {
-			return nil, err
-		}
-		batches = append(batches, b)
+	for i := range answers {
+		only := &all[i][0].choices[0]
+		answers[i].GeneratedText, answers[i].NumTokens = only.text, len(only.tokens)
 	}
-	for i, b := range batches {
-		for p := range b.pieces {
-			if p.err != nil {
-				return nil, p.err
-			}
-			answers[i].GeneratedText += p.Text
-			answers[i].NumTokens = p.Offset
-		}
-	}
-	return answers, r.Context().Err()
+	return answers, nil
 }
 
 func (s *Server) seedJob(r *http.Request, data []byte, request *seedRequest) (*job, error) {

@@ -316,7 +316,7 @@ func TestSlowReaderIsDisconnected(t *testing.T) {
 		if err := c.(*net.TCPConn).SetWriteBuffer(4096); err != nil {
 			t.Error(err)
 		}
-		return ctx
+		return withConnection(ctx, c)
 	}
 	server.Start()
 	defer server.Close()

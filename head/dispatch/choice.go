@@ -34,38 +34,41 @@ func newChoice(index int, request *Request) *choice {
 	return c
 }
 
-// accept takes a frame's tokens. It gives an event when there is something that
-// the client lacks. A gap between frames is a fault, not a guess.
-func (c *choice) accept(frame *wire.Frame) (*Event, error) {
+// accept takes a frame's tokens. It gives an event that is fresh when there is something
+// that the client lacks. A gap between frames is a fault, not a guess.
+func (c *choice) accept(frame *wire.Frame) (event Event, fresh bool, err error) {
 	if frame.Offset != len(c.tokens) {
-		return nil, fmt.Errorf("%w: choice %d has %d tokens, the frame begins at %d",
+		return event, false, fmt.Errorf("%w: choice %d has %d tokens, the frame begins at %d",
 			errFault, c.index, len(c.tokens), frame.Offset)
 	}
 	logprobs := c.params.Logprobs >= 0
 	if logprobs && len(frame.Logprobs) != len(frame.Tokens) {
-		return nil, fmt.Errorf("%w: choice %d: %d logprobs for %d tokens",
+		return event, false, fmt.Errorf("%w: choice %d: %d logprobs for %d tokens",
 			errFault, c.index, len(frame.Logprobs), len(frame.Tokens))
 	}
-	event := &Event{Choice: c.index}
-	var text []byte
+	event.Choice = c.index
+	from := min(max(c.seen.Tokens-frame.Offset, 0), len(frame.Tokens)) // the client has those before
+	to := len(frame.Tokens)
 	for i, token := range frame.Tokens {
 		c.tokens = append(c.tokens, token)
 		last := i == len(frame.Tokens)-1 && frame.Finish == wire.FinishStop
 		piece, stop := c.push(token, last)
-		if fresh := len(c.tokens) > c.seen.Tokens; fresh {
-			text = append(text, piece...)
-			event.Tokens = append(event.Tokens, token)
-			if logprobs {
-				event.Logprobs = append(event.Logprobs, frame.Logprobs[i])
-			}
+		if i >= from {
+			event.Text += piece // mostly the frame's only one: that is no copy
 		}
 		if stop != "" {
 			c.finished, c.finish = true, wire.FinishStop
-			event.StopString = stop
+			event.StopString, to = stop, i+1
 			break
 		}
 		if last && c.finish == wire.FinishStop && !c.isEnd(token) {
-			event.StopToken = &token
+			event.StopToken = &frame.Tokens[i]
+		}
+	}
+	if from < to {
+		event.Tokens = frame.Tokens[from:to:to]
+		if logprobs {
+			event.Logprobs = frame.Logprobs[from:to:to]
 		}
 	}
 	if !c.finished && frame.Finish != wire.Unfinished {
@@ -73,21 +76,18 @@ func (c *choice) accept(frame *wire.Frame) (*Event, error) {
 		// The end of the text comes with the end of the choice, so a client that
 		// has seen the end has this, and one that has not lacks it.
 		piece, stop := c.stops.push(c.decoder.Flush(), c.mayEnd())
-		text = append(text, piece...)
+		event.Text += piece
 		if stop != "" {
 			c.finish, event.StopString = wire.FinishStop, stop
 		} else {
-			text = append(text, c.stops.flush()...)
+			event.Text += c.stops.flush()
 		}
 	}
-	event.Text, event.Offset, event.Finish = string(text), len(c.tokens), c.finish
-	if !c.finished && len(c.tokens) <= c.seen.Tokens {
-		return nil, nil
+	event.Offset, event.Finish = len(c.tokens), c.finish
+	if c.finished {
+		return event, !c.seen.Ended, nil
 	}
-	if c.finished && c.seen.Ended {
-		return nil, nil
-	}
-	return event, nil
+	return event, len(c.tokens) > c.seen.Tokens, nil
 }
 
 // push decodes one token. The token that ends the choice is no text, unless the

@@ -38,7 +38,7 @@ const (
 )
 
 // Dispatcher is the head's queue and switchboard. It is safe for concurrent use.
-// Lock order: Dispatcher.mu before mailbox.mu.
+// Lock order: a stream's turn, Dispatcher.mu, mailbox.mu.
 type Dispatcher struct {
 	name       string
 	views      Views
@@ -95,7 +95,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	}
 }
 
-// Submit queues a request. The caller reads the stream and closes it.
+// Submit queues a request. The caller runs the stream and closes it.
 func (d *Dispatcher) Submit(request Request) (*Stream, error) {
 	s := &Stream{
 		dispatcher: d, request: request, place: notQueued, running: request.Choices,
@@ -109,6 +109,9 @@ func (d *Dispatcher) Submit(request Request) (*Stream, error) {
 	}
 	if until := request.waitUntil(); !until.IsZero() {
 		s.deadline = time.After(time.Until(until))
+	}
+	if s.turn = request.Turn; s.turn == nil {
+		s.turn = &sync.Mutex{}
 	}
 	for i := range request.Choices {
 		s.choices = append(s.choices, newChoice(i, &s.request))
@@ -156,20 +159,21 @@ func (d *Dispatcher) supersede(old *Stream) uint32 {
 	return old.mailbox.supersede()
 }
 
-// Frame takes what a driver sent. It never blocks.
-func (d *Dispatcher) Frame(frame wire.Frame) {
+// Frame takes what a driver sent, which passes through its request's Sink before the
+// return if it can. It never waits.
+func (d *Dispatcher) Frame(frame *wire.Frame) {
 	d.mu.Lock()
 	s := d.streams[frame.Request]
 	d.mu.Unlock()
 	if s == nil {
 		return // ended or cancelled; the driver has been told
 	}
-	if s.mailbox.deliver(frame, d.maxBacklog) {
+	if s.offer(frame, d.maxBacklog) {
 		d.meter.Fault(s.request.Deployment, "stale")
 		return
 	}
 	if frame.Finish != wire.Unfinished {
-		d.finished(s, &frame)
+		d.finished(s, frame)
 	}
 }
 

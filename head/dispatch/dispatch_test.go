@@ -48,18 +48,21 @@ func within(t *testing.T, config dispatch.Config, test func(t *testing.T, b *ben
 
 // request gives a request of its own id for deployment m.
 func (b *bench) request(tokens int) dispatch.Request {
-	id := byte(b.next.Add(1))
+	return requested(wire.RequestID{byte(b.next.Add(1))}, tokens)
+}
+
+func requested(id wire.RequestID, tokens int) dispatch.Request {
 	params := sample.Default()
 	params.MaxTokens = tokens
 	params.EndTokens = []int32{dispatchtest.EOS}
 	return dispatch.Request{
-		ID: wire.RequestID{id}, Deployment: "m", Tokenizer: dispatchtest.Bytes{},
+		ID: id, Deployment: "m", Tokenizer: dispatchtest.Bytes{},
 		Prompt: []int32{1, 2, 3}, Choices: 1, Params: params,
 	}
 }
 
 // read reads a stream to its end and gives each choice's text and last event.
-func read(t *testing.T, s *dispatch.Stream) (texts []string, last []dispatch.Event, err error) {
+func read(t *testing.T, s *dispatchtest.Reader) (texts []string, last []dispatch.Event, err error) {
 	t.Helper()
 	defer s.Close()
 	for {
@@ -78,7 +81,16 @@ func read(t *testing.T, s *dispatch.Stream) (texts []string, last []dispatch.Eve
 	}
 }
 
-func submit(t *testing.T, b *bench, r dispatch.Request) *dispatch.Stream {
+// Submit gives a reader in the stream's place.
+func (b *bench) Submit(r dispatch.Request) (*dispatchtest.Reader, error) {
+	s, err := b.Dispatcher.Submit(r)
+	if err != nil {
+		return nil, err
+	}
+	return dispatchtest.Read(s), nil
+}
+
+func submit(t *testing.T, b *bench, r dispatch.Request) *dispatchtest.Reader {
 	t.Helper()
 	s, err := b.Submit(r)
 	if err != nil {
@@ -224,8 +236,8 @@ func TestStaleFramesAreDropped(t *testing.T) {
 		if _, err := s.Next(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		b.Frame(wire.Frame{Request: r.ID, Attempt: 0, Epoch: 4, Offset: 1, Tokens: []int32{'X'}})
-		b.Frame(wire.Frame{Request: r.ID, Attempt: 1, Epoch: 3, Offset: 1, Tokens: []int32{'X'}})
+		b.Frame(&wire.Frame{Request: r.ID, Attempt: 0, Epoch: 4, Offset: 1, Tokens: []int32{'X'}})
+		b.Frame(&wire.Frame{Request: r.ID, Attempt: 1, Epoch: 3, Offset: 1, Tokens: []int32{'X'}})
 		texts, _, err := read(t, s)
 		if err != nil || texts[0] != "ello " {
 			t.Errorf("%q, %v", texts, err)
@@ -239,7 +251,7 @@ func TestCreditPriorityAndOrder(t *testing.T) {
 	within(t, dispatch.Config{}, func(t *testing.T, b *bench) {
 		b.cluster.Step = time.Millisecond
 		b.cluster.AddReplica("m", "r1", "n1", 1, 1)
-		var streams []*dispatch.Stream
+		var streams []*dispatchtest.Reader
 		for _, priority := range []int{0, 5, 5, -1, 0} {
 			r := b.request(4)
 			r.Priority = priority
@@ -326,7 +338,7 @@ func TestFullQueueRefuses(t *testing.T) {
 			t.Fatalf("third: %v", err)
 		}
 		b.cluster.AddReplica("m", "r1", "n1", 1, 8)
-		for _, s := range []*dispatch.Stream{first, second} {
+		for _, s := range []*dispatchtest.Reader{first, second} {
 			if texts, _, err := read(t, s); err != nil || texts[0] != "hel" {
 				t.Errorf("%q, %v", texts, err)
 			}
@@ -413,7 +425,7 @@ func TestSlowReaderHoldsNoCredit(t *testing.T) {
 		if texts, _, err := read(t, submit(t, b, r)); err != nil || len(texts) != 2 {
 			t.Errorf("afterwards, credit was lost: %q, %v", texts, err)
 		}
-		var long []*dispatch.Stream
+		var long []*dispatchtest.Reader
 		for range 3 {
 			long = append(long, submit(t, b, b.request(100)))
 		}

@@ -52,7 +52,10 @@ func Check(request wire.RequestID, seed uint64, owner, body [32]byte) [8]byte {
 func (id EventID) String() string { return string(id.Append(nil)) }
 
 // Append writes the id's text behind b.
-func (id EventID) Append(b []byte) []byte {
+func (id EventID) Append(b []byte) []byte { return id.AppendChoices(id.AppendHead(b)) }
+
+// AppendHead writes what stands before the choices.
+func (id EventID) AppendHead(b []byte) []byte {
 	b = hex.AppendEncode(b, id.Request[:])
 	b = append(b, '.')
 	b = strconv.AppendUint(b, uint64(id.Attempt), 16)
@@ -60,7 +63,11 @@ func (id EventID) Append(b []byte) []byte {
 	b = strconv.AppendUint(b, id.Seed, 16)
 	b = append(b, '.')
 	b = hex.AppendEncode(b, id.Check[:])
-	b = append(b, '.')
+	return append(b, '.')
+}
+
+// AppendChoices writes what the client has of each choice.
+func (id EventID) AppendChoices(b []byte) []byte {
 	for i, seen := range id.Choices {
 		if i > 0 {
 			b = append(b, ',')

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"manta/head/dispatch"
+	"manta/head/dispatch/dispatchtest"
 	"manta/head/route"
 	"manta/head/state"
 	"manta/node/wire"
@@ -18,14 +19,13 @@ import (
 
 // numbered gives a request an id of its own beyond 255.
 func (b *bench) numbered(n, tokens int) dispatch.Request {
-	r := b.request(tokens)
-	r.ID = wire.RequestID{}
-	binary.BigEndian.PutUint32(r.ID[:], uint32(n))
-	return r
+	var id wire.RequestID
+	binary.BigEndian.PutUint32(id[:], uint32(n))
+	return requested(id, tokens)
 }
 
 // firstToken reads a stream to its end and gives the time to its first event.
-func firstToken(t *testing.T, s *dispatch.Stream) time.Duration {
+func firstToken(t *testing.T, s *dispatchtest.Reader) time.Duration {
 	start, first := time.Now(), time.Duration(-1)
 	defer s.Close()
 	for {
@@ -133,7 +133,7 @@ func TestPartsFollowWeights(t *testing.T) {
 func TestQueueKeepsRoomForOthers(t *testing.T) {
 	within(t, dispatch.Config{MaxQueue: 4}, func(t *testing.T, b *bench) {
 		b.cluster.Update(func(v *state.View) { v.Deployments["m"] = state.Deployment{Name: "m"} })
-		var open []*dispatch.Stream
+		var open []*dispatchtest.Reader
 		for key, want := range []int{4, 4, 4, 4, 4, 4, 4} {
 			taken := 0
 			for n := range 10 {

@@ -90,19 +90,23 @@ func (b *mailbox) withdraw() (*target, uint32) {
 	return to, b.attempt
 }
 
+// calm reports whether there is nothing that the reader has to look at first.
+func (b *mailbox) calm() bool {
+	return len(b.frames) == 0 && !b.overflow && !b.lost && !b.deleted && !b.superseded
+}
+
 // deliver leaves a frame for the reader. Frames of an older attempt or epoch are
-// stale and dropped; so is everything once the reader lags too far behind.
-func (b *mailbox) deliver(frame wire.Frame, limit int) (stale bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.takesLocked(&frame) {
+// stale and dropped; so is everything once the reader lags too far behind. The caller
+// holds mu.
+func (b *mailbox) deliver(frame *wire.Frame, limit int) (stale bool) {
+	if !b.takesLocked(frame) {
 		return true
 	}
-	b.weight += frameWeight(&frame)
+	b.weight += frameWeight(frame)
 	if b.weight > limit {
 		b.overflow, b.frames = true, nil
 	} else if !b.overflow {
-		b.frames = append(b.frames, frame)
+		b.frames = append(b.frames, *frame)
 	}
 	b.signal()
 	return false

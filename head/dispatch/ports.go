@@ -3,14 +3,15 @@
 // text, and when its driver is lost it goes on at another replica.
 //
 // The head's composition root owns the one Dispatcher and hands it what arrives
-// (Frame, Credit, Disconnected). A Stream belongs to the goroutine that reads it.
-// The package never talks HTTP and never decides where replicas run.
+// (Frame, Credit, Disconnected). A Stream belongs to whoever has its turn: its
+// handler, or the goroutine that brings a frame. The package never talks HTTP and never decides where replicas run.
 package dispatch
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"manta/head/state"
@@ -65,7 +66,7 @@ type Summary struct {
 	Total     time.Duration
 }
 
-// Errors that Submit and Stream.Next wrap; the API maps each to a status.
+// Errors that Submit and Stream.Run wrap; the API maps each to a status.
 var (
 	ErrQueueFull   = errors.New("the queue is full, try again later")
 	ErrDraining    = errors.New("this head is shutting down")
@@ -116,6 +117,9 @@ type Request struct {
 	// Seen[c] is how much of choice c the client of a resumed stream has; nil for
 	// a new request. What it has is computed or collected again, and not given.
 	Seen []Seen
+	// Turn is held while one of the streams that share it is at work, as those of one
+	// answer do; nil: a mutex of its own.
+	Turn *sync.Mutex
 }
 
 // waitUntil is how long the request may wait for a replica.
@@ -138,7 +142,8 @@ const expectedTokens = 256
 // Event is the next piece of one choice.
 type Event struct {
 	Choice   int
-	Offset   int // output tokens of the choice up to here
+	Offset   int       // output tokens of the choice up to here
+	At       time.Time // when its newest token came
 	Text     string
 	Tokens   []int32
 	Logprobs []wire.Logprob

@@ -104,11 +104,11 @@ func TestPiecesJoinToTheText(t *testing.T) {
 			if at+n == len(tokens) {
 				frame.Finish = wire.FinishLength
 			}
-			event, err := c.accept(frame)
+			event, fresh, err := c.accept(frame)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if event == nil {
+			if !fresh {
 				t.Fatalf("seed %d: no event for new tokens", seed)
 			}
 			if !utf8.ValidString(event.Text) {

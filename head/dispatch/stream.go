@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"sync"
 	"time"
 
 	"manta/internal/trace"
@@ -23,9 +23,9 @@ var errLost = errors.New("driver lost")
 // does not explain yet.
 var errUnsure = errors.New("driver refused or out of reach")
 
-// Stream is a request in progress. One goroutine reads it, calling Next until
-// io.EOF or an error, then Close. That goroutine also does the request's work:
-// it sends, decodes and resumes, so a request costs no goroutine of its own.
+// Stream is a request in progress. One goroutine runs it, then closes it. What the
+// comment below calls the reader's own belongs to whoever has the turn: that
+// goroutine, or the one that brings a frame.
 type Stream struct {
 	dispatcher *Dispatcher
 	request    Request
@@ -38,19 +38,27 @@ type Stream struct {
 	cost  float64
 	chain []kv.Hash // of the prompt's full blocks; immutable
 
+	turn *sync.Mutex // before Dispatcher.mu; who holds mailbox.mu only tries it
+
 	// The reader's own.
+	sink     Sink // nil: nobody runs the stream
 	choices  []*choice
 	ready    []Event
-	running  int // choices that have not finished
+	unsent   bool     // sink has more to do and may have to wait
+	endings  []ending // choices that have ended since the last step
+	fault    error    // of the newest frame
+	refusal  error    // of sink
+	running  int      // choices that have not finished
 	resends  int
 	refusals int // since it last got a token
 	ordeal   ordeal
+	given    int // tokens in events
 	lastSent sending
 	released bool
 	failed   error
 	times    times
 	cached   int
-	deadline <-chan time.Time // nil: none
+	deadline <-chan time.Time // of Run's goroutine alone; nil: none
 	pause    <-chan time.Time // not nil: neither queued nor running until it fires
 
 	mailbox mailbox
@@ -93,40 +101,11 @@ func (s *Stream) Attempt() uint32 {
 	return s.mailbox.attempt
 }
 
+// Given is how many tokens went to the sink, once Run has returned.
+func (s *Stream) Given() int { return s.given }
+
 // Seed gives the seed that the tokens are drawn with.
 func (s *Stream) Seed() uint64 { return s.request.Params.Seed }
-
-// Next gives the next piece of any choice, io.EOF after the last, or why the
-// request failed. When ctx ends the reader should Close.
-func (s *Stream) Next(ctx context.Context) (Event, error) {
-	for {
-		if len(s.ready) > 0 {
-			event := s.ready[0]
-			s.ready = s.ready[1:]
-			return event, nil
-		}
-		if s.failed != nil {
-			return Event{}, s.failed
-		}
-		if s.running == 0 {
-			s.release(nil)
-			return Event{}, io.EOF
-		}
-		if s.step(ctx) {
-			continue
-		}
-		select {
-		case <-s.mailbox.wake:
-		case <-s.pause:
-			s.pause = nil
-			s.dispatcher.requeue(s)
-		case <-s.deadline:
-			s.late()
-		case <-ctx.Done():
-			return Event{}, ctx.Err()
-		}
-	}
-}
 
 // late ends the request at its deadline.
 func (s *Stream) late() {
@@ -145,6 +124,9 @@ func (s *Stream) step(ctx context.Context) bool {
 	deleted, superseded := box.deleted, box.superseded
 	box.frames, box.weight, box.granted, box.lost = nil, 0, false, false
 	box.mu.Unlock()
+	fault, settled := s.fault, len(s.endings) > 0
+	s.fault = nil
+	s.settle()
 
 	switch {
 	case overflow:
@@ -165,8 +147,14 @@ func (s *Stream) step(ctx context.Context) bool {
 			return true
 		}
 	}
+	if fault != nil {
+		s.recover(fault)
+		return true
+	}
 	for i := range frames {
-		if err := s.collect(&frames[i]); err != nil {
+		err := s.collect(&frames[i])
+		s.settle()
+		if err != nil {
 			s.recover(err)
 			return true
 		}
@@ -177,7 +165,7 @@ func (s *Stream) step(ctx context.Context) bool {
 	if lost && s.running > 0 {
 		s.recover(errLost)
 	}
-	return granted || lost || len(frames) > 0
+	return granted || lost || settled || len(frames) > 0
 }
 
 // send gives the request to the replica that it was granted, with the tokens
@@ -253,55 +241,35 @@ func (s *Stream) collect(frame *wire.Frame) error {
 		return nil
 	}
 	before := len(c.tokens)
-	event, err := c.accept(frame)
+	event, fresh, err := c.accept(frame)
 	if err != nil {
 		return err
 	}
 	s.measure(c, len(c.tokens)-before, frame)
-	if event != nil {
-		event.Prompt, event.Cached = frame.Prompt, s.cached
-		s.ready = append(s.ready, *event)
+	if fresh {
+		event.Prompt, event.Cached, event.At = frame.Prompt, s.cached, s.times.last[c.index]
+		s.ready = append(s.ready, event)
+		s.given += len(event.Tokens)
 	} else if frame.Prompt != nil {
 		s.ready = append(s.ready, Event{Choice: c.index, Offset: len(c.tokens), Prompt: frame.Prompt, Cached: s.cached})
 	}
 	if c.finished {
-		s.end(c, frame.Finish == wire.Unfinished)
+		s.endings = append(s.endings, ending{c.index, frame.Finish == wire.Unfinished})
 	}
 	return nil
 }
 
-// measure tells the meter of new tokens.
-func (s *Stream) measure(c *choice, tokens int, frame *wire.Frame) {
-	s.cached = max(s.cached, frame.Cached)
-	if tokens == 0 {
-		return
-	}
-	s.refusals = 0
-	now := time.Now()
-	since, first := s.times.last[c.index], false
-	if since.IsZero() {
-		since, first = s.times.accepted, true
-	}
-	if s.times.first.IsZero() {
-		s.times.first = now
-		s.request.Trace.First()
-		s.dispatcher.begun(s)
-	}
-	s.times.last[c.index] = now
-	s.dispatcher.meter.Output(s.request.Deployment, tokens, first, now.Sub(since))
-}
-
 // end releases a choice that has finished. The driver is told when it was the
 // head that ended it.
-func (s *Stream) end(c *choice, tell bool) {
+func (s *Stream) end(e ending) {
 	s.running--
-	to, attempt := s.dispatcher.ended(s, c.index)
-	if !tell || to == nil {
+	to, attempt := s.dispatcher.ended(s, e.choice)
+	if !e.tell || to == nil {
 		return
 	}
 	var which []int // nil: all
 	if s.running > 0 {
-		which = []int{c.index}
+		which = []int{e.choice}
 	}
 	s.dispatcher.cancel(s.request.ID, attempt, *to, which)
 }

@@ -8,6 +8,7 @@ package telemetry
 
 import (
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -38,6 +39,7 @@ type Metrics struct {
 	engines  *engines
 	nodes    *nodes
 	loads    loads
+	outputs  outputs
 
 	waiting, running                      *prometheus.GaugeVec
 	promptTokens, outputTokens            *prometheus.CounterVec
@@ -55,7 +57,7 @@ const modelLabel = "model_name"
 
 // New makes a registry with all of a head's metrics and the process's own.
 func New() *Metrics {
-	m := &Metrics{registry: prometheus.NewRegistry(), engines: newEngines(), loads: loads{models: map[string]*load{}}, nodes: newNodes()}
+	m := &Metrics{registry: prometheus.NewRegistry(), engines: newEngines(), loads: loads{models: map[string]*load{}}, outputs: outputs{models: map[string]*output{}}, nodes: newNodes()}
 	gauge := func(name, help string) *prometheus.GaugeVec {
 		v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{modelLabel})
 		m.registry.MustRegister(v)
@@ -153,17 +155,45 @@ func (m *Metrics) Running(model string, delta int) {
 // Output counts a choice's new tokens. The first ones end the time to first
 // token; later ones came after an equal share of the time since the last.
 func (m *Metrics) Output(model string, tokens int, first bool, since time.Duration) {
-	m.outputTokens.WithLabelValues(model).Add(float64(tokens))
-	m.seedTokens.WithLabelValues(model).Add(float64(tokens))
+	o := m.output(model)
+	o.tokens.Add(float64(tokens))
+	o.seedTokens.Add(float64(tokens))
 	if first {
-		m.firstToken.WithLabelValues(model).Observe(since.Seconds())
+		o.firstToken.Observe(since.Seconds())
 		return
 	}
 	each := since.Seconds() / float64(tokens)
-	observer := m.interToken.WithLabelValues(model)
 	for range tokens {
-		observer.Observe(each)
+		o.interToken.Observe(each)
 	}
+}
+
+// outputs are the series of models that Output counts on, found once: to look them up
+// by label costs as much as all else that is done for a token.
+type outputs struct {
+	sync.RWMutex
+	models map[string]*output // guarded by RWMutex
+}
+
+type output struct {
+	tokens, seedTokens     prometheus.Counter
+	firstToken, interToken prometheus.Observer
+}
+
+func (m *Metrics) output(model string) *output {
+	m.outputs.RLock()
+	o := m.outputs.models[model]
+	m.outputs.RUnlock()
+	if o == nil {
+		o = &output{
+			m.outputTokens.WithLabelValues(model), m.seedTokens.WithLabelValues(model),
+			m.firstToken.WithLabelValues(model), m.interToken.WithLabelValues(model),
+		}
+		m.outputs.Lock()
+		m.outputs.models[model] = o
+		m.outputs.Unlock()
+	}
+	return o
 }
 
 // Fault counts frames that were refused.

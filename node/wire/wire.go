@@ -167,9 +167,3 @@ func Unmarshal(data []byte, message any) error {
 	}
 	return nil
 }
-
-// Frames is what one step gave to the requests of one head.
-type Frames struct {
-	Version int     `cbor:"1,keyasint"`
-	Frames  []Frame `cbor:"2,keyasint"`
-}

@@ -3,9 +3,12 @@
 package scale
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"flag"
 	"fmt"
+	"net/http"
 	"os"
 	"slices"
 	"strconv"
@@ -32,6 +35,7 @@ type figures struct {
 	nodes        int
 	idle         float64 // part of a processor, all heads
 	perToken     time.Duration
+	perWrite     time.Duration // of a program that does nothing but write as much to as many
 	tokensPerSec float64
 	perMB        time.Duration
 	memory       int64 // bytes a stream
@@ -45,7 +49,7 @@ func TestScale(t *testing.T) {
 	b.until("three heads", func(s *api.ClusterState) bool { return len(s.Heads) == headCount })
 	// Requests to this replica take a step that hardly takes time: what they wait is
 	// the cluster's own.
-	b.add(1, fmt.Sprintf("sim:%d", devices), map[string]string{"pool": "probe"})
+	b.add(1, fmt.Sprintf("sim:%d@100", devices), map[string]string{"pool": "probe"})
 	b.deploy("probe", 1, 16)
 	var all []figures
 	for _, text := range strings.Split(*sizes, ",") {
@@ -90,56 +94,90 @@ func (b *bench) measure(n int) figures {
 	resident := b.cost().resident
 	ctx, stop := context.WithCancel(b.t.Context())
 	defer stop()
-	var tokens atomic.Int64
+	var counted relayed
 	var begun, ended sync.WaitGroup
 	begun.Add(*streams)
 	for i := range *streams {
 		ended.Go(func() {
-			c := client.New("", b.urls[i%headCount])
-			defer c.Close()
 			var once sync.Once
-			many := 3900
-			_, err := c.Complete(ctx, "load", fmt.Sprint("stream ", i), client.Options{MaxTokens: &many, IgnoreEOS: true}, func(client.Piece) error {
-				tokens.Add(1)
+			defer once.Do(begun.Done)
+			err := stream(ctx, b.urls[i%headCount], "load", 3900, func(bytes int) {
+				counted.events.Add(1)
+				counted.bytes.Add(int64(bytes))
 				once.Do(begun.Done)
-				return nil
 			})
 			if ctx.Err() == nil {
 				b.t.Errorf("stream %d: %v", i, err)
 			}
-			once.Do(begun.Done)
 		})
 	}
 	begun.Wait()
 	pause(time.Second)
-	before, counted, from := b.cost(), tokens.Load(), time.Now()
+	before, events, bytes, from := b.cost(), counted.events.Load(), counted.bytes.Load(), time.Now()
 	pause(*length)
-	used, relayed, took := b.cost().minus(before), tokens.Load()-counted, time.Since(from)
+	used, took := b.cost().minus(before), time.Since(from)
+	events, bytes = counted.events.Load()-events, counted.bytes.Load()-bytes
 	work := used.processor - time.Duration(f.idle*float64(took))
-	f.tokensPerSec = float64(relayed) / took.Seconds()
-	f.perToken = work / time.Duration(max(relayed, 1))
+	f.tokensPerSec = float64(events) / took.Seconds()
+	f.perToken = work / time.Duration(max(events, 1))
 	f.memory = (b.cost().resident - resident) / int64(*streams)
 	f.first = b.probe()
 	stop()
 	ended.Wait()
 	f.perMB = b.prompts(f.idle)
+	f.perWrite = floor(b.t, int(bytes/max(events, 1)), f.tokensPerSec)
 	return f
 }
 
-// probe asks for single tokens while the streams run, and gives what the cluster
-// adds to the device's time.
+// relayed is what has come to the clients.
+type relayed struct{ events, bytes atomic.Int64 }
+
+// stream asks one head for so many tokens and tells the size of each event that comes.
+// It is a client that costs little: it shares the machine with what is measured.
+func stream(ctx context.Context, url, model string, tokens int, each func(bytes int)) error {
+	body := fmt.Sprintf(`{"model":%q,"prompt":"x","max_tokens":%d,"ignore_eos":true,"stream":true}`, model, tokens)
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/completions", strings.NewReader(body))
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	lines, size := bufio.NewReader(response.Body), 0
+	for {
+		line, err := lines.ReadSlice('\n')
+		if err != nil {
+			return err
+		}
+		size += len(line)
+		if bytes.HasPrefix(line, []byte("data: {")) {
+			each(size + 1)
+			size = -1
+		}
+		if bytes.HasPrefix(line, []byte("data: [DONE]")) {
+			return nil
+		}
+	}
+}
+
+// probe asks for single tokens while the streams run. The devices that give them take
+// no time to speak of, so that what it takes is what the cluster adds.
 func (b *bench) probe() []time.Duration {
 	var times []time.Duration
-	one := 1
-	for i := range 60 {
-		c := client.New("", b.urls[i%headCount])
+	for i := range 300 {
+		var first time.Duration
 		start := time.Now()
-		_, err := c.Complete(b.t.Context(), "probe", "x", client.Options{MaxTokens: &one, IgnoreEOS: true}, func(client.Piece) error { return nil })
-		times = append(times, time.Since(start))
-		c.Close()
+		err := stream(b.t.Context(), b.urls[i%headCount], "probe", 1, func(int) {
+			if first == 0 {
+				first = time.Since(start)
+			}
+		})
 		if err != nil {
 			b.t.Fatalf("probe: %v", err)
 		}
+		times = append(times, first)
 		pause(10 * time.Millisecond)
 	}
 	slices.Sort(times)
@@ -167,13 +205,14 @@ func at(times []time.Duration, part float64) time.Duration {
 
 func report(all []figures) {
 	table := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
-	fmt.Fprintf(table, "nodes (simulated, %d devices each)\tidle, of a processor\tprocessor a relayed token\ttokens/s\tprocessor a MB of prompt\tmemory a stream\tone token through the cluster p50\tp99\n", devices)
+	fmt.Fprintf(table, "nodes (simulated, %d devices each)\tidle, of a processor\tprocessor a relayed token\tof that a bare write\ttokens/s\tprocessor a MB of prompt\tmemory a stream\tadded to the first token p50\tp99\n", devices)
+	micro := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
 	for _, f := range all {
-		fmt.Fprintf(table, "%d\t%.3f\t%.2f µs\t%.0f\t%.1f ms\t%.0f KiB\t%.2f ms\t%.2f ms\n", f.nodes, f.idle, float64(f.perToken.Nanoseconds())/1e3,
+		fmt.Fprintf(table, "%d\t%.3f\t%.2f µs\t%.2f µs\t%.0f\t%.1f ms\t%.0f KiB\t%.2f ms\t%.2f ms\n", f.nodes, f.idle, micro(f.perToken), micro(f.perWrite),
 			f.tokensPerSec, f.perMB.Seconds()*1e3, float64(f.memory)/1024, at(f.first, 0.5).Seconds()*1e3, at(f.first, 0.99).Seconds()*1e3)
 	}
-	fmt.Fprintf(table, "growth\t%+.0f%%\t%+.0f%%\t\t%+.0f%%\n", growth(all, func(f figures) float64 { return f.idle }),
-		growth(all, func(f figures) float64 { return float64(f.perToken) }), growth(all, func(f figures) float64 { return float64(f.perMB) }))
+	fmt.Fprintf(table, "growth\t%+.0f%%\t%+.0f%%\t%+.0f%%\t\t%+.0f%%\n", growth(all, func(f figures) float64 { return f.idle }),
+		growth(all, func(f figures) float64 { return float64(f.perToken) }), growth(all, func(f figures) float64 { return float64(f.perWrite) }), growth(all, func(f figures) float64 { return float64(f.perMB) }))
 	table.Flush()
 }
 

@@ -43,7 +43,7 @@ type Cluster struct {
 
 // Receiver takes what drivers send: the Dispatcher.
 type Receiver interface {
-	Frame(wire.Frame)
+	Frame(*wire.Frame)
 	Credit(wire.Credit)
 	Disconnected(node string)
 }
@@ -365,7 +365,7 @@ func (c *Cluster) emit(frame wire.Frame) {
 	if c.Tamper != nil && !c.Tamper(&out) {
 		return
 	}
-	c.receiver.Frame(out)
+	c.receiver.Frame(&out)
 }
 
 func (c *Cluster) finish(r *run) {

@@ -17,7 +17,6 @@
 package trace
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -36,7 +35,7 @@ import (
 )
 
 // closing is how long the last spans may take to leave.
-const closing = 5 * time.Second
+const closing = 3 * time.Second
 
 // Config says where traces go. The environment says the rest, by OpenTelemetry's
 // names: OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER,
@@ -69,7 +68,7 @@ func Open(cfg Config) (*Tracer, error) {
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { cfg.Logger.Warn("traces", "error", err) }))
 	ctx := context.Background()
 	about, err := resource.New(ctx, resource.WithTelemetrySDK(), resource.WithAttributes(
-		attribute.String("service.name", cmp.Or(os.Getenv("OTEL_SERVICE_NAME"), cfg.Service)),
+		attribute.String("service.name", cfg.Service),
 		attribute.String("service.version", version.String()), attribute.String("service.instance.id", cfg.Instance),
 	), resource.WithFromEnv())
 	if err != nil {

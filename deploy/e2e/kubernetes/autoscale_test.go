@@ -42,9 +42,11 @@ func TestAutoscaler(t *testing.T) {
 			by("--set", test.values)
 			scaled(t, 1)
 			replicasReady(t, c, 1)
+			start := time.Now() // the streams that run alone first are load too
 			l := startLoad(t, 12)
 			defer l.end()
-			up := scaled(t, 3)
+			scaled(t, 3)
+			up := time.Since(start)
 			replicasReady(t, c, 3)
 			l.end()
 			down := scaled(t, 1)

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// figures are what a run has measured, in the order of the tests.
+// figures are what a run has measured, in the order of the tests: shown at once, and
+// again at the end.
 type figures struct {
 	mu     sync.Mutex
 	under  []disturbance // guarded by mu
@@ -30,12 +31,14 @@ func (f *figures) disturbed(d disturbance) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.under = append(f.under, d)
+	fmt.Printf("    %s: %d streams, %d failed, longest pause %.2f s\n", d.name, d.ended, d.failed, d.longest.Seconds())
 }
 
 func (f *figures) note(format string, args ...any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.others = append(f.others, fmt.Sprintf(format, args...))
+	fmt.Printf("    "+format+"\n", args...)
 }
 
 // print shows all of it.

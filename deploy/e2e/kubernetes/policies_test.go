@@ -5,6 +5,7 @@ package kubernetes
 import (
 	"net"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -28,15 +29,19 @@ func TestPolicies(t *testing.T) {
 		}
 	}()
 	head := kubectl(t, "-n", namespace, "get", "pod", "manta-head-0", "-o", "jsonpath={.status.podIP}")
+	var all sync.WaitGroup
 	for pod, opens := range map[string]string{"stranger": "8000 9090", "manta-node-0": "7946 7948", "manta-head-1": "7946 7947 7948"} {
 		pid := processOf(t, pod)
 		for _, port := range []string{"7946", "7947", "7948", "8000", "9090"} {
-			err := knockFrom(t, pid, net.JoinHostPort(head, port), plain)
-			if want := strings.Contains(opens, port); (err == nil) != want {
-				t.Errorf("a head's port %s from %s: want open %v: %v", port, pod, want, err)
-			}
+			all.Go(func() {
+				err := knockFrom(t.Context(), pid, net.JoinHostPort(head, port), plain)
+				if want := strings.Contains(opens, port); (err == nil) != want {
+					t.Errorf("a head's port %s from %s: want open %v: %v", port, pod, want, err)
+				}
+			})
 		}
 	}
+	all.Wait()
 	l := startLoad(t, 2)
 	defer l.end()
 	l.through("policies enforced: scale nodes 1 to 2", func(t *testing.T) {

@@ -82,7 +82,7 @@ func TestStrangers(t *testing.T) {
 		opens       bool
 	}{{"no secret", "", false}, {"another secret", strangersSecret, false}, {"the secret", clusterSecret(t), true}} {
 		for _, service := range []struct{ name, port string }{{"raft", "7947"}, {"NATS", "7948"}} {
-			err := knockFrom(t, inside, net.JoinHostPort(all[0].Status.PodIP, service.port), secret.lines)
+			err := knockFrom(t.Context(), inside, net.JoinHostPort(all[0].Status.PodIP, service.port), secret.lines)
 			if (err == nil) != secret.opens {
 				t.Errorf("%s from a pod that has %s: %v", service.name, secret.name, err)
 			}
@@ -122,13 +122,12 @@ func knocks() {
 }
 
 // knockFrom knocks from the network of a process.
-func knockFrom(t *testing.T, pid int, address, secret string) error {
-	t.Helper()
+func knockFrom(ctx context.Context, pid int, address, secret string) error {
 	self, err := os.Executable()
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
-	command := exec.CommandContext(t.Context(), "nsenter", "--target", fmt.Sprint(pid), "--net", "--", self)
+	command := exec.CommandContext(ctx, "nsenter", "--target", fmt.Sprint(pid), "--net", "--", self)
 	command.Env = append(os.Environ(), knockVariable+"="+address+" "+secret)
 	said, err := command.CombinedOutput()
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"manta/internal/trust"
 )
 
-// attach connects a device process to its node's server, once a lane. When such a
+// attach connects a device process to its node's server, for grants and for its inbox. When such a
 // connection breaks the process can't be reached any more: Lost is told of itself.
 func (l *Link) attach() error {
 	home := l.self.Home()
@@ -24,18 +24,15 @@ func (l *Link) attach() error {
 			nats.NoReconnect(), nats.Timeout(dialTimeout), nats.FlusherTimeout(writeDeadline),
 			nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(maxPings), nats.NoCallbacksAfterClientClose(),
 			nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-				l.log.Error("link receive", "lane", which.String(), "error", err)
+				l.log.Error("link grant", "lane", which.String(), "error", err)
 			}),
 			nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { l.cfg.Lost(l.self, lost(err)) }))
 		if err != nil {
-			for _, open := range l.local[:which] {
-				open.Close()
-			}
 			return fmt.Errorf("%w: dial %s: %w", ErrBroken, address, err)
 		}
 		l.local[which] = conn
 	}
-	return nil
+	return l.open()
 }
 
 // leadsTo separates the two ends in the name of a lane's connection.

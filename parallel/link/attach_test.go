@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bytes"
 	"testing"
 
 	"manta/internal/trust"
@@ -44,7 +45,7 @@ func TestDeviceProcessHasAnInboxAtItsNode(t *testing.T) {
 				continue
 			}
 			for which := range lanes {
-				if err := from.Send(soon(t), to.self, which, "x", make([]byte, chunkBytes+1)); err != nil {
+				if err := from.Send(soon(t), to.self, which, "x", make([]byte, recordBytes+1)); err != nil {
 					t.Fatalf("%v to %v: %v", from.self, to.self, err)
 				}
 				select {
@@ -69,11 +70,11 @@ func TestNextDeviceProcessBeginsAnew(t *testing.T) {
 	node := start(t, d, nodeB, secret, nil)
 	id := trust.DeviceOf(nodeB.ID, "m/0")
 	received := make(chan Message, 1)
-	head.Handle("y", func(m Message) { received <- m })
+	head.Handle("y", func(m Message) { m.Data = bytes.Clone(m.Data); received <- m })
 	for round := range 3 {
 		device := startDevice(t, d, id, nil)
 		got := make(chan Message, 1)
-		device.Handle("x", func(m Message) { got <- m })
+		device.Handle("x", func(m Message) { m.Data = bytes.Clone(m.Data); got <- m })
 		if err := head.Send(soon(t), id, Control, "x", []byte("hello")); err != nil {
 			t.Fatal(err)
 		}

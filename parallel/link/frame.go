@@ -103,14 +103,18 @@ func parseGrant(data []byte) (grant, error) {
 	}, nil
 }
 
+// maxKept bounds the memory that a session keeps for its next message. A new piece
+// for each would cost as much to clear and to collect as a copy.
+const maxKept = 16 << 20
+
 // An assembly puts the chunks of one session together, in order. It is pure.
 type assembly struct {
 	session uint64
 	next    uint64 // sequence number expected
 	broken  bool
-	partial []byte
-	open    bool // a message has begun
-	bye     bool // the session ended in order
+	partial []byte // kept for the next message
+	open    bool   // a message has begun
+	bye     bool   // the session ended in order
 	head    header
 	// consumed counts bytes taken since the session began, granted those told.
 	consumed, granted uint64
@@ -126,15 +130,16 @@ func (a *assembly) replaces(h header) bool {
 // the process is a new one.
 func sameProcess(a, b uint64) bool { return a>>32 == b>>32 }
 
-// add takes a chunk. It gives the message that the chunk completes, or nil. An
-// error breaks the session: its later chunks are ignored.
+// add takes a chunk. It gives the message that the chunk completes, or nil; its bytes
+// are valid until the next call and as long as the chunk's. An error breaks the
+// session: its later chunks are ignored.
 func (a *assembly) add(h header, payload []byte, maxMessage int) (*header, []byte, error) {
 	if h.session != a.session {
 		if h.seq != 0 {
-			*a = assembly{session: h.session, broken: true}
+			*a = assembly{session: h.session, partial: a.partial, broken: true}
 			return nil, nil, fmt.Errorf("%w: session begins with chunk %d", ErrGap, h.seq)
 		}
-		*a = assembly{session: h.session}
+		*a = assembly{session: h.session, partial: a.partial}
 	}
 	if a.broken {
 		return nil, nil, nil
@@ -168,7 +173,10 @@ func (a *assembly) add(h header, payload []byte, maxMessage int) (*header, []byt
 			return &a.head, payload, nil
 		}
 		a.open = true
-		a.partial = make([]byte, 0, h.total)
+		if cap(a.partial) < int(h.total) {
+			a.partial = make([]byte, 0, h.total)
+		}
+		a.partial = a.partial[:0]
 	}
 	if uint64(len(a.partial)+len(payload)) > a.head.total {
 		return fail("%w: message exceeds the %d bytes announced", ErrProtocol, a.head.total)
@@ -178,7 +186,10 @@ func (a *assembly) add(h header, payload []byte, maxMessage int) (*header, []byt
 		return nil, nil, nil
 	}
 	whole := a.partial
-	a.partial, a.open = nil, false
+	a.open = false
+	if cap(whole) > maxKept {
+		a.partial = nil
+	}
 	if uint64(len(whole)) != a.head.total {
 		return fail("%w: message of %d bytes, announced %d", ErrProtocol, len(whole), a.head.total)
 	}

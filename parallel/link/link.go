@@ -24,7 +24,6 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"sync"
@@ -70,8 +69,7 @@ const (
 	DefaultIdle       = 2 * time.Minute
 	DefaultStall      = 5 * time.Second
 
-	chunkBytes  = 1 << 20
-	maxPayload  = chunkBytes + 4096
+	maxPayload  = 1<<20 + 4096 // a chunk of an earlier version's with its header
 	dialTimeout = 3 * time.Second
 )
 
@@ -95,7 +93,8 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// A Message has arrived. Data belongs to the handler.
+// A Message has arrived. A call's Data belongs to its handler; another message's is
+// valid until the handler returns.
 type Message struct {
 	From trust.Identity
 	Kind string
@@ -107,13 +106,15 @@ type Link struct {
 	cfg    Config
 	self   trust.Identity
 	server *server.Server    // nil: a device process, whose home has it
-	local  [lanes]*nats.Conn // at our own server, or our home's
-	log    *slog.Logger
+	local  [lanes]*nats.Conn // at our own server, or our home's: grants go out here
+	// password opens our own server to our own connections.
+	password string
+	log      *slog.Logger
 	// process is drawn at each start: the upper half of this process's sessions.
 	process uint64
 	ctx     context.Context // ends at Close
 	stop    context.CancelFunc
-	wg      sync.WaitGroup // calls being answered, the sweeper
+	wg      sync.WaitGroup // the lanes' receivers, calls being answered, the sweeper
 
 	in [lanes]receiver
 
@@ -166,14 +167,8 @@ func Start(cfg Config) (*Link, error) {
 		open = l.attach
 	}
 	if err := open(); err != nil {
-		l.stop()
+		l.Close()
 		return nil, err
-	}
-	for which := range lanes {
-		if err := l.subscribe(which); err != nil {
-			l.Close()
-			return nil, fmt.Errorf("link: subscribe at own server: %w", err)
-		}
 	}
 	l.wg.Go(l.sweep)
 	return l, nil
@@ -200,9 +195,6 @@ func (l *Link) Close() {
 		if l.local[which] != nil {
 			l.local[which].Close()
 		}
-	}
-	for which := range lanes {
-		l.in[which].done.Wait()
 	}
 	if l.server != nil {
 		l.server.Shutdown()

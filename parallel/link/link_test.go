@@ -84,11 +84,11 @@ func TestMessagesArriveInOrder(t *testing.T) {
 	d := &directory{}
 	a := start(t, d, headA, secret, nil)
 	b := start(t, d, nodeB, secret, nil)
-	sizes := []int{0, 1, 100, chunkBytes - 1, chunkBytes, chunkBytes + 1, 3*chunkBytes + 17, 5}
+	sizes := []int{0, 1, 100, recordBytes - 1, recordBytes, recordBytes + 1, 3*recordBytes + 17, 5}
 	for which := range lanes {
 		t.Run(which.String(), func(t *testing.T) {
 			got := make(chan Message, len(sizes))
-			b.Handle("x", func(m Message) { got <- m })
+			b.Handle("x", func(m Message) { m.Data = bytes.Clone(m.Data); got <- m })
 			for i, size := range sizes {
 				data := bytes.Repeat([]byte{byte(i + 1)}, size)
 				if err := a.Send(soon(t), nodeB, which, "x", data); err != nil {
@@ -267,7 +267,7 @@ func TestIdleLanesClose(t *testing.T) {
 	})
 	b := start(t, d, nodeB, secret, nil)
 	got := make(chan Message, 2)
-	b.Handle("x", func(m Message) { got <- m })
+	b.Handle("x", func(m Message) { m.Data = bytes.Clone(m.Data); got <- m })
 	for range 2 {
 		if err := a.Send(soon(t), nodeB, Control, "x", nil); err != nil {
 			t.Fatal(err)

@@ -1,6 +1,8 @@
 package link
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"sync"
 	"time"
@@ -10,16 +12,30 @@ import (
 	"manta/internal/trust"
 )
 
-const (
-	maxPendingMessages = 1 << 18
-	maxPendingBytes    = 512 << 20
-)
+// resubscribePause is between two attempts to read our inbox again.
+const resubscribePause = 10 * time.Millisecond
 
 // A receiver assembles what arrives on one lane.
 type receiver struct {
 	mu       sync.Mutex // guards sessions
 	sessions map[trust.Identity]*session
-	done     sync.WaitGroup // the subscription's goroutine
+
+	// Of the goroutine that reads: the last subject and what it means.
+	subject string
+	sender  trust.Identity
+	kind    string
+}
+
+// origin gives who sends under a subject, and the kind.
+func (r *receiver) origin(subject []byte) (trust.Identity, string, error) {
+	if string(subject) != r.subject {
+		sender, kind, err := parseSubject(string(subject))
+		if err != nil {
+			return sender, kind, err
+		}
+		r.subject, r.sender, r.kind = string(subject), sender, kind
+	}
+	return r.sender, r.kind, nil
 }
 
 type session struct {
@@ -38,51 +54,67 @@ func (r *receiver) forget(before time.Time) {
 	}
 }
 
-// connectLocal connects to our own server, without a socket, once a lane.
-func (l *Link) connectLocal(password string) (err error) {
+// connectLocal connects to our own server, without a socket, once a lane: grants go
+// out this way.
+func (l *Link) connectLocal() (err error) {
 	for which := range lanes {
-		l.local[which], err = nats.Connect("", nats.InProcessServer(l.server), nats.Token(password),
+		l.local[which], err = nats.Connect("", nats.InProcessServer(l.server), nats.Token(l.password),
 			nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond), nats.ReconnectBufSize(-1),
 			nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-				l.log.Error("link receive", "lane", which.String(), "error", err)
+				l.log.Error("link grant", "lane", which.String(), "error", err)
 			}))
 		if err != nil {
-			l.Close()
 			return fmt.Errorf("link: connect to own server: %w", err)
 		}
 	}
 	return nil
 }
 
-func (l *Link) subscribe(which Lane) error {
-	in := &l.in[which]
-	in.sessions = map[trust.Identity]*session{}
-	conn := l.local[which]
-	sub, err := conn.Subscribe(inbox(l.self)+"."+which.String()+".>", func(m *nats.Msg) { l.receive(which, m) })
-	if err != nil {
-		return err
-	}
-	in.done.Add(1)
-	sub.SetClosedHandler(func(string) { in.done.Done() })
-	if err := sub.SetPendingLimits(maxPendingMessages, maxPendingBytes); err != nil {
-		return err
-	}
-	return conn.Flush()
+// receiveAll begins to read a lane's inbox. A connection to our own server that ends
+// is renewed: what was missed shows as a gap. A device process whose home's ends can
+// not be reached any more.
+func (l *Link) receiveAll(which Lane, s *subscriber) {
+	handle := func(subject, data []byte) { l.receive(which, subject, data) }
+	l.wg.Go(func() {
+		for {
+			stop := context.AfterFunc(l.ctx, func() { s.conn.Close() })
+			err := s.run(handle)
+			stop()
+			if l.ctx.Err() != nil {
+				return
+			}
+			l.log.Error("link receive", "lane", which.String(), "error", err)
+			if l.server == nil {
+				l.cfg.Lost(l.self, lost(err))
+				return
+			}
+			for {
+				if s, err = l.subscribe(which); err == nil {
+					break
+				}
+				select {
+				case <-l.ctx.Done():
+					return
+				case <-time.After(resubscribePause):
+				}
+			}
+		}
+	})
 }
 
-// receive runs on the lane's goroutine for each chunk.
-func (l *Link) receive(which Lane, m *nats.Msg) {
-	sender, kind, err := parseSubject(m.Subject)
+// receive takes a chunk, on the lane's goroutine.
+func (l *Link) receive(which Lane, subject, chunk []byte) {
+	in := &l.in[which]
+	sender, kind, err := in.origin(subject)
 	if err != nil {
 		l.log.Warn("link receive", "error", err)
 		return
 	}
-	h, payload, err := parseHeader(m.Data)
+	h, payload, err := parseHeader(chunk)
 	if err != nil {
 		l.log.Warn("link receive", "peer", sender.String(), "kind", kind, "error", err)
 		return
 	}
-	in := &l.in[which]
 	in.mu.Lock()
 	s := in.sessions[sender]
 	if s == nil {
@@ -122,9 +154,9 @@ func (l *Link) grant(which Lane, to trust.Identity, g grant) {
 func (l *Link) deliver(from trust.Identity, kind string, h *header, data []byte) {
 	switch h.form {
 	case formCall:
-		l.answer(from, kind, h.call, data)
+		l.answer(from, kind, h.call, bytes.Clone(data))
 	case formReply, formFault:
-		l.calls.complete(from, h.call, h.form, data)
+		l.calls.complete(from, h.call, h.form, bytes.Clone(data))
 	default:
 		l.handlers.RLock()
 		handler := l.handlers.messages[kind]

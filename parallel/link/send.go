@@ -3,10 +3,12 @@ package link
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"sync"
 	"time"
 
@@ -21,9 +23,13 @@ const (
 	// unacknowledged is how long the kernel waits for a peer's to acknowledge.
 	unacknowledged = 2 * time.Second
 	byeTimeout     = 500 * time.Millisecond
+	// recordBytes is what one TLS record takes. A chunk fills one with all that NATS
+	// and this package write around it: the peer's server then finds a whole message
+	// in what it reads at once, and need not put it together in memory of its own.
+	recordBytes = 16 << 10
 )
 
-// buffers hold what a chunk is put together in; Publish does not keep it.
+// buffers hold what a chunk is put together in; Write does not keep it.
 var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
 type laneKey struct {
@@ -40,6 +46,7 @@ type lane struct {
 
 	mu      sync.Mutex // guards what follows
 	conn    *nats.Conn
+	direct  *tls.Conn // under conn
 	session uint64
 	seq     uint64
 	sent    uint64 // payload bytes
@@ -115,14 +122,35 @@ func (n *lane) send(ctx context.Context, kind string, h header, data []byte) (en
 	return false, n.chunks(ctx, kind, h, data)
 }
 
+// An encryptedDialer speaks TLS itself and keeps the connection: chunks are written
+// to it at once, whole publications between those of the client library, which would
+// copy each and leave the writing to another goroutine.
+type encryptedDialer struct {
+	tls.Dialer
+	conn *tls.Conn
+}
+
+// SkipTLSHandshake tells the client library that there is nothing left to do.
+func (*encryptedDialer) SkipTLSHandshake() bool { return true }
+
+func (d *encryptedDialer) Dial(network, address string) (net.Conn, error) {
+	conn, err := d.Dialer.Dial(network, address)
+	if err != nil {
+		return nil, err
+	}
+	d.conn = conn.(*tls.Conn)
+	return conn, nil
+}
+
 // chunks publishes a message. The caller holds the turn.
 func (n *lane) chunks(ctx context.Context, kind string, h header, data []byte) error {
 	target := subject(n.key.peer, n.key.which, n.link.self, kind)
+	room := recordBytes - len("PUB  16384\r\n\r\n") - len(target) - headerBytes
 	h.total, h.flags = uint64(len(data)), flagFirst
 	buffer := *buffers.Get().(*[]byte)
 	defer func() { buffers.Put(&buffer) }()
 	for {
-		chunk := data[:min(len(data), chunkBytes)]
+		chunk := data[:min(len(data), room)]
 		data = data[len(chunk):]
 		if len(data) == 0 {
 			h.flags |= flagLast
@@ -138,14 +166,21 @@ func (n *lane) chunks(ctx context.Context, kind string, h header, data []byte) e
 			defer n.mu.Unlock()
 			return n.err
 		}
-		conn := n.conn
+		conn := n.direct
 		h.session, h.seq = n.session, n.seq
 		n.seq++
 		n.sent += uint64(len(chunk))
-		n.last = time.Now()
+		now := time.Now()
+		n.last = now
 		n.mu.Unlock()
-		buffer = append(h.append(buffer[:0]), chunk...)
-		if err := conn.Publish(target, buffer); err != nil {
+		buffer = append(append(append(buffer[:0], "PUB "...), target...), ' ')
+		buffer = append(strconv.AppendInt(buffer, int64(headerBytes+len(chunk)), 10), "\r\n"...)
+		buffer = append(append(h.append(buffer), chunk...), "\r\n"...)
+		err := conn.SetWriteDeadline(now.Add(writeDeadline))
+		if err == nil {
+			_, err = conn.Write(buffer)
+		}
+		if err != nil {
 			err = fmt.Errorf("%w: %w", ErrBroken, err)
 			n.close(err)
 			return err
@@ -176,10 +211,10 @@ func (n *lane) connect(ctx context.Context) error {
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = min(timeout, time.Until(deadline))
 	}
+	dialer := &encryptedDialer{tls.Dialer{NetDialer: &net.Dialer{Timeout: timeout, Control: control}, Config: n.link.cfg.Authority.Client(home)}, nil}
 	conn, err := nats.Connect("tls://"+address,
-		nats.Name(laneName(n.link.self, n.key.peer)), nats.Secure(n.link.cfg.Authority.Client(home)),
-		nats.TLSHandshakeFirst(), nats.NoReconnect(), nats.Timeout(timeout), nats.SetCustomDialer(&net.Dialer{Timeout: timeout, Control: control}),
-		nats.FlusherTimeout(writeDeadline),
+		nats.Name(laneName(n.link.self, n.key.peer)), nats.SetCustomDialer(dialer),
+		nats.Secure(), nats.TLSHandshakeFirst(), nats.NoReconnect(), nats.Timeout(timeout), nats.FlusherTimeout(writeDeadline),
 		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(maxPings), nats.NoCallbacksAfterClientClose(),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { n.close(fmt.Errorf("%w: %w", ErrBroken, err)) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { n.close(lost(err)) }))
@@ -191,7 +226,8 @@ func (n *lane) connect(ctx context.Context) error {
 	var random [4]byte
 	rand.Read(random[:])
 	n.mu.Lock()
-	n.conn, n.session = conn, n.link.process<<32|uint64(binary.LittleEndian.Uint32(random[:]))
+	n.conn, n.direct = conn, dialer.conn
+	n.session = n.link.process<<32 | uint64(binary.LittleEndian.Uint32(random[:]))
 	ended = n.err
 	n.mu.Unlock()
 	if ended == nil {

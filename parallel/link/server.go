@@ -62,32 +62,33 @@ func (l *Link) serve() error {
 	} else if err := portIsFree(l.cfg.Listen); err != nil {
 		return err // the server itself would end the process
 	}
-	password := rand.Text()
-	l.server, err = server.NewServer(l.options(host, port, password, false))
+	l.password = rand.Text()
+	l.server, err = server.NewServer(l.options(host, port, false))
 	if err != nil {
 		return fmt.Errorf("link: %w", err)
 	}
 	l.server.SetLoggerV2(serverLog{l.log}, false, false, false)
 	l.server.Start()
-	if err := l.connectLocal(password); err != nil {
+	if err := l.connectLocal(); err != nil {
 		return err
 	}
-	if err := l.server.ReloadOptions(l.options(host, port, password, true)); err != nil {
-		l.Close()
+	if err := l.open(); err != nil {
+		return err
+	}
+	if err := l.server.ReloadOptions(l.options(host, port, true)); err != nil {
 		return fmt.Errorf("link: TLS first: %w", err)
 	}
 	listening := make(chan struct{})
 	l.server.AcceptLoop(listening)
 	<-listening
 	if l.server.Addr() == nil {
-		l.Close()
 		return fmt.Errorf("link: NATS server does not listen on %s", l.cfg.Listen)
 	}
 	return nil
 }
 
 // options gives the server's, before it speaks TLS first and since.
-func (l *Link) options(host string, port int, password string, first bool) *server.Options {
+func (l *Link) options(host string, port int, first bool) *server.Options {
 	return &server.Options{
 		ServerName:                 inbox(l.self),
 		Host:                       host,
@@ -98,7 +99,7 @@ func (l *Link) options(host string, port int, password string, first bool) *serv
 		TLSHandshakeFirst:          first,
 		TLSVerify:                  true,
 		AuthTimeout:                10,
-		CustomClientAuthentication: &gatekeeper{l.self, l.cfg.Authority, password, l.log},
+		CustomClientAuthentication: &gatekeeper{l.self, l.cfg.Authority, l.password, l.log},
 		MaxPayload:                 maxPayload,
 		MaxPending:                 maxPending,
 		MaxConn:                    maxPeers * int(lanes),

@@ -50,8 +50,8 @@ fuzz: toolchain ## run each fuzz target for FUZZTIME (default 10s)
 	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
 	  done; done
 
-bench: build ## measure this machine: kernels, tokens, stage hops, then serving through HTTP
-	$(GO) test -run '^$$' -bench . -benchtime 1s ./kernels/... ./runtime/token ./parallel/link
+bench: build ## measure this machine: kernels, tokens, stage hops and pipelines, then serving through HTTP
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./kernels/... ./runtime/token ./parallel/link ./node/device
 	@$(BIN) bench --self
 
 bench-peers: build ## measure beside llama.cpp, which it builds once (python3, cmake, a C++ compiler)

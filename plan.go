@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -44,7 +46,8 @@ var errNoFit = errors.New("it does not fit")
 
 func planCommand() *cobra.Command {
 	var from library
-	var memory, kvCache, dtype, output string
+	var kvCache, dtype, output string
+	var memory []string
 	var utilization float64
 	var lengths []int
 	p := planned{}
@@ -55,7 +58,7 @@ holds, how many blocks and sequences there is room for, and how many bytes a tok
 on each link. It is the computation by which heads place replicas. MODEL may be a folder
 that holds config.json alone. It fails when the model does not fit.`,
 		RunE: func(command *cobra.Command, args []string) (err error) {
-			each, err := plan.ParseBytes(memory)
+			each, err := p.memories(memory)
 			if err != nil {
 				return fmt.Errorf("--gpu-memory: %w", err)
 			}
@@ -71,7 +74,12 @@ that holds config.json alone. It fails when the model does not fit.`,
 				return err
 			}
 			p.Model = args[0]
-			p.Budget.Memory = int64(utilization * float64(each))
+			p.Budget.Memory = int64(utilization * float64(slices.Min(each)))
+			if len(each) > 1 {
+				for _, memory := range each {
+					p.Budget.Stages = append(p.Budget.Stages, int64(utilization*float64(memory)))
+				}
+			}
 			p.Budget = p.Budget.Defaults(p.Device)
 			if p.Budget.KVType, err = p.Shapes.CacheType(p.Device, kvCache, dtype); err != nil {
 				return err
@@ -96,7 +104,7 @@ that holds config.json alone. It fails when the model does not fit.`,
 	f := command.Flags()
 	f.IntVar(&p.Layout.Tensor, "tensor-parallel-size", 1, "tensor ranks (--tp)")
 	f.IntVar(&p.Layout.Pipeline, "pipeline-parallel-size", 1, "pipeline stages (--pp)")
-	f.StringVar(&memory, "gpu-memory", "80GiB", "memory of each device")
+	f.StringSliceVar(&memory, "gpu-memory", []string{"80GiB"}, "memory of each device; several, by commas: of the devices of each stage")
 	f.Float64Var(&utilization, "gpu-memory-utilization", 0.9, "part of it to use")
 	f.IntVar(&p.Budget.MaxLen, "max-model-len", 0, "most tokens of one sequence; what fits by default")
 	f.IntVar(&p.Budget.MaxSequences, "max-num-seqs", 0, "most sequences that run at once")
@@ -110,6 +118,22 @@ that holds config.json alone. It fails when the model does not fit.`,
 		return pflag.NormalizedName(cmp.Or(map[string]string{"tp": "tensor-parallel-size", "pp": "pipeline-parallel-size"}[name], name))
 	})
 	return command
+}
+
+// memories reads the sizes of devices: one for all, or one a stage.
+func (p *planned) memories(texts []string) ([]int64, error) {
+	if len(texts) != 1 && len(texts) != p.Layout.Pipeline {
+		return nil, fmt.Errorf("%d sizes for %d stages: give one for all, or one for each", len(texts), p.Layout.Pipeline)
+	}
+	var sizes []int64
+	for _, text := range texts {
+		size, err := plan.ParseBytes(text)
+		if err != nil {
+			return nil, err
+		}
+		sizes = append(sizes, size)
+	}
+	return sizes, nil
 }
 
 // shapesOf reads a model's shapes: of its weights, or of config.json alone.
@@ -150,7 +174,7 @@ func (p *planned) compute(lengths []int) error {
 	}
 	var err error
 	var lacks *plan.NoRoom
-	p.Fit, err = plan.Compute(p.Shapes, p.Layout, p.Budget)
+	p.Layout, p.Fit, err = plan.Stages(p.Shapes, p.Layout, p.Budget)
 	switch {
 	case errors.As(err, &lacks):
 		p.Lacks = lacks.Error()
@@ -175,12 +199,21 @@ func (p *planned) compute(lengths []int) error {
 	return nil
 }
 
-func (p *planned) write(out io.Writer, each int64, utilization float64) error {
+// sizes prints the memory of the devices of each stage.
+func sizes(each []int64) string {
+	var texts []string
+	for _, size := range each {
+		texts = append(texts, plan.Bytes(size))
+	}
+	return strings.Join(texts, ", ")
+}
+
+func (p *planned) write(out io.Writer, each []int64, utilization float64) error {
 	s := p.Shapes
 	fmt.Fprintf(out, "%s: %s, %d layers, hidden %d, %d heads over %d, vocabulary %d, context %d, weights in %v\n", p.Model, s.Architecture,
 		s.Layers, s.Hidden, s.Heads, s.KVHeads, s.Vocab, s.Context, s.WeightType)
 	fmt.Fprintf(out, "tensor %d x pipeline %d on %d %s devices of %s, of which %.0f%% are used\n\n", p.Layout.Tensor, p.Layout.Pipeline,
-		p.Layout.Ranks(), p.Device, plan.Bytes(each), 100*utilization)
+		p.Layout.Ranks(), p.Device, sizes(each), 100*utilization)
 	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintf(table, "STAGE\tRANK\tLAYERS\tHEADS\tKV HEADS\tWEIGHTS\tSCRATCH\tKV CACHE\tIN ALL\n")
 	for _, n := range p.Ranks {

@@ -12,6 +12,7 @@ import (
 
 	"manta/head/state"
 	"manta/internal/version"
+	"manta/parallel/shard"
 )
 
 // freshTimeout bounds how long a read waits for the leader.
@@ -77,8 +78,8 @@ func (s *Server) describeDeployment(view *state.View, d state.Deployment) Deploy
 			ID: replica.ID, Outdated: replica.Version != d.Version, Epoch: replica.Epoch, Phase: string(replica.Phase), Reason: replica.Reason,
 			Blocks: replica.Blocks, Nodes: replica.Nodes(), Shards: []string{},
 		}
-		for _, shard := range replica.Shards {
-			entry.Shards = append(entry.Shards, fmt.Sprintf("%d.%d on %s %s", shard.Stage, shard.Rank, shard.Node, shard.Device))
+		for _, at := range replica.Shards {
+			entry.Shards = append(entry.Shards, describeShard(d, replica, at))
 		}
 		if replica.Phase == state.Ready {
 			out.Ready++
@@ -92,6 +93,19 @@ func (s *Server) describeDeployment(view *state.View, d state.Deployment) Deploy
 		out.Wanted = max(1, len(out.Replicas))
 	}
 	return out
+}
+
+// describeShard says where a shard is, and of several stages which layers it has.
+func describeShard(d state.Deployment, r state.Replica, at state.Placement) string {
+	text := fmt.Sprintf("%d.%d on %s %s", at.Stage, at.Rank, at.Node, at.Device)
+	if r.Layout.Pipeline < 2 {
+		return text
+	}
+	slice, err := shard.Cut(r.Layout, d.Shapes.Shape(), at.Stage, at.Rank)
+	if err != nil { // of an earlier version, whose model was another
+		return text
+	}
+	return fmt.Sprintf("%s layers %d-%d", text, slice.Layers.Lo, slice.Layers.Hi-1)
 }
 
 // pulled is how much of a replica's files its slowest node has.

@@ -9,14 +9,20 @@ import (
 	"manta/head/state"
 )
 
-// across finds places on several nodes that speak one protocol, the newest first.
+// across finds places on several nodes that speak one protocol, the newest first; if
+// an even part of each device is too little for a rank, then with a device for each.
 func (s *search) across(id string) (r state.Replica, err error) {
 	speaks := map[int]bool{}
 	for _, m := range s.p.machines {
 		speaks[m.speaks] = true
 	}
 	for _, protocol := range slices.Backward(slices.Sorted(maps.Keys(speaks))) {
-		if r, err = s.among(id, protocol); err == nil {
+		for _, s.apart = range []bool{false, true} {
+			if r, err = s.among(id, protocol); err == nil {
+				break
+			}
+		}
+		if s.apart = false; err == nil {
 			return r, nil
 		}
 	}
@@ -86,7 +92,7 @@ func (s *search) ranks(m *machine, ranks int, enough int64) (slots []*slot, shar
 		var best *slot
 		var bestShare int64 = -1
 		for _, at := range m.best {
-			if !s.takes(at) || at.taken > 0 && at.device.Kind != "cpu" {
+			if !s.takes(at) || at.taken > 0 && (s.apart || at.device.Kind != "cpu") {
 				continue // ranks share a CPU, never a GPU
 			}
 			if part := at.left() / int64(at.taken+1); part > bestShare {
@@ -134,10 +140,11 @@ func (s *search) mend(was state.Replica) (state.Replica, bool) {
 		}
 		r.Shards[i].Node, r.Shards[i].Device = found[0].node, found[0].device.ID
 	}
-	kind := ""
+	kind, takes := "", map[*slot]int64{}
 	for _, shard := range r.Shards {
 		at := s.p.slot(shard)
-		if kind = cmp.Or(kind, at.device.Kind); at.device.Kind != kind || at.left() < r.Memory*int64(at.taken) {
+		takes[at] += r.Takes(shard)
+		if kind = cmp.Or(kind, at.device.Kind); at.device.Kind != kind || at.left() < takes[at] {
 			return state.Replica{}, false
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"manta/head/state"
+	"manta/parallel/shard"
 	"manta/runtime/plan"
 )
 
@@ -22,8 +23,8 @@ type search struct {
 	in    map[string]*int  // ranks by zone
 	fits  map[budgetKey]fitted
 	least map[string]plan.NoRoom // by kind: the most memory that was found too little
-	// anywhere lets frozen nodes take shards.
-	anywhere bool
+	// anywhere lets frozen nodes take shards, apart gives each rank a device of its own.
+	anywhere, apart bool
 }
 
 // candidate is a machine as the place for a whole replica.
@@ -39,11 +40,15 @@ type candidate struct {
 type budgetKey struct {
 	kind   string
 	memory int64
+	stages string // unlike memory of each
 }
 
+// fitted is how a replica is cut and its memory divided.
 type fitted struct {
-	fit plan.Fit
-	err error
+	layout shard.Layout
+	fit    plan.Fit
+	needs  []int64 // of each rank, where they are unlike; nil: the fullest's
+	err    error
 }
 
 func (p *planner) search(d state.Deployment) *search {
@@ -250,45 +255,63 @@ func (s *search) reasons() []Reason {
 
 // replica plans a replica on the slots of its ranks, stage by stage.
 func (s *search) replica(id string, slots []*slot) (state.Replica, error) {
-	fit, err := s.fit(slots)
+	found, err := s.fit(slots)
 	if err != nil {
 		return state.Replica{}, err
 	}
-	d := s.d
+	d, fit := s.d, found.fit
 	r := state.Replica{
-		ID: id, Deployment: d.Name, Version: d.Version, Layout: d.Layout,
+		ID: id, Deployment: d.Name, Version: d.Version, Layout: found.layout,
 		Blocks: fit.Blocks, MaxLen: fit.MaxLen, Memory: fit.WeightBytes + fit.ScratchBytes + fit.KVBytes,
 	}
 	for i, at := range slots {
-		r.Shards = append(r.Shards, state.Placement{
-			Stage: i / d.Layout.Tensor, Rank: i % d.Layout.Tensor, Node: at.node, Device: at.device.ID,
-		})
+		shard := state.Placement{Stage: i / d.Layout.Tensor, Rank: i % d.Layout.Tensor, Node: at.node, Device: at.device.ID}
+		if found.needs != nil {
+			shard.Memory = found.needs[i]
+		}
+		r.Shards = append(r.Shards, shard)
 	}
 	return r, nil
 }
 
 // fit divides the memory of slots. What was computed before is not again: many
 // nodes are alike, and less memory than was too little is too little.
-func (s *search) fit(slots []*slot) (plan.Fit, error) {
+func (s *search) fit(slots []*slot) (fitted, error) {
 	b, err := s.budget(slots)
 	if err != nil {
-		return plan.Fit{}, err
+		return fitted{}, err
 	}
-	key := budgetKey{slots[0].device.Kind, b.Memory}
-	if less, ok := s.least[key.kind]; ok && b.Memory <= less.Memory {
+	key := budgetKey{kind: slots[0].device.Kind, memory: b.Memory}
+	if b.Stages != nil {
+		key.stages = fmt.Sprint(b.Stages)
+	} else if less, ok := s.least[key.kind]; ok && b.Memory <= less.Memory {
 		less.Memory = b.Memory
-		return plan.Fit{}, &less
+		return fitted{}, &less
 	}
 	if known, ok := s.fits[key]; ok {
-		return known.fit, known.err
+		return known, known.err
 	}
-	fit, err := plan.Compute(s.d.Shapes, s.d.Layout, b)
-	s.fits[key] = fitted{fit, err}
+	f := fitted{}
+	f.layout, f.fit, f.err = plan.Stages(s.d.Shapes, s.d.Layout, b)
 	var less *plan.NoRoom
-	if errors.As(err, &less) {
+	switch {
+	case f.err == nil && f.layout.StageLayers != nil:
+		f.needs, f.err = needs(s.d.Shapes, f.layout, b, f.fit.Blocks)
+	case errors.As(f.err, &less) && b.Stages == nil:
 		s.least[key.kind] = *less
 	}
-	return fit, err
+	s.fits[key] = f
+	return f, f.err
+}
+
+// needs gives the memory of every rank.
+func needs(shapes plan.Shapes, layout shard.Layout, b plan.Budget, blocks []int) ([]int64, error) {
+	ranks, err := plan.Needs(shapes, layout, b, blocks)
+	var bytes []int64
+	for _, n := range ranks {
+		bytes = append(bytes, n.Weights+n.Scratch+n.KV)
+	}
+	return bytes, err
 }
 
 // budget says what each rank may use of its device.
@@ -303,8 +326,13 @@ func (s *search) budget(slots []*slot) (plan.Budget, error) {
 		MaxSequences: d.Settings.MaxNumSeqs, MaxRows: d.Settings.MaxNumBatchedTokens,
 	}.Defaults(kind)
 	utilization := cmp.Or(d.Settings.GPUMemoryUtilization, Utilization)
-	b.Memory = 1 << 62
-	for _, at := range slots {
+	most := int64(1 << 62)
+	if kind == "cpu" && d.Settings.GPUMemoryUtilization == 0 {
+		stored := int64(d.Shapes.Layers)*(d.Shapes.AttentionBytes+d.Shapes.FFNBytes) + d.Shapes.EmbeddingBytes + d.Shapes.OutputBytes
+		most = 2*stored + CPUBytes
+	}
+	b.Memory = most
+	for i, at := range slots {
 		if at.device.Kind != kind {
 			return plan.Budget{}, fmt.Errorf("devices of the kinds %s and %s can't share a replica", kind, at.device.Kind)
 		}
@@ -314,11 +342,15 @@ func (s *search) budget(slots []*slot) (plan.Budget, error) {
 				sharing++
 			}
 		}
-		b.Memory = min(b.Memory, min(at.left(), int64(utilization*float64(at.device.Memory)))/sharing)
+		memory := min(most, min(at.left(), int64(utilization*float64(at.device.Memory)))/sharing)
+		if b.Memory = min(b.Memory, memory); i%d.Layout.Tensor == 0 {
+			b.Stages = append(b.Stages, memory)
+		}
+		stage := &b.Stages[i/d.Layout.Tensor]
+		*stage = min(*stage, memory)
 	}
-	if kind == "cpu" && d.Settings.GPUMemoryUtilization == 0 {
-		stored := int64(d.Shapes.Layers)*(d.Shapes.AttentionBytes+d.Shapes.FFNBytes) + d.Shapes.EmbeddingBytes + d.Shapes.OutputBytes
-		b.Memory = min(b.Memory, 2*stored+CPUBytes)
+	if slices.Min(b.Stages) == slices.Max(b.Stages) {
+		b.Stages = nil
 	}
 	return b, nil
 }

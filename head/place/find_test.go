@@ -204,3 +204,39 @@ func TestGroupsSpeakOneProtocol(t *testing.T) {
 		t.Errorf("it goes on: %+v", out.Changes)
 	}
 }
+
+// Two nodes of unlike memory, neither with room for all, get layers by what they have;
+// each is charged what its own shard takes, and a shard that is lost goes where that fits.
+func TestUnevenStages(t *testing.T) {
+	w := newWorld(t, staged(1, 2))
+	w.reports["a"] = report("a", 54<<20)
+	w.reports["b"] = report("b", 24<<20)
+	if out := w.settle(); len(out.Waiting) > 0 {
+		t.Fatalf("waiting %+v", out.Waiting)
+	}
+	r := w.view.Replicas["m/0"]
+	if want := []string{"a", "b"}; !slices.Equal(w.nodesOf(), want) {
+		t.Fatalf("ranks on %v, want %v", w.nodesOf(), want)
+	}
+	if cut := r.Layout.StageLayers; len(cut) != 2 || cut[0] <= cut[1] || cut[0]+cut[1] != 8 {
+		t.Fatalf("layers %v", cut)
+	}
+	w.fits(0)
+	for _, a := range Assignments(w.view)["b"].Replicas {
+		if !slices.Equal(a.Layout.StageLayers, r.Layout.StageLayers) {
+			t.Errorf("node b is told of layers %v, want %v", a.Layout.StageLayers, r.Layout.StageLayers)
+		}
+	}
+	w.run(wire.PhaseReady, "")
+	w.settle()
+	delete(w.reports, "b")
+	w.reports["c"] = report("c", 24<<20)
+	w.settle()
+	w.fits(0)
+	if want := []string{"a", "c"}; !slices.Equal(w.nodesOf(), want) {
+		t.Fatalf("after a loss ranks on %v, want %v", w.nodesOf(), want)
+	}
+	if now := w.view.Replicas["m/0"]; !slices.Equal(now.Layout.StageLayers, r.Layout.StageLayers) || !slices.Equal(now.Blocks, r.Blocks) {
+		t.Errorf("the survivor's layers and blocks were %v %v, are %v %v", r.Layout.StageLayers, r.Blocks, now.Layout.StageLayers, now.Blocks)
+	}
+}

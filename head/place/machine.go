@@ -79,7 +79,7 @@ func (p *planner) slot(s state.Placement) *slot {
 func (p *planner) occupy(r state.Replica, sign int) {
 	for _, shard := range r.Shards {
 		if s := p.slot(shard); s != nil {
-			s.used += int64(sign) * r.Memory
+			s.used += int64(sign) * r.Takes(shard)
 			s.shards += sign
 		}
 	}

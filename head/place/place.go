@@ -5,7 +5,8 @@
 //
 // Memory is computed beforehand by runtime/plan, so that what is placed fits.
 // A replica stands on one node if it fits there; else its stages go across nodes,
-// the tensor ranks of each together as long as they fit. Replicas of a deployment
+// the tensor ranks of each together as long as they fit, and of unlike memory the
+// larger gets more layers (plan.Stages). Replicas of a deployment
 // spread over zones, then over nodes. A lost rank moves alone. What is to go
 // (a node drains, another version is wanted) goes once its successor is ready,
 // where there is room for both.

@@ -312,7 +312,7 @@ func (w *world) fits(seed uint64) {
 	used := map[string]int64{}
 	for _, r := range w.view.Replicas {
 		for _, s := range r.Shards {
-			used[s.Node] += r.Memory
+			used[s.Node] += r.Takes(s)
 		}
 	}
 	for node, bytes := range used {

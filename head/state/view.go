@@ -125,6 +125,17 @@ type Placement struct {
 	Stage, Rank int
 	Node        string
 	Device      string
+	// Memory is what it takes of its device where the slices of a replica are uneven;
+	// 0: what the replica's fullest takes.
+	Memory int64 `cbor:",omitempty" json:",omitempty"`
+}
+
+// Takes is the memory that a shard takes of its device, as planned.
+func (r Replica) Takes(s Placement) int64 {
+	if s.Memory > 0 {
+		return s.Memory
+	}
+	return r.Memory
 }
 
 // A Node is a worker as raft knows it; who lives is gossip's to say.

@@ -159,6 +159,8 @@ func TestGoldenThroughTheEngine(t *testing.T) {
 		{"2 tensor ranks of 2 stages", shard.Layout{Tensor: 2, Pipeline: 2}, 16, 400, true},
 		{"3 tensor ranks", shard.Layout{Tensor: 3, Pipeline: 1}, 32, 400, true},
 		{"3 stages", shard.Layout{Tensor: 1, Pipeline: 3}, 24, 60, true},
+		{"2 uneven stages", shard.Layout{Tensor: 1, Pipeline: 2, StageLayers: []int{1, rest}}, 64, 60, true},
+		{"2 tensor ranks of 2 uneven stages", shard.Layout{Tensor: 2, Pipeline: 2, StageLayers: []int{rest, 1}}, 16, 400, true},
 		{"2 tensor ranks of 3 stages", shard.Layout{Tensor: 2, Pipeline: 3}, 64, 400, false},
 		{"3 tensor ranks of 2 stages", shard.Layout{Tensor: 3, Pipeline: 2}, 64, 400, true},
 		{"3 tensor ranks of 3 stages", shard.Layout{Tensor: 3, Pipeline: 3}, 16, 60, true},
@@ -166,6 +168,12 @@ func TestGoldenThroughTheEngine(t *testing.T) {
 	for _, path := range folders(t) {
 		shape := shapeOf(t, path)
 		for _, a := range arrangements {
+			a.layout.StageLayers = slices.Clone(a.layout.StageLayers)
+			for i, n := range a.layout.StageLayers {
+				if n == rest {
+					a.layout.StageLayers[i] = shape.Layers - 1
+				}
+			}
 			if a.layout.Check(shape) != nil || a.layout.Ranks() > mostRanks {
 				continue // more ranks than heads, or stages than layers
 			}
@@ -173,6 +181,9 @@ func TestGoldenThroughTheEngine(t *testing.T) {
 		}
 	}
 }
+
+// rest stands for all layers but one.
+const rest = -1
 
 // mostRanks leaves out arrangements that a device has no time for.
 var mostRanks = 9

@@ -36,6 +36,16 @@ type Budget struct {
 	MaxLen       int // max_model_len; 0: the model's context, or what fits
 	MaxSequences int // max_num_seqs
 	MaxRows      int // max_num_batched_tokens
+	// Stages is what Memory is for each stage, where their devices are unlike.
+	Stages []int64 `json:",omitempty"`
+}
+
+// memory is what each rank of a stage may use.
+func (b Budget) memory(stage int) int64 {
+	if len(b.Stages) > 0 {
+		return b.Stages[stage]
+	}
+	return b.Memory
 }
 
 // A Fit is how the memory of the fullest rank is divided.
@@ -52,6 +62,9 @@ type Fit struct {
 // goes to blocks, so split between the groups that the same number of longest
 // sequences fits into each, and at most MaxSequences of them.
 func Compute(s Shapes, layout shard.Layout, b Budget) (Fit, error) {
+	if len(b.Stages) > 0 && len(b.Stages) != layout.Pipeline {
+		return Fit{}, fmt.Errorf("plan: memory given for %d stages of %d", len(b.Stages), layout.Pipeline)
+	}
 	if b.MaxLen > s.Context {
 		return Fit{}, fmt.Errorf("plan: max_model_len=%d is more than the model's context of %d", b.MaxLen, s.Context)
 	}
@@ -69,9 +82,9 @@ func Compute(s Shapes, layout shard.Layout, b Budget) (Fit, error) {
 	fit := Fit{MaxLen: maxLen, Concurrency: float64(b.MaxSequences)}
 	for _, r := range ranks {
 		need := r.sequence(b, maxLen)
-		if room := r.room(b); maxLen < 2*kernels.BlockTokens || need > room {
+		if room := r.room(); maxLen < 2*kernels.BlockTokens || need > room {
 			tokens := max(maxLen, 2*kernels.BlockTokens)
-			return Fit{}, &NoRoom{Weights: r.weights, Scratch: r.scratch, Sequence: r.sequence(b, tokens), Tokens: tokens, Memory: b.Memory}
+			return Fit{}, &NoRoom{Weights: r.weights, Scratch: r.scratch, Sequence: r.sequence(b, tokens), Tokens: tokens, Memory: r.memory}
 		} else if need > 0 {
 			fit.Concurrency = min(fit.Concurrency, float64(room)/float64(need))
 		}
@@ -89,6 +102,7 @@ func Compute(s Shapes, layout shard.Layout, b Budget) (Fit, error) {
 
 // rank is what one rank of a layout must hold.
 type rank struct {
+	memory           int64 // that it may use
 	weights, scratch int64
 	windows          []int   // per group
 	block            []int64 // bytes of one block of each group; 0 without layers of that kind
@@ -114,7 +128,7 @@ func (s Shapes) ranks(layout shard.Layout, b Budget) ([]rank, error) {
 
 func (s Shapes) rank(slice shard.Slice, b Budget) rank {
 	groups := s.Groups()
-	r := rank{windows: groups, block: make([]int64, len(groups))}
+	r := rank{memory: b.memory(slice.Stage), windows: groups, block: make([]int64, len(groups))}
 	share := func(bytes int64, part, whole int) int64 { return (bytes*int64(part) + int64(whole) - 1) / int64(whole) }
 	for l := slice.Layers.Lo; l < slice.Layers.Hi; l++ {
 		r.weights += share(s.AttentionBytes, slice.Heads.Len()+2*slice.KVHeads.Len(), s.Heads+2*s.KVHeads)
@@ -139,7 +153,7 @@ func (s Shapes) rank(slice shard.Slice, b Budget) rank {
 	return r
 }
 
-func (r rank) room(b Budget) int64 { return b.Memory - r.weights - r.scratch }
+func (r rank) room() int64 { return r.memory - r.weights - r.scratch }
 
 // sequence is the memory of one sequence's keys and values.
 func (r rank) sequence(b Budget, tokens int) int64 {
@@ -164,7 +178,7 @@ func (r rank) longest(b Budget, most int) int {
 	low, high := 0, (most+kernels.BlockTokens-1)/kernels.BlockTokens
 	for low < high {
 		middle := (low + high + 1) / 2
-		if r.sequence(b, middle*kernels.BlockTokens) <= r.room(b) {
+		if r.sequence(b, middle*kernels.BlockTokens) <= r.room() {
 			low = middle
 		} else {
 			high = middle - 1

@@ -88,6 +88,7 @@ func TestNodesAndScaleAPI(t *testing.T) {
 	}{
 		{"POST", "/api/cluster/nodes/nobody/drain", "", 404, "no node"},
 		{"POST", "/api/cluster/nodes/twin/drain", "", 404, "several"},
+		{"POST", "/api/cluster/nodes/alive/drain?force=perhaps", "", 400, "force must be true or false"},
 		{"DELETE", "/api/cluster/nodes/dead-3", "", 200, "dead-3"},
 		{"GET", "/api/cluster/nodes/dead-3", "", 404, "no node"},
 		{"PATCH", "/api/cluster/deployments/m", `{"replicas":"auto"}`, 200, `"auto":true`},

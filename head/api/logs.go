@@ -14,6 +14,9 @@ import (
 // tailByDefault is how many lines are given when ?tail= is not.
 const tailByDefault = 200
 
+// NoAnswer begins the line that stands for the log of a member that can't be reached.
+const NoAnswer = "no answer: "
+
 // source is a member whose log is read, and what of it.
 type source struct {
 	role       trust.Role
@@ -46,7 +49,7 @@ func (s *Server) readLogs(w http.ResponseWriter, r *http.Request) {
 	for _, from := range sources {
 		found, err := s.logs.Logs(r.Context(), from.role, from.id, lines, from.containing)
 		if err != nil {
-			found = []string{"no answer: " + err.Error()}
+			found = []string{NoAnswer + err.Error()}
 		}
 		for _, line := range found {
 			fmt.Fprintf(&text, "%s: %s\n", from.id, line)

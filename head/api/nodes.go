@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"manta/head/state"
@@ -135,19 +136,32 @@ func (s *Server) getNode(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// drainNode makes a node take no shards; those it has move where there is room.
-func (s *Server) drainNode(w http.ResponseWriter, r *http.Request) { s.setDrained(w, r, true) }
+// drainNode makes a node take no shards; those it has move where there is room. With
+// ?force=true the others go too, and wait for a place.
+func (s *Server) drainNode(w http.ResponseWriter, r *http.Request) {
+	forced := false
+	if text := r.URL.Query().Get("force"); text != "" {
+		var err error
+		if forced, err = strconv.ParseBool(text); err != nil {
+			s.fail(w, r, badField("force", "force must be true or false, got %q", text))
+			return
+		}
+	}
+	s.setDrained(w, r, state.DrainNode{Drained: true, Forced: forced})
+}
 
 // undrainNode lets it take shards again.
-func (s *Server) undrainNode(w http.ResponseWriter, r *http.Request) { s.setDrained(w, r, false) }
+func (s *Server) undrainNode(w http.ResponseWriter, r *http.Request) {
+	s.setDrained(w, r, state.DrainNode{})
+}
 
-func (s *Server) setDrained(w http.ResponseWriter, r *http.Request, drained bool) {
+func (s *Server) setDrained(w http.ResponseWriter, r *http.Request, drain state.DrainNode) {
 	_, node, ok := s.node(w, r)
 	if !ok {
 		return
 	}
-	change := state.Change{DrainNode: &state.DrainNode{ID: node.ID, Drained: drained}}
-	if err := s.changeNode(r, node, change); err != nil {
+	drain.ID = node.ID
+	if err := s.changeNode(r, node, state.Change{DrainNode: &drain}); err != nil {
 		s.fail(w, r, err)
 		return
 	}

@@ -52,24 +52,33 @@ func (p *place) named(args []string) error {
 func drainCommand(local Local) *cobra.Command {
 	var at server
 	var p place
+	var force bool
 	command := &cobra.Command{
 		Use: "drain NODE", Short: "Move a node's shards elsewhere; it takes none until undrain", Args: cobra.MaximumNArgs(1),
 		Long: `Move a node's shards elsewhere, and wait until it has none. A replica goes once its
 successor is ready; streams go on. What finds no other place stays, and the command
-says why. With --self, on the node's own machine, the node asks for it by itself.`,
+says why; with --force it goes too, and its streams wait until there is a place. With
+--self, on the node's own machine, the node asks for it by itself.`,
 		RunE: func(command *cobra.Command, args []string) error {
 			if err := p.named(args); err != nil {
 				return err
 			}
 			ctx, stop := p.within(command.Context())
 			defer stop()
+			if p.self && force {
+				return errors.New("--force goes through the API: give the name of the node instead of --self")
+			}
 			if p.self {
 				return local(ctx, p.dataDir, "drain")
 			}
 			c := at.client()
 			defer c.Close()
 			var node api.Node
-			if err := c.Post(ctx, nodePath(args[0])+"/drain", nil, &node); err != nil {
+			path := nodePath(args[0]) + "/drain"
+			if force {
+				path += "?force=true"
+			}
+			if err := c.Post(ctx, path, nil, &node); err != nil {
 				return err
 			}
 			return emptied(ctx, c, node, func(line string) { fmt.Fprintln(command.ErrOrStderr(), line) })
@@ -78,6 +87,7 @@ says why. With --self, on the node's own machine, the node asks for it by itself
 	at.register(command)
 	p.register(command)
 	p.waits(command)
+	command.Flags().BoolVar(&force, "force", false, "move what finds no other place too: it stops and waits")
 	return command
 }
 

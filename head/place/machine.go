@@ -20,7 +20,7 @@ type machine struct {
 	best    []*slot // those of the best kind: shards go to these alone
 	shards  int     // placed on it, of all deployments
 	drained bool    // an operator takes it out: what has no other place may stay
-	going   bool    // it stops soon: nothing may stay
+	going   bool    // it stops soon, or its drain is forced: nothing may stay
 	leaving bool    // for good
 	frozen  bool    // its peers can't reach it: no place while there is another
 }
@@ -40,10 +40,10 @@ type slot struct {
 // kindOrder puts GPUs before CPUs.
 func kindOrder(a, b string) int { return -cmp.Compare(a, b) }
 
-func newMachine(report wire.Report, drained, frozen bool) *machine {
+func newMachine(report wire.Report, known state.Node, frozen bool) *machine {
 	m := &machine{
-		node: report.Node, labels: report.Labels, speaks: max(1, report.Protocol), drained: drained, frozen: frozen,
-		going: report.Draining || report.Leaving, leaving: report.Leaving,
+		node: report.Node, labels: report.Labels, speaks: max(1, report.Protocol), drained: known.Drained, frozen: frozen,
+		going: report.Draining || report.Leaving || known.Forced, leaving: report.Leaving,
 	}
 	for _, d := range report.Devices {
 		m.slots = append(m.slots, &slot{machine: m, device: d})

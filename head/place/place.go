@@ -107,7 +107,7 @@ func (p *planner) nodes() {
 	for _, id := range ids {
 		report := p.Reports[id]
 		known, ok := p.View.Nodes[id]
-		m := newMachine(report, known.Drained, p.Frozen[id])
+		m := newMachine(report, known, p.Frozen[id])
 		p.machines = append(p.machines, m)
 		p.byNode[id] = m
 		devices := make([]state.Device, 0, len(report.Devices))

@@ -52,6 +52,26 @@ func (w *world) want(what string, ready, draining, placed int) {
 	}
 }
 
+// What finds no other place stays on a node that is drained, unless that is forced; then
+// it waits.
+func TestForcedDrainLeavesNothing(t *testing.T) {
+	w := serving(t, 1, deployment("m", 1, 1))
+	node := w.view.Replicas["m/0"].Shards[0].Node
+	w.apply(state.Change{DrainNode: &state.DrainNode{ID: node, Drained: true}})
+	w.settle()
+	w.want("drained, without another place", 1, 0, 0)
+	w.apply(state.Change{DrainNode: &state.DrainNode{ID: node, Drained: true, Forced: true}})
+	w.overdue = map[string]bool{"m/0": true}
+	out := w.settle()
+	w.want("by force", 0, 0, 0)
+	if len(out.Waiting) != 1 || out.Waiting[0].Missing != 1 {
+		t.Fatalf("waiting %+v", out.Waiting)
+	}
+	w.apply(state.Change{DrainNode: &state.DrainNode{ID: node}})
+	w.settle()
+	w.want("undrained", 0, 0, 1)
+}
+
 // A node that drains keeps its replica until another is ready elsewhere; then it
 // ends what it has, and goes when it is idle or has had its time.
 func TestDrainingNodeHandsOver(t *testing.T) {

@@ -102,6 +102,8 @@ type AddHome struct {
 type DrainNode struct {
 	ID      string `cbor:"1,keyasint"`
 	Drained bool   `cbor:"2,keyasint"`
+	// Forced: what finds no other place does not stay either.
+	Forced bool `cbor:"3,keyasint,omitempty"`
 }
 
 var encoding = func() cbor.EncMode {
@@ -227,14 +229,15 @@ func (d *draft) apply(c Change, at time.Time) error {
 		return remove(d.Replicas, &d.View.Replicas, &d.own.replicas, "replica", c.DeleteReplica)
 	case c.PutNode != nil:
 		node := *c.PutNode
-		node.Drained = d.Nodes[node.ID].Drained // DrainNode alone writes it
+		known := d.Nodes[node.ID] // DrainNode alone writes these
+		node.Drained, node.Forced = known.Drained, known.Forced
 		owned(&d.View.Nodes, &d.own.nodes)[node.ID] = node
 	case c.DrainNode != nil:
 		node, ok := d.Nodes[c.DrainNode.ID]
 		if !ok {
 			return fmt.Errorf("%w: node %q", ErrUnknown, c.DrainNode.ID)
 		}
-		node.Drained = c.DrainNode.Drained
+		node.Drained, node.Forced = c.DrainNode.Drained, c.DrainNode.Drained && c.DrainNode.Forced
 		owned(&d.View.Nodes, &d.own.nodes)[node.ID] = node
 	case c.DeleteNode != "":
 		return remove(d.Nodes, &d.View.Nodes, &d.own.nodes, "node", c.DeleteNode)

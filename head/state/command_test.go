@@ -86,7 +86,7 @@ func TestApplyRefuses(t *testing.T) {
 		"file":                    {[]Command{command(Change{PutFile: &File{ID: "f"}}), command(Change{DeleteFile: "f"})}, nil},
 		"delete unknown file":     {[]Command{command(Change{DeleteFile: "f"})}, ErrUnknown},
 		"nothing":                 {[]Command{command(Change{})}, ErrMalformed},
-		"node":                    {[]Command{command(Change{PutNode: &Node{ID: "n"}}), command(Change{DrainNode: &DrainNode{"n", true}})}, nil},
+		"node":                    {[]Command{command(Change{PutNode: &Node{ID: "n"}}), command(Change{DrainNode: &DrainNode{ID: "n", Drained: true}})}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := apply(t, c.commands...); !errors.Is(err, c.want) {
@@ -120,7 +120,7 @@ func TestApplyIsAtomicAndCopies(t *testing.T) {
 // it is scaled.
 func TestApplyKeepsWhatOthersWrite(t *testing.T) {
 	v, err := apply(t, command(deployment("d", 1), replica("r", 0)), command(Change{DeleteReplica: "r"}), command(replica("r", 0)),
-		command(Change{PutNode: &Node{ID: "n"}}, Change{DrainNode: &DrainNode{"n", true}}), command(Change{PutNode: &Node{ID: "n", Labels: map[string]string{"a": "b"}}}))
+		command(Change{PutNode: &Node{ID: "n"}}, Change{DrainNode: &DrainNode{ID: "n", Drained: true}}), command(Change{PutNode: &Node{ID: "n", Labels: map[string]string{"a": "b"}}}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +177,7 @@ func TestEventsTellWhatHappened(t *testing.T) {
 		command(Change{PutNode: &Node{ID: "n"}}), command(Change{PutNode: &Node{ID: "n", Labels: map[string]string{"a": "b"}}}),
 		command(deployment("d", 1)), command(deployment("d", 1)), command(replica("r", 0)), command(phase("r", 14, Loading)),
 		command(phase("r", 14, Failed)), command(replica("r", 14)), command(phase("r", 17, Ready)),
-		command(Change{Scale: &Scale{Deployment: "d", Auto: true}}), command(Change{DrainNode: &DrainNode{"n", true}}), command(Change{DrainNode: &DrainNode{"n", true}}),
+		command(Change{Scale: &Scale{Deployment: "d", Auto: true}}), command(Change{DrainNode: &DrainNode{ID: "n", Drained: true}}), command(Change{DrainNode: &DrainNode{ID: "n", Drained: true}}),
 		command(Change{DeleteReplica: "r"}), command(Change{DeleteDeployment: "d"}))
 	if err != nil {
 		t.Fatal(err)

@@ -144,6 +144,7 @@ type Node struct {
 	Devices []Device
 	Labels  map[string]string
 	Drained bool // it takes no shards: an operator has said so
+	Forced  bool `cbor:",omitempty"` // and keeps none, whether they find another place or not
 }
 
 // Zone is the label that replicas are spread by.

@@ -39,13 +39,17 @@ type connectOptions struct {
 
 // newSubscriber subscribes over a fresh connection, which it closes if it fails.
 func newSubscriber(conn net.Conn, name, token, subject string) (*subscriber, error) {
-	s := &subscriber{conn: conn, in: bufio.NewReaderSize(conn, inboxBuffer)}
+	s := newReader(conn)
 	_, encrypted := conn.(*tls.Conn)
 	if err := s.begin(connectOptions{TLS: encrypted, Token: token, Name: name, Language: "go", Protocol: 1}, subject); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("subscribe %s: %w", subject, err)
 	}
 	return s, nil
+}
+
+func newReader(conn net.Conn) *subscriber {
+	return &subscriber{conn: conn, in: bufio.NewReaderSize(conn, inboxBuffer)}
 }
 
 func (s *subscriber) begin(options connectOptions, subject string) error {

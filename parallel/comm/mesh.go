@@ -115,10 +115,11 @@ func (m *Mesh) box(key boxKey) chan message {
 	return box
 }
 
-// put gives a message to a rank, here or elsewhere.
+// put gives a copy of a message to a rank, here or elsewhere.
 func (m *Mesh) put(msg message) error {
 	node := m.nodes[msg.To.Stage][msg.To.Rank]
 	if node == m.self {
+		msg.Data, msg.Drawn = slices.Clone(msg.Data), slices.Clone(msg.Drawn)
 		return m.accept(msg)
 	}
 	data, err := cbor.Marshal(msg)
@@ -194,7 +195,7 @@ type Pipe struct {
 // Send gives a copy of the hidden rows to the same tensor rank of the next stage.
 func (p *Pipe) Send(step uint64, rows []byte) error {
 	to := Place{p.at.Stage + 1, p.at.Rank}
-	return p.mesh.put(message{Kind: hidden, From: p.at, To: to, Number: step, Data: slices.Clone(rows)})
+	return p.mesh.put(message{Kind: hidden, From: p.at, To: to, Number: step, Data: rows})
 }
 
 // Receive waits for the hidden rows of a step.
@@ -210,7 +211,7 @@ func (p *Pipe) Tell(step uint64, tokens []Drawn) error {
 		if to == p.at {
 			continue
 		}
-		if err := p.mesh.put(message{Kind: drawn, From: p.at, To: to, Number: step, Drawn: slices.Clone(tokens)}); err != nil {
+		if err := p.mesh.put(message{Kind: drawn, From: p.at, To: to, Number: step, Drawn: tokens}); err != nil {
 			return err
 		}
 	}

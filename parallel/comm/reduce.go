@@ -41,7 +41,7 @@ func (r *reducer) exchange(ops kernels.Ops, t kernels.Tensor) error {
 			continue
 		}
 		to := Place{r.at.Stage, rank}
-		if err := r.mesh.put(message{Kind: part, From: r.at, To: to, Number: r.round, Data: slices.Clone(own)}); err != nil {
+		if err := r.mesh.put(message{Kind: part, From: r.at, To: to, Number: r.round, Data: own}); err != nil {
 			return err
 		}
 	}

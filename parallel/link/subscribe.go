@@ -21,8 +21,9 @@ const inboxBuffer = 128 << 10
 // process's inbox. It hands on what arrives from its one buffer, on its one
 // goroutine: the client library would copy each chunk twice more and wake two.
 type subscriber struct {
-	conn net.Conn
-	in   *bufio.Reader
+	conn    net.Conn
+	in      *bufio.Reader
+	subject []byte // of the message at hand
 }
 
 // connectOptions is what a NATS client says of itself.
@@ -106,29 +107,27 @@ func (s *subscriber) run(handle func(subject, data []byte)) error {
 
 // message reads what follows "MSG subject sid bytes\r\n".
 func (s *subscriber) message(line []byte, handle func(subject, data []byte)) error {
-	part := bytes.Fields(line)
-	if len(part) != 4 {
+	subject, rest, _ := bytes.Cut(bytes.TrimSpace(line[len("MSG "):]), []byte(" "))
+	_, bytesText, _ := bytes.Cut(rest, []byte(" "))
+	size, err := strconv.Atoi(string(bytesText))
+	if err != nil || size < 0 || size > maxPayload {
 		return fmt.Errorf("%w: %.80q", ErrProtocol, line)
 	}
-	size, err := strconv.Atoi(string(part[3]))
-	if err != nil || size < 0 || size > maxPayload {
-		return fmt.Errorf("%w: message of %.20q bytes", ErrProtocol, part[3])
-	}
-	subject := append([]byte(nil), part[1]...) // the line goes with the next read
+	s.subject = append(s.subject[:0], subject...) // the line goes with the next read
 	whole := size + len("\r\n")
 	if whole > s.in.Size() { // a peer of an earlier version sends larger chunks
 		data := make([]byte, whole)
 		if _, err := io.ReadFull(s.in, data); err != nil {
 			return err
 		}
-		handle(subject, data[:size])
+		handle(s.subject, data[:size])
 		return nil
 	}
 	data, err := s.in.Peek(whole)
 	if err != nil {
 		return err
 	}
-	handle(subject, data[:size])
+	handle(s.subject, data[:size])
 	_, err = s.in.Discard(whole)
 	return err
 }

@@ -2,7 +2,6 @@ package api
 
 import (
 	"crypto/rand"
-	"errors"
 	"net/http"
 	"time"
 
@@ -170,7 +169,7 @@ func (s *Server) cancelBatch(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	if err := s.work.Apply(r.Context(), state.Change{StopJob: j.ID}); err != nil && !errors.Is(err, state.ErrUnknown) {
+	if err := s.work.Apply(r.Context(), state.Change{StopJob: j.ID}); err != nil {
 		s.fail(w, r, err)
 		return
 	}

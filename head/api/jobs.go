@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
 	"regexp"
@@ -253,9 +252,12 @@ func (s *Server) stopJob(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	if err := s.work.Apply(r.Context(), state.Change{StopJob: j.ID}); err != nil && !errors.Is(err, state.ErrUnknown) {
-		s.fail(w, r, err)
-		return
+	// One that is over is left alone: by now another may have its id.
+	if !j.Status.Over() {
+		if err := s.work.Apply(r.Context(), state.Change{StopJob: j.ID}); err != nil {
+			s.fail(w, r, err)
+			return
+		}
 	}
 	s.reply(w, http.StatusOK, struct {
 		Stopped bool `json:"stopped"`
@@ -267,7 +269,7 @@ func (s *Server) deleteJob(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	if err := s.work.Apply(r.Context(), state.Change{DeleteJob: j.ID}); err != nil && !errors.Is(err, state.ErrUnknown) {
+	if err := s.work.Apply(r.Context(), state.Change{DeleteJob: j.ID}); err != nil {
 		s.fail(w, r, err)
 		return
 	}

@@ -36,12 +36,7 @@ func (r *Runner) serve(ctx context.Context, b *book) error {
 		there = there && d.Job == b.job.ID
 		switch {
 		case r.stopped(b.job.ID):
-			if there {
-				if err := r.cfg.Cluster.Apply(ctx, state.Change{DeleteDeployment: name}); err != nil && !errors.Is(err, state.ErrUnknown) {
-					return err
-				}
-			}
-			return b.end(ctx, state.Stopped, "stopped")
+			return r.withdraw(ctx, b)
 		case !there:
 			return b.end(ctx, state.Stopped, fmt.Sprintf("deployment %s was deleted", name))
 		}
@@ -59,6 +54,17 @@ func (r *Runner) serve(ctx context.Context, b *book) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// withdraw ends a job that was asked to, and its deployment.
+func (r *Runner) withdraw(ctx context.Context, b *book) error {
+	name := b.job.Serve.Deployment.Name
+	if d, there := r.cfg.Cluster.View().Deployments[name]; there && d.Job == b.job.ID {
+		if err := r.cfg.Cluster.Apply(ctx, state.Change{DeleteDeployment: name}); err != nil && !errors.Is(err, state.ErrUnknown) {
+			return err
+		}
+	}
+	return b.end(ctx, state.Stopped, "stopped")
 }
 
 // watch gives a deployment's status as a job's.
@@ -95,7 +101,7 @@ func (r *Runner) deploy(ctx context.Context, b *book) (over bool, err error) {
 	b.say("head %s deploys %s", r.cfg.Head, d.Name)
 	for {
 		if r.stopped(b.job.ID) {
-			return true, b.end(ctx, state.Stopped, "stopped")
+			return true, r.withdraw(ctx, b) // a head before may have had it accepted
 		}
 		trying, stop := context.WithTimeout(ctx, deployTimeout)
 		accepted, err := r.cfg.Cluster.Deploy(trying, d)

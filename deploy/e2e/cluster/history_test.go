@@ -8,9 +8,10 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/http"
-	"strings"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -37,18 +38,8 @@ type told struct {
 // deploymentModel is what a cluster keeps of one deployment: its number of
 // replicas, or -1 when there is none.
 var deploymentModel = porcupine.Model{
-	Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
-		parts := map[string][]porcupine.Operation{}
-		for _, op := range history {
-			parts[op.Input.(asked).name] = append(parts[op.Input.(asked).name], op)
-		}
-		var all [][]porcupine.Operation
-		for _, part := range parts {
-			all = append(all, part)
-		}
-		return all
-	},
-	Init: func() any { return -1 },
+	Partition: partitioned(func(op porcupine.Operation) string { return op.Input.(asked).name }),
+	Init:      func() any { return -1 },
 	Step: func(state, input, output any) (bool, any) {
 		now, in, out := state.(int), input.(asked), output.(told)
 		switch in.kind {
@@ -71,8 +62,16 @@ var deploymentModel = porcupine.Model{
 	DescribeOperation: func(input, output any) string { return fmt.Sprintf("%+v -> %+v", input, output) },
 }
 
+func drawDeployment(random *rand.Rand, n int) (a asked, kind string, looks bool) {
+	a = asked{
+		kind: []string{"serve", "get", "get", "get", "scale", "scale", "delete"}[random.IntN(7)],
+		name: fmt.Sprint("d", random.IntN(3)), replicas: 1 + n%4000,
+	}
+	return a, a.kind, a.kind == "get"
+}
+
 // call asks one head, once.
-func call(ctx context.Context, base string, a asked) told {
+func call(ctx context.Context, base string, a asked) (out told, known bool) {
 	method, path, body := http.MethodGet, base+"/api/cluster/deployments/"+a.name, map[string]any{}
 	switch a.kind {
 	case "serve":
@@ -84,67 +83,124 @@ func call(ctx context.Context, base string, a asked) told {
 	case "delete":
 		method = http.MethodDelete
 	}
-	data, err := json.Marshal(body)
-	if err != nil {
-		return told{}
-	}
-	ctx, stop := context.WithTimeout(ctx, 10*time.Second)
-	defer stop()
-	request, err := http.NewRequestWithContext(ctx, method, path, bytes.NewReader(data))
-	if err != nil {
-		return told{}
-	}
-	answer, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return told{}
-	}
-	defer answer.Body.Close()
 	var d struct {
 		Replicas int `json:"replicas"`
 	}
-	switch {
-	case answer.Header.Get("X-Manta-Stale") != "":
-		return told{}
-	case answer.StatusCode == http.StatusNotFound:
-		return told{known: true}
-	case answer.StatusCode/100 != 2 || json.NewDecoder(answer.Body).Decode(&d) != nil:
-		return told{}
+	switch status := once(ctx, method, path, body, &d); {
+	case status == http.StatusNotFound:
+		return told{known: true}, true
+	case status/100 != 2:
+		return told{}, false
 	}
-	return told{known: true, exists: true, replicas: d.Replicas}
+	return told{known: true, exists: true, replicas: d.Replicas}, true
 }
 
-// What clients see of deployments, through all heads while leaders die, is what one
-// machine would have shown them (Herlihy & Wing 1990).
-func TestHistoriesAreLinearizable(t *testing.T) {
-	b := newBench(t)
-	b.whole()
-	const clients, names = 6, 3
-	ctx, stop := context.WithTimeout(t.Context(), *historyTime)
+// once does a request and gives the status of its answer, 0 where nothing is known: it
+// failed, or the head said that what it knows may be old.
+func once(ctx context.Context, method, url string, body, into any) int {
+	data, err := json.Marshal(body)
+	if err != nil {
+		return 0
+	}
+	ctx, stop := context.WithTimeout(ctx, 10*time.Second)
 	defer stop()
-	began := time.Now()
-	histories := make([][]porcupine.Operation, clients)
+	request, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(data))
+	if err != nil {
+		return 0
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return 0
+	}
+	defer answer.Body.Close()
+	if answer.Header.Get("X-Manta-Stale") != "" {
+		return 0
+	}
+	if answer.StatusCode/100 == 2 && json.NewDecoder(answer.Body).Decode(into) != nil {
+		return 0
+	}
+	return answer.StatusCode
+}
+
+// partitioned cuts a history by what its calls name: each name is a register of its own.
+func partitioned(name func(op porcupine.Operation) string) func([]porcupine.Operation) [][]porcupine.Operation {
+	return func(history []porcupine.Operation) [][]porcupine.Operation {
+		parts := map[string][]porcupine.Operation{}
+		for _, op := range history {
+			parts[name(op)] = append(parts[name(op)], op)
+		}
+		return slices.Collect(maps.Values(parts))
+	}
+}
+
+// A history is what clients did at all heads, each one call after the other.
+type history struct {
+	ctx   context.Context // ends when enough was done
+	began time.Time
+	heads []string
+
+	mu    sync.Mutex // guards what follows
+	calls []porcupine.Operation
+	kinds map[string]int
+}
+
+// of lets clients draw calls and make them until the history is long enough. A call
+// that only looks and has no known outcome says nothing.
+func of[In any, Out any](h *history, clients int, draw func(random *rand.Rand, n int) (in In, kind string, looks bool), call func(ctx context.Context, base string, in In) (out Out, known bool)) {
 	var running sync.WaitGroup
 	for i := range clients {
 		running.Go(func() {
 			random := rand.New(rand.NewPCG(uint64(i), 1))
-			for n := 1; ctx.Err() == nil; n++ {
-				a := asked{
-					kind: []string{"serve", "get", "get", "get", "scale", "scale", "delete"}[random.IntN(7)],
-					name: fmt.Sprint("d", random.IntN(names)), replicas: 1 + (clients*n+i)%4000,
-				}
-				op := porcupine.Operation{ClientId: i, Input: a, Call: int64(time.Since(began))}
-				out := call(context.WithoutCancel(ctx), "http://"+b.apis[random.IntN(headCount)], a)
-				op.Output, op.Return = out, int64(time.Since(began))
-				if !out.known {
-					if a.kind == "get" {
+			for n := 1; h.ctx.Err() == nil; n++ {
+				in, kind, looks := draw(random, clients*n+i)
+				op := porcupine.Operation{ClientId: i, Input: in, Call: int64(time.Since(h.began))}
+				out, known := call(context.WithoutCancel(h.ctx), "http://"+h.heads[random.IntN(len(h.heads))], in)
+				op.Output, op.Return = out, int64(time.Since(h.began))
+				if !known {
+					if looks {
 						continue
 					}
-					op.Return = 1 << 62 // it may take effect at any time, or never
+					// It may take effect at any time, or never; the checker wants one call at
+					// a time of each client.
+					op.Return, op.ClientId, kind = 1<<62, clients+i*1_000_000+n, kind+", unknown"
 				}
-				histories[i] = append(histories[i], op)
+				h.mu.Lock()
+				h.calls, h.kinds[kind] = append(h.calls, op), h.kinds[kind]+1
+				h.mu.Unlock()
 			}
 		})
 	}
+	running.Wait()
+}
+
+// check fails the test unless one machine could have answered so.
+func (h *history) check(t *testing.T, model porcupine.Model, needed ...string) {
+	t.Helper()
+	if result, _ := porcupine.CheckOperationsVerbose(model, h.calls, patience); result != porcupine.Ok {
+		t.Fatalf("%v: %d operations, %v", result, len(h.calls), h.kinds)
+	}
+	for _, kind := range needed {
+		if h.kinds[kind] == 0 {
+			t.Errorf("no %s was tested: %v", kind, h.kinds)
+		}
+	}
+	t.Logf("%d operations are linearizable: %v", len(h.calls), h.kinds)
+}
+
+// What clients see of deployments and of jobs, through all heads while leaders die, is
+// what one machine would have shown them (Herlihy & Wing 1990).
+func TestHistoriesAreLinearizable(t *testing.T) {
+	b := newBench(t)
+	b.whole()
+	ctx, stop := context.WithTimeout(t.Context(), *historyTime)
+	defer stop()
+	fresh := func() *history {
+		return &history{ctx: ctx, began: time.Now(), heads: b.apis, kinds: map[string]int{}}
+	}
+	deployments, work := fresh(), fresh()
+	var running sync.WaitGroup
+	running.Go(func() { of(deployments, 5, drawDeployment, call) })
+	running.Go(func() { of(work, 4, drawJob, callJob) })
 	killed := 0
 	for ctx.Err() == nil {
 		leader, _ := b.leader()
@@ -156,27 +212,8 @@ func TestHistoriesAreLinearizable(t *testing.T) {
 		killed++
 	}
 	running.Wait()
-	var history []porcupine.Operation
-	kinds := map[string]int{}
-	for i, h := range histories {
-		for j, op := range h {
-			if op.Return == 1<<62 {
-				// The checker wants one call at a time of each client.
-				op.ClientId = clients + i*1_000_000 + j
-				kinds["unknown"]++
-			}
-			kinds[op.Input.(asked).kind]++
-			history = append(history, op)
-		}
-	}
-	result, info := porcupine.CheckOperationsVerbose(deploymentModel, history, patience)
-	if result != porcupine.Ok {
-		var lines strings.Builder
-		_ = porcupine.Visualize(deploymentModel, info, &lines)
-		t.Fatalf("%v: %d operations, %v", result, len(history), kinds)
-	}
-	if kinds["serve"] == 0 || kinds["get"] == 0 || killed == 0 {
-		t.Errorf("nothing was tested: %v, %d leaders killed", kinds, killed)
-	}
-	t.Logf("%d operations linearizable while %d leaders were killed: %v", len(history), killed, kinds)
+	t.Logf("%d leaders were killed", killed)
+	deployments.check(t, deploymentModel, "serve", "get", "scale", "delete")
+	jobModel := jobModel.ToModel()
+	work.check(t, jobModel, "submit", "look", "stop", "delete")
 }

@@ -294,7 +294,7 @@ func (d *Dispatcher) pump(view *state.View, deployment string) {
 	waiting := d.queue(deployment)
 	now := time.Now()
 	d.fade(now)
-	// A flow that leaves the last credit to others does not stand in their way.
+	// A flow that leaves the rest to others does not stand in their way.
 	for full := map[*flow]bool{}; ; {
 		s := waiting.first(full)
 		if s == nil {
@@ -302,11 +302,14 @@ func (d *Dispatcher) pump(view *state.View, deployment string) {
 		}
 		choices := max(s.running, 1)
 		hits := d.hits(view, s)
-		spare := s.cost == 0 && waiting.hasShare(s.request.Key, now)
+		spare := 0.0
+		if s.cost == 0 {
+			spare = waiting.leaves(s.request.Key, route.Runs(view, d.loads, deployment), now)
+		}
 		replica, ok := route.Choose(view, d.loads, route.Request{
 			Deployment: deployment, Choices: choices, Prompt: len(s.request.Prompt), Hits: hits, Session: s.request.Session, Spare: spare,
 		})
-		if !ok && spare {
+		if !ok && spare > 0 {
 			full[waiting.flows[s.request.Key]] = true
 			continue
 		}

@@ -26,6 +26,8 @@ type flow struct {
 	weight  float64
 	running int       // choices granted and not ended
 	seen    time.Time // when its newest request came
+	most    int       // requests that it had here and running at once, lately
+	since   time.Time // when most was reached
 }
 
 const (
@@ -61,6 +63,9 @@ func (q *queue) add(s *Stream, now time.Time) {
 	}
 	heap.Push(f, s)
 	q.waiting++
+	if now := len(f.items) + f.running; now >= f.most || f.seen.Sub(f.since) > remember {
+		f.most, f.since = now, f.seen
+	}
 }
 
 // first gives the next request of a flow that is not full, nil when there is none.
@@ -131,9 +136,10 @@ func (q *queue) room(key string, most int) int {
 	return min(most, maxFlows*most-q.waiting) - own
 }
 
-// hasShare reports whether a key has its part of what runs while other keys came
-// lately.
-func (q *queue) hasShare(key string, now time.Time) bool {
+// leaves is the part of what runs at once that a key leaves to others, 0 while it has
+// less than its share or no others came lately. It is what they had at once, up to
+// their shares, and do not have now; at least an eighth, for one that comes.
+func (q *queue) leaves(key string, runs int, now time.Time) float64 {
 	own, others, running, weights := q.of(key), false, 0, 0.0
 	for k, f := range q.flows {
 		if f.active(now) {
@@ -141,7 +147,17 @@ func (q *queue) hasShare(key string, now time.Time) bool {
 			running, weights = running+f.running, weights+f.weight
 		}
 	}
-	return others && own.running > 0 && float64(own.running)*weights >= float64(running)*own.weight
+	if !others || own.running == 0 || float64(own.running)*weights < float64(running)*own.weight {
+		return 0
+	}
+	kept := 0.0
+	for k, f := range q.flows {
+		if k != key && f.active(now) {
+			share := float64(runs) * f.weight / weights
+			kept += max(0, min(float64(f.most), share)-float64(f.running))
+		}
+	}
+	return min(1, max(1.0/8, kept/float64(max(runs, 1))))
 }
 
 func (f *flow) active(now time.Time) bool {

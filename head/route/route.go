@@ -5,6 +5,7 @@ package route
 
 import (
 	"cmp"
+	"math"
 	"slices"
 
 	"manta/head/state"
@@ -38,9 +39,14 @@ type Request struct {
 	Prompt     int            // tokens
 	Hits       map[string]int // by replica: how many of them it has, as far as is known
 	Session    string         // requests of one session belong together; "": none
-	// Spare leaves an eighth of each replica's credit to others.
-	Spare bool
+	// Spare leaves to others what a driver does not run at once, and this part of each
+	// replica's credit; 0: none.
+	Spare float64
 }
+
+// runs is how much of a credit a driver runs at once: it grants an eighth and one more,
+// which wait there.
+func (l Load) runs() int { return max(1, (l.Credit-1)*8/9) }
 
 const (
 	// sequenceTokens is what one more sequence in progress costs a new one, in prompt
@@ -49,6 +55,23 @@ const (
 	// evenly is how far a replica's work may lie above the mean for nothing.
 	evenly = 1.1
 )
+
+// serving gives the load of a replica of a deployment that is ready and has granted.
+func serving(replica state.Replica, loads map[string]Load, deployment string) (Load, bool) {
+	load, granted := loads[replica.ID]
+	return load, granted && replica.Deployment == deployment && replica.Phase == state.Ready && load.Epoch == replica.Epoch
+}
+
+// Runs is how many choices of this head a deployment runs at once.
+func Runs(view *state.View, loads map[string]Load, deployment string) int {
+	n := 0
+	for _, replica := range view.Replicas {
+		if load, ok := serving(replica, loads, deployment); ok {
+			n += load.runs()
+		}
+	}
+	return n
+}
 
 // Choose gives the ready replica of a deployment that serves a request soonest, of
 // those that may take it, or false: the tokens still to compute, what is before
@@ -59,15 +82,15 @@ func Choose(view *state.View, loads map[string]Load, request Request) (state.Rep
 	var candidates, ready []state.Replica
 	work := 0.0
 	for _, replica := range view.Replicas {
-		load, granted := loads[replica.ID]
-		if replica.Deployment != request.Deployment || replica.Phase != state.Ready || !granted || load.Epoch != replica.Epoch {
+		load, ok := serving(replica, loads, request.Deployment)
+		if !ok {
 			continue
 		}
 		ready = append(ready, replica)
 		work += load.Work
 		spare := 0
-		if request.Spare {
-			spare = max(load.Credit/8, min(1, load.Credit-1))
+		if request.Spare > 0 {
+			spare = min(load.Credit-1, load.Credit-load.runs()+int(math.Ceil(request.Spare*float64(load.runs()))))
 		}
 		if load.Admits(request.Choices, spare) {
 			candidates = append(candidates, replica)

@@ -108,13 +108,18 @@ func TestSessions(t *testing.T) {
 	}
 }
 
-// A flow that has its share leaves an eighth of the credit to others.
+// A flow that has its share leaves to others their part of what runs at once: of a
+// credit of 16, 13 run.
 func TestSpare(t *testing.T) {
 	view := &state.View{Replicas: map[string]state.Replica{"a": {ID: "a", Deployment: "m", Epoch: 1, Phase: state.Ready}}}
-	for outstanding, want := range map[int]bool{0: true, 13: true, 14: false, 16: false} {
-		loads := map[string]Load{"a": {Epoch: 1, Credit: 16, Outstanding: outstanding}}
-		if _, ok := Choose(view, loads, Request{Deployment: "m", Choices: 1, Spare: true}); ok != want {
-			t.Errorf("with %d of 16 outstanding: %v", outstanding, ok)
+	for _, c := range []struct {
+		outstanding int
+		spare       float64
+		want        bool
+	}{{15, 0, true}, {16, 0, false}, {0, 0.1, true}, {10, 0.1, true}, {11, 0.1, false}, {5, 0.5, true}, {6, 0.5, false}, {0, 1, true}, {1, 1, false}} {
+		loads := map[string]Load{"a": {Epoch: 1, Credit: 16, Outstanding: c.outstanding}}
+		if _, ok := Choose(view, loads, Request{Deployment: "m", Choices: 1, Spare: c.spare}); ok != c.want {
+			t.Errorf("with %d of 16 outstanding, leaving %v: %v", c.outstanding, c.spare, ok)
 		}
 	}
 }

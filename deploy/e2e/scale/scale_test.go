@@ -8,6 +8,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"slices"
@@ -129,22 +130,48 @@ func (b *bench) measure(n int) figures {
 	return f
 }
 
+// clients keep their connections, as many as there may be streams.
+var clients = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1024}}
+
 // relayed is what has come to the clients.
 type relayed struct{ events, bytes atomic.Int64 }
 
 // stream asks one head for so many tokens and tells the size of each event that comes.
 // It is a client that costs little: it shares the machine with what is measured.
 func stream(ctx context.Context, url, model string, tokens int, each func(bytes int)) error {
+	return streamAs(ctx, "", url, model, tokens, each)
+}
+
+// refused is an answer that is no stream.
+type refused struct {
+	status     int
+	retryAfter string
+	text       string
+}
+
+func (r *refused) Error() string {
+	return fmt.Sprintf("status %d, Retry-After %q: %s", r.status, r.retryAfter, r.text)
+}
+
+// streamAs is stream for the owner of a key.
+func streamAs(ctx context.Context, key, url, model string, tokens int, each func(bytes int)) error {
 	body := fmt.Sprintf(`{"model":%q,"prompt":"x","max_tokens":%d,"ignore_eos":true,"stream":true}`, model, tokens)
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/completions", strings.NewReader(body))
 	if err != nil {
 		return err
 	}
-	response, err := http.DefaultClient.Do(request)
+	if key != "" {
+		request.Header.Set("Authorization", "Bearer "+key)
+	}
+	response, err := clients.Do(request)
 	if err != nil {
 		return err
 	}
 	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(response.Body) // it is for a message
+		return &refused{response.StatusCode, response.Header.Get("Retry-After"), string(text)}
+	}
 	lines, size := bufio.NewReader(response.Body), 0
 	for {
 		line, err := lines.ReadSlice('\n')

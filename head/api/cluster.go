@@ -124,16 +124,21 @@ func (d Deployment) Current() bool {
 
 // Replica is a replica's state.
 type Replica struct {
-	ID       string   `json:"id"`
-	Outdated bool     `json:"outdated,omitempty"` // of an earlier version of its deployment
-	Epoch    uint64   `json:"epoch"`
-	Phase    string   `json:"phase"`
-	Reason   string   `json:"reason,omitempty"`
-	Pulled   int64    `json:"bytes_done,omitempty"` // of the model's files, while they are pulled or loaded
-	Whole    int64    `json:"bytes_total,omitempty"`
-	Blocks   []int    `json:"blocks,omitempty"`
-	Nodes    []string `json:"nodes"` // that have shards of it
-	Shards   []string `json:"shards"`
+	ID       string `json:"id"`
+	Outdated bool   `json:"outdated,omitempty"` // of an earlier version of its deployment
+	Epoch    uint64 `json:"epoch"`
+	Phase    string `json:"phase"`
+	Reason   string `json:"reason,omitempty"`
+	Pulled   int64  `json:"bytes_done,omitempty"` // of the model's files, while they are pulled or loaded
+	Whole    int64  `json:"bytes_total,omitempty"`
+	Blocks   []int  `json:"blocks,omitempty"`
+	// What its driver has done in this epoch, by what it told last.
+	Running int      `json:"running,omitempty"`
+	Prompt  uint64   `json:"prompt_tokens,omitempty"`
+	Cached  uint64   `json:"prompt_tokens_cached,omitempty"`
+	Output  uint64   `json:"output_tokens,omitempty"`
+	Nodes   []string `json:"nodes"` // that have shards of it
+	Shards  []string `json:"shards"`
 }
 
 // ClusterState is what GET /api/cluster gives.

@@ -83,8 +83,9 @@ func (s *Server) describeDeployment(view *state.View, d state.Deployment) Deploy
 		}
 		if replica.Phase == state.Ready {
 			out.Ready++
-		} else if s.heard != nil {
-			entry.Pulled, entry.Whole = s.pulled(replica)
+		}
+		if s.heard != nil {
+			s.told(replica, &entry)
 		}
 		out.Replicas = append(out.Replicas, entry)
 	}
@@ -108,17 +109,23 @@ func describeShard(d state.Deployment, r state.Replica, at state.Placement) stri
 	return fmt.Sprintf("%s layers %d-%d", text, slice.Layers.Lo, slice.Layers.Hi-1)
 }
 
-// pulled is how much of a replica's files its slowest node has.
-func (s *Server) pulled(r state.Replica) (done, total int64) {
+// told adds what a replica's nodes told last: how much of its files the slowest has
+// while they come, and then what its driver has done.
+func (s *Server) told(r state.Replica, entry *Replica) {
 	for _, shard := range r.Shards {
 		report, _ := s.heard.Report(shard.Node)
 		for _, told := range report.Replicas {
-			if told.Replica == r.ID && told.Epoch == r.Epoch && told.Total > 0 && (total == 0 || told.Done < done) {
-				done, total = told.Done, told.Total
+			if told.Replica != r.ID || told.Epoch != r.Epoch {
+				continue
+			}
+			if r.Phase != state.Ready && told.Total > 0 && (entry.Whole == 0 || told.Done < entry.Pulled) {
+				entry.Pulled, entry.Whole = told.Done, told.Total
+			}
+			if e := told.Engine; r.Phase == state.Ready && shard.Stage == 0 && shard.Rank == 0 {
+				entry.Running, entry.Prompt, entry.Cached, entry.Output = e.Running, e.PromptTokens, e.PrefixHits, e.OutputTokens
 			}
 		}
 	}
-	return done, total
 }
 
 func (s *Server) listDeployments(w http.ResponseWriter, r *http.Request) {

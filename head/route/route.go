@@ -53,7 +53,7 @@ const (
 	// tokens: about a block's worth of longer steps over its life.
 	sequenceTokens = 16
 	// evenly is how far a replica's work may lie above the mean for nothing.
-	evenly = 1.1
+	evenly = 1.2
 )
 
 // serving gives the load of a replica of a deployment that is ready and has granted.

@@ -139,7 +139,14 @@ type relayed struct{ events, bytes atomic.Int64 }
 // stream asks one head for so many tokens and tells the size of each event that comes.
 // It is a client that costs little: it shares the machine with what is measured.
 func stream(ctx context.Context, url, model string, tokens int, each func(bytes int)) error {
-	return streamAs(ctx, "", url, model, tokens, each)
+	return question{model: model, prompt: "x", tokens: tokens}.ask(ctx, url, each)
+}
+
+// question is what a client asks.
+type question struct {
+	key, session  string // "": none
+	model, prompt string
+	tokens        int
 }
 
 // refused is an answer that is no stream.
@@ -153,15 +160,18 @@ func (r *refused) Error() string {
 	return fmt.Sprintf("status %d, Retry-After %q: %s", r.status, r.retryAfter, r.text)
 }
 
-// streamAs is stream for the owner of a key.
-func streamAs(ctx context.Context, key, url, model string, tokens int, each func(bytes int)) error {
-	body := fmt.Sprintf(`{"model":%q,"prompt":"x","max_tokens":%d,"ignore_eos":true,"stream":true}`, model, tokens)
+// ask is stream for any question.
+func (q question) ask(ctx context.Context, url string, each func(bytes int)) error {
+	body := fmt.Sprintf(`{"model":%q,"prompt":%q,"max_tokens":%d,"ignore_eos":true,"stream":true}`, q.model, q.prompt, q.tokens)
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/completions", strings.NewReader(body))
 	if err != nil {
 		return err
 	}
-	if key != "" {
-		request.Header.Set("Authorization", "Bearer "+key)
+	if q.key != "" {
+		request.Header.Set("Authorization", "Bearer "+q.key)
+	}
+	if q.session != "" {
+		request.Header.Set("X-Session-Id", q.session)
 	}
 	response, err := clients.Do(request)
 	if err != nil {

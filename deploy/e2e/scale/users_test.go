@@ -28,7 +28,7 @@ func TestUsers(t *testing.T) {
 	b := start(t)
 	b.run()
 	b.until("three heads", func(s *api.ClusterState) bool { return len(s.Heads) == headCount })
-	for name, test := range map[string]func(*bench){"a flood": (*bench).flood, "overload": (*bench).overloaded, "from zero": (*bench).fromZero} {
+	for name, test := range map[string]func(*bench){"a flood": (*bench).flood, "overload": (*bench).overloaded, "from zero": (*bench).fromZero, "chats": (*bench).chats} {
 		t.Run(name, func(t *testing.T) {
 			on := *b
 			on.t = t
@@ -62,7 +62,7 @@ func (b *bench) flood() {
 		for i := range times {
 			all.Go(func() {
 				asked := time.Now()
-				err := streamAs(b.t.Context(), steady, b.urls[i%headCount], "fair", 8, func(int) {
+				err := question{key: steady, model: "fair", prompt: "x", tokens: 8}.ask(b.t.Context(), b.urls[i%headCount], func(int) {
 					if times[i] == 0 {
 						times[i] = time.Since(asked)
 					}
@@ -96,7 +96,7 @@ func (b *bench) flood() {
 				all.Go(func() {
 					sent.Add(1)
 					var no *refused
-					if err := streamAs(ctx, flood, b.urls[i%headCount], "fair", 8, func(int) {}); errors.As(err, &no) && no.status == http.StatusTooManyRequests {
+					if err := (question{key: flood, model: "fair", prompt: "x", tokens: 8}).ask(ctx, b.urls[i%headCount], func(int) {}); errors.As(err, &no) && no.status == http.StatusTooManyRequests {
 						turned.Add(1)
 					}
 				})

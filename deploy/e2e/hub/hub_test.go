@@ -106,11 +106,12 @@ type server struct {
 }
 
 // up starts a model and waits until it answers.
-func (m *machine) up(t *testing.T, model string) *server {
+func (m *machine) up(t *testing.T, model string, flags ...string) *server {
 	t.Helper()
 	s := &server{t: t, model: model, ended: make(chan error, 1)}
 	s.cmd = m.command("up", model, "--data-dir", t.TempDir(), "--port", "0", "--metrics-port", "0",
 		"--max-model-len", "128", "--max-num-seqs", "4", "--gpu-memory-utilization", "0.02", "--kv-cache-dtype", "float32")
+	s.cmd.Args = append(s.cmd.Args, flags...)
 	s.cmd.Stderr = &s.errors
 	out, err := s.cmd.StdoutPipe()
 	must(t, err)
@@ -239,7 +240,7 @@ func TestFamilies(t *testing.T) {
 			r.write(t, folder, uint64(i))
 			_, err := hub.PutFolder(r.name, folder)
 			must(t, err)
-			s := newMachine(t, hub).up(t, r.name)
+			s := newMachine(t, hub).up(t, r.name, "--dtype", "float32") // as ref computes
 			for _, q := range hub.Requests() {
 				for _, name := range append(r.beside, "README.md") {
 					if strings.HasSuffix(q.Path, "/"+name) {

@@ -235,7 +235,7 @@ func TestKillMatrix(t *testing.T) {
 	} else {
 		t.Log("network namespaces can't be made here: links are not cut")
 	}
-	b := newBenchOn(t, n)
+	b := newBenchOn(t, n, "cpu")
 	b.deploy()
 	undisturbed := b.all(func() {})
 	for i, s := range undisturbed {

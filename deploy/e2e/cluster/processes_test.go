@@ -45,6 +45,7 @@ type bench struct {
 	apis    []string
 	members map[string]*member
 	network *network // nil: all members are on loopback
+	devices string   // of each node
 
 	mu  sync.Mutex // guards log
 	log map[string]*bytes.Buffer
@@ -90,13 +91,14 @@ func port(address string) string {
 	return p
 }
 
-func newBench(t *testing.T) *bench { return newBenchOn(t, nil) }
+func newBench(t *testing.T) *bench { return newBenchOn(t, nil, "cpu") }
 
-// newBenchOn starts the cluster on a network of namespaces, or on loopback.
-func newBenchOn(t *testing.T, n *network) *bench {
+// newBenchOn starts the cluster on a network of namespaces, or on loopback, with
+// nodes that offer certain devices.
+func newBenchOn(t *testing.T, n *network, devices string) *bench {
 	t.Helper()
 	b := &bench{
-		t: t, binary: binary(t), dir: t.TempDir(), network: n,
+		t: t, binary: binary(t), dir: t.TempDir(), network: n, devices: devices,
 		members: make(map[string]*member), log: make(map[string]*bytes.Buffer),
 	}
 	if n == nil {
@@ -120,7 +122,7 @@ func newBenchOn(t *testing.T, n *network) *bench {
 		b.head(i)
 	}
 	for i := range nodeCount {
-		b.add(fmt.Sprint("node", i), "node", "--gossip-port", "0", "--devices", "cpu", "--device-processes", *apart)
+		b.node(fmt.Sprint("node", i))
 	}
 	t.Cleanup(b.close)
 	return b
@@ -141,6 +143,11 @@ func (b *bench) head(i int) {
 	b.t.Helper()
 	b.add(fmt.Sprint("head", i), "head", "--gossip-port", port(b.gossip[i]), "--raft-port", "0", "--metrics-port", "0",
 		"--host", b.host(fmt.Sprint("head", i)), "--port", port(b.apis[i]), "--api-key", "none", "--bootstrap-expect", fmt.Sprint(headCount))
+}
+
+func (b *bench) node(name string) {
+	b.t.Helper()
+	b.add(name, "node", "--gossip-port", "0", "--devices", b.devices, "--device-processes", *apart)
 }
 
 // host is the address that a member listens on.

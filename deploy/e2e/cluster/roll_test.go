@@ -112,45 +112,69 @@ func TestRollingUpdateUnderLoad(t *testing.T) {
 }
 
 // A deployment with as many replicas as fit follows its nodes from 2 to 6 and back
-// under load. Here all nodes share two cores, so it is the replicas that follow;
-// the rates are printed.
+// under load. On processors all nodes share two cores: the replicas follow. On
+// simulated devices, which take the time of a step without computing, the rate does.
 func TestScaleUnderLoad(t *testing.T) {
-	b := newBench(t)
-	for _, name := range []string{"node2", "node3"} {
-		b.until(name, func(s *api.ClusterState) bool { _, ok := node(s, name); return ok })
-		b.leave(name)
-	}
-	b.until("two nodes", func(s *api.ClusterState) bool { return len(s.Nodes) == 2 })
-	c := b.client(0)
-	defer c.Close()
-	body := map[string]any{"model": "smollm2", "replicas": "auto", "max_model_len": 512, "max_num_seqs": 16, "max_num_batched_tokens": 64}
-	if err := c.Post(t.Context(), "/api/cluster/deployments", body, nil); err != nil {
-		t.Fatal(err)
-	}
-	b.readyReplicas(2)
-	undisturbed := b.all(func() {})
-	for range *rounds {
-		n, pause := b.under(undisturbed, func(l *load) {
-			two := l.rate(b, 6)
-			for i := 2; i < 6; i++ {
-				name := fmt.Sprint("node", i)
-				if _, known := b.members[name]; known {
-					b.start(name)
-				} else {
-					b.add(name, "node", "--gossip-port", "0", "--devices", "cpu")
-				}
+	for _, c := range []struct {
+		devices string
+		streams int // more than the replicas run at once
+		atOnce  int // sequences of a replica
+		follows bool
+	}{{"cpu", *streams, 16, false}, {"sim:1@0.01", 24, 4, true}} {
+		t.Run(c.devices, func(t *testing.T) {
+			defer func(before int) { *streams = before }(*streams)
+			*streams = c.streams
+			b := newBenchOn(t, nil, c.devices)
+			for _, name := range []string{"node2", "node3"} {
+				b.until(name, func(s *api.ClusterState) bool { _, ok := node(s, name); return ok })
+				b.leave(name)
 			}
-			b.readyReplicas(6)
-			six := l.rate(b, 6)
-			var leaving sync.WaitGroup
-			for i := 2; i < 6; i++ {
-				leaving.Go(func() { b.leave(fmt.Sprint("node", i)) })
-			}
-			leaving.Wait()
 			b.until("two nodes", func(s *api.ClusterState) bool { return len(s.Nodes) == 2 })
+			client := b.client(0)
+			defer client.Close()
+			body := map[string]any{
+				"model": "smollm2", "replicas": "auto", "max_model_len": 512, "max_num_seqs": c.atOnce, "max_num_batched_tokens": 64,
+			}
+			if err := client.Post(t.Context(), "/api/cluster/deployments", body, nil); err != nil {
+				t.Fatal(err)
+			}
 			b.readyReplicas(2)
-			t.Logf("pieces a second: %.0f on 2 nodes, %.0f on 6, %.0f on 2 again", two, six, l.rate(b, 6))
+			undisturbed := b.all(func() {})
+			for range *rounds {
+				n, pause := b.under(undisturbed, func(l *load) {
+					two, six, again := b.twoSixTwo(l)
+					t.Logf("pieces a second: %.0f on 2 nodes, %.0f on 6, %.0f on 2 again", two, six, again)
+					if c.follows && (six < 2*two || again > six/2) {
+						t.Errorf("the rate does not follow")
+					}
+				})
+				t.Logf("%d streams while 2 nodes became 6 and 2 again, longest pause %v", n, pause.Round(10*time.Millisecond))
+			}
 		})
-		t.Logf("%d streams while 2 nodes became 6 and 2 again, longest pause %v", n, pause.Round(10*time.Millisecond))
 	}
+}
+
+// twoSixTwo makes two nodes six and two again, and gives the rates.
+func (b *bench) twoSixTwo(l *load) (two, six, again float64) {
+	b.t.Helper()
+	enough := int64(*streams)
+	two = l.rate(b, enough)
+	for i := 2; i < 6; i++ {
+		name := fmt.Sprint("node", i)
+		if _, known := b.members[name]; known {
+			b.start(name)
+		} else {
+			b.node(name)
+		}
+	}
+	b.readyReplicas(6)
+	six = l.rate(b, enough)
+	var leaving sync.WaitGroup
+	for i := 2; i < 6; i++ {
+		leaving.Go(func() { b.leave(fmt.Sprint("node", i)) })
+	}
+	leaving.Wait()
+	b.until("two nodes", func(s *api.ClusterState) bool { return len(s.Nodes) == 2 })
+	b.readyReplicas(2)
+	return two, six, l.rate(b, enough)
 }

@@ -129,7 +129,7 @@ func TestSoak(t *testing.T) {
 	if haveNamespaces() {
 		n = newNetwork(t)
 	}
-	b := newBenchOn(t, n)
+	b := newBenchOn(t, n, "cpu")
 	b.deploy()
 	undisturbed := b.all(func() {})
 	b.rest()

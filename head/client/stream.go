@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,9 +21,9 @@ var ErrCut = errors.New("the stream was cut")
 const maxRetries = 30
 
 // silence is how long a head may send nothing, once it is known to be one: heads
-// comment on a silent stream twice a second. One that hangs is left for another,
-// which gets twice as long, up to maxSilence: it may be the machine that is slow,
-// and every new beginning costs a prompt.
+// comment on a silent stream twice a second. One that hangs is left for another. If
+// it did take the connection the next gets twice as long, up to maxSilence: it may be
+// the machine that is slow, and every new beginning costs a prompt.
 const (
 	silence    = 1500 * time.Millisecond
 	maxSilence = 6 * time.Second
@@ -48,7 +50,7 @@ func (c *Client) Stream(ctx context.Context, path string, body any, each func(da
 		if s.last != before {
 			tries = 0
 		}
-		if errors.Is(err, errHangs) {
+		if errors.Is(err, errHangs) && s.connected.Load() {
 			s.silence = min(2*s.silence, maxSilence)
 		}
 		if tries+1 >= maxRetries {
@@ -72,7 +74,8 @@ type stream struct {
 	events bool   // an event was handed on
 	lively bool   // the server comments on silent streams
 
-	silence time.Duration // that the next head is given
+	silence   time.Duration // that the next head is given
+	connected atomic.Bool   // the newest did take the connection
 }
 
 // refusal marks an error that is each's own.
@@ -102,6 +105,8 @@ func (s *stream) mayGoOn(err error, tries int) bool {
 
 // once reads one connection to its end; nil means that the stream is complete.
 func (s *stream) once(ctx context.Context, base string) error {
+	s.connected.Store(false)
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { s.connected.Store(true) }})
 	ctx, hangs := context.WithCancelCause(ctx)
 	defer hangs(nil)
 	alarm := time.AfterFunc(s.silence, func() { hangs(errHangs) })

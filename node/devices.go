@@ -64,11 +64,20 @@ func NewProcesses(when string, kinds []serve.Kind) (*Processes, error) {
 	return nil, nil
 }
 
-// simulated is N devices, or N@SPEED for some that are so much as fast as an H200.
+// simulated is N devices, or N@SPEED for some that are so much as fast as an H200;
+// behind «!» stands a token that they die of, to try what becomes of the others.
 func simulated(text string) ([]serve.Kind, error) {
-	count, speed, slow := strings.Cut(text, "@")
+	what, fatal, dies := strings.Cut(text, "!")
+	count, speed, slow := strings.Cut(what, "@")
 	n, err := deviceCount("sim", cmp.Or(count, "1"))
 	figures := sim.H200
+	if dies && err == nil {
+		token, failed := strconv.ParseInt(fatal, 10, 32)
+		if failed != nil || token < 1 {
+			return nil, fmt.Errorf("%w: sim:%s: behind ! stands a token, 1 or more", ErrDevices, text)
+		}
+		figures.Fatal = int32(token)
+	}
 	if slow && err == nil {
 		part, failed := strconv.ParseFloat(speed, 64)
 		if failed != nil || !(part > 0 && part <= 100) {

@@ -17,7 +17,7 @@ import (
 func (b *bench) killer(dies func(*wire.Frame) bool) *int {
 	deaths := new(int)
 	b.cluster.Tamper = func(f *wire.Frame) bool {
-		if f.Err != nil || !dies(f) {
+		if f.Err != nil || len(f.Tokens) == 0 || !dies(f) { // without tokens: the driver says that it has begun
 			return true
 		}
 		*deaths++

@@ -89,6 +89,7 @@ type target struct {
 type sending struct {
 	to    target
 	alone bool
+	taken bool // its driver has sent a frame
 }
 
 // ID gives the request's id.
@@ -233,6 +234,7 @@ func (s *Stream) collect(frame *wire.Frame) error {
 	if frame.Err != nil {
 		return s.refused(frame.Err)
 	}
+	s.lastSent.taken = true
 	if frame.Choice < 0 || frame.Choice >= len(s.choices) {
 		return fmt.Errorf("%w: choice %d of %d", errFault, frame.Choice, len(s.choices))
 	}
@@ -297,7 +299,7 @@ func (s *Stream) recover(cause error) {
 	d := s.dispatcher
 	to, attempt := d.detach(s)
 	if to != nil && isDeath(cause) {
-		s.ordeal.lost(*to, s.lastSent.alone, s.outputs())
+		s.ordeal.lost(*to, s.lastSent.alone && s.lastSent.taken, s.outputs())
 	}
 	if errors.Is(cause, errFault) {
 		d.meter.Fault(s.request.Deployment, "frame")

@@ -11,6 +11,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"manta/kernels"
@@ -23,6 +24,10 @@ type Figures struct {
 	Bandwidth  float64 // bytes a second
 	Operations float64 // a second, of 16-bit products
 	Launch     time.Duration
+
+	// Fatal is a token that ends the process of a device that sees it, as a kernel
+	// does that reads where it must not; 0: there is none.
+	Fatal int32
 }
 
 // H200 follows kernels/cuda/RESULTS.md: Llama 3.1 8B, one stream 4.22 ms a token, a
@@ -102,6 +107,9 @@ func (o *Ops) Cache(spec kernels.CacheSpec) (kernels.Cache, error) { return cach
 
 // Begin starts a step.
 func (o *Ops) Begin(b *kernels.Batch) error {
+	if o.figures.Fatal != 0 && slices.Contains(b.Tokens, o.figures.Fatal) {
+		panic(fmt.Sprintf("sim: token %d, which this device was told to die of", o.figures.Fatal))
+	}
 	o.batch, o.step, o.sampled = b, 0, nil
 	return nil
 }

@@ -351,6 +351,11 @@ func (r *replica) Credit(heads int, draining bool) (wire.Credit, bool) {
 	}, true
 }
 
+// aloneAfter is how long a request that has to run alone waits before it may do its
+// harm, for its head to hear that it is the one: of those that were sent at the same
+// time only it is to blame. Heads that hear nothing blame no one.
+const aloneAfter = 50 * time.Millisecond
+
 // request gives a request to the epoch's engine.
 func (r *replica) request(q wire.Request) error {
 	r.mu.Lock()
@@ -365,6 +370,9 @@ func (r *replica) request(q wire.Request) error {
 	takenOver, err := r.server.sessions.begin(q, e)
 	if err != nil || takenOver {
 		return err
+	}
+	if q.Alone {
+		<-time.After(aloneAfter)
 	}
 	request := engine.Request{
 		ID: engine.RequestID(q.ID), Attempt: q.Attempt, Prompt: q.Prompt, Choices: q.Choices, Params: q.Params,

@@ -106,6 +106,9 @@ func (s *sessions) begin(r wire.Request, e canceller) (takenOver bool, err error
 	s.open++
 	if r.Alone {
 		s.alone[e] = n
+		taken := n.frame(0) // with nothing in it: the head learns that the request runs, alone
+		taken.Offset = n.choices[0].base
+		s.out.put(r.Head, taken)
 	}
 	return false, nil
 }

@@ -55,8 +55,11 @@ func TestAlone(t *testing.T) {
 				t.Fatalf("the suspect is refused: %s", code)
 			}
 			frames, _ := s.out.boxes["h"].take()
-			if len(frames) != 1 || frames[0].Request != (wire.RequestID{1}) || frames[0].Err == nil || frames[0].Err.Code != wire.ErrBusy {
-				t.Errorf("the other request heard %+v", frames)
+			if len(frames) != 2 || frames[0].Request != (wire.RequestID{1}) || frames[0].Err == nil || frames[0].Err.Code != wire.ErrBusy {
+				t.Fatalf("the other request heard %+v", frames)
+			}
+			if frames[1].Request != (wire.RequestID{2}) || frames[1].Err != nil {
+				t.Errorf("the suspect was not told that it runs: %+v", frames[1])
 			}
 			if !slices.Equal(here.cancelled, []engine.RequestID{{1}}) || len(elsewhere.cancelled) > 0 {
 				t.Errorf("cancelled %v here, %v elsewhere", here.cancelled, elsewhere.cancelled)

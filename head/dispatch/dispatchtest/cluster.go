@@ -293,6 +293,9 @@ func (c *Cluster) drive(ctx context.Context, r *run) {
 	if request.Outputs != nil {
 		copy(outputs, request.Outputs)
 	}
+	if request.Alone { // its head is told before it can do harm
+		c.emit(wire.Frame{Version: wire.Version, Request: request.ID, Attempt: request.Attempt, Epoch: request.Epoch, Offset: len(outputs[0])})
+	}
 	first := true
 	for {
 		live := false

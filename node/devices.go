@@ -16,8 +16,9 @@ import (
 var ErrDevices = errors.New("devices")
 
 // Devices gives what --devices names: «cuda», the GPUs; «cpu», or «cpu:N» for the
-// processor as N devices that share its cores and memory; «sim:N», or
-// «sim:N@SPEED», N simulated devices that compute nothing; «auto», the GPUs if there are any, else the processor.
+// processor as N devices that share its cores and memory; «sim:N», «sim:N@SPEED» or
+// «sim:N@SPEED!TOKEN», N simulated devices that compute nothing; «auto», the GPUs if
+// there are any, else the processor.
 func Devices(text string) ([]serve.Kind, error) {
 	kind, count, several := strings.Cut(text, ":")
 	if several && kind != "cpu" && kind != "sim" {

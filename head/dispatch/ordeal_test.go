@@ -57,6 +57,49 @@ func TestPoisonFailsAlone(t *testing.T) {
 	}
 }
 
+// Of those that are to run alone and are sent at the same time a driver takes one.
+// The others may never hear that they were refused, since it dies of that one: they
+// are not to blame.
+func TestUnheardRefusalIsNoGuilt(t *testing.T) {
+	within(t, dispatch.Config{}, func(t *testing.T, b *bench) {
+		b.cluster.Step = time.Millisecond
+		poison := b.request(60)
+		deaths := b.killer(func(f *wire.Frame) bool { return f.Request == poison.ID && f.Offset == 0 })
+		kills := b.cluster.Tamper
+		var mu sync.Mutex
+		var alone wire.RequestID // what runs alone
+		unheard := 0
+		b.cluster.Tamper = func(f *wire.Frame) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case f.Err == nil && len(f.Tokens) == 0 && f.Finish == wire.Unfinished:
+				alone = f.Request
+			case f.Err != nil && f.Err.Code == wire.ErrBusy && alone == poison.ID:
+				unheard++
+				return false
+			}
+			return kills(f)
+		}
+		var others sync.WaitGroup
+		for range 5 {
+			s := submit(t, b, b.request(60))
+			others.Go(func() {
+				if _, _, err := read(t, s); err != nil {
+					t.Errorf("an innocent one: %v", err)
+				}
+			})
+		}
+		if _, _, err := read(t, submit(t, b, poison)); !errors.Is(err, dispatch.ErrPoison) {
+			t.Errorf("the poison: %v", err)
+		}
+		others.Wait()
+		if unheard == 0 || *deaths < 4 {
+			t.Errorf("%d refusals unheard, %d deaths", unheard, *deaths)
+		}
+	})
+}
+
 // One that only happens to be there when many epochs end is not failed.
 func TestManyDeathsAreNoGuilt(t *testing.T) {
 	within(t, dispatch.Config{}, func(t *testing.T, b *bench) {

@@ -50,8 +50,11 @@ func (c *Client) Stream(ctx context.Context, path string, body any, each func(da
 		if s.last != before {
 			tries = 0
 		}
-		if errors.Is(err, errHangs) && s.connected.Load() {
-			s.silence = min(2*s.silence, maxSilence)
+		if errors.Is(err, errHangs) {
+			c.http.CloseIdleConnections() // they may lead to where it was
+			if s.connected.Load() {
+				s.silence = min(2*s.silence, maxSilence)
+			}
 		}
 		if tries+1 >= maxRetries {
 			return fmt.Errorf("%w: %w", ErrCut, err)
@@ -75,7 +78,7 @@ type stream struct {
 	lively bool   // the server comments on silent streams
 
 	silence   time.Duration // that the next head is given
-	connected atomic.Bool   // the newest did take the connection
+	connected atomic.Bool   // the newest did take a new connection
 }
 
 // refusal marks an error that is each's own.
@@ -106,7 +109,7 @@ func (s *stream) mayGoOn(err error, tries int) bool {
 // once reads one connection to its end; nil means that the stream is complete.
 func (s *stream) once(ctx context.Context, base string) error {
 	s.connected.Store(false)
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { s.connected.Store(true) }})
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) { s.connected.Store(!c.Reused) }})
 	ctx, hangs := context.WithCancelCause(ctx)
 	defer hangs(nil)
 	alarm := time.AfterFunc(s.silence, func() { hangs(errHangs) })

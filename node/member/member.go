@@ -134,8 +134,9 @@ func Start(cfg Config) (*List, error) {
 	config.ProbeInterval, config.ProbeTimeout = 500*time.Millisecond, 250*time.Millisecond
 	config.SuspicionMult = 2
 	config.GossipToTheDeadTime = 10 * time.Second
-	// What a member missed while others died it learns soon.
-	config.PushPullInterval = 10 * time.Second
+	// What a member missed while it was cut off, or others were, it learns soon: until
+	// then it can't answer a member that it takes for dead.
+	config.PushPullInterval = 2 * time.Second
 	config.DeadNodeReclaimTime = time.Second
 	config.Delegate, config.Events = delegate{l}, events{l}
 	config.Logger = log.New(logWriter{cfg.Logger, &l.leaving}, "", 0)

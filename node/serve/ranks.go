@@ -198,7 +198,7 @@ func (s *Server) join(ctx context.Context, a wire.Assignment) error {
 	for node := range s.others(a) {
 		heard := time.Now()
 		for {
-			asked, stop := context.WithTimeout(ctx, peerTimeout)
+			asked, stop := context.WithTimeout(ctx, joinWait+pingTimeout)
 			_, err := s.cfg.Peers.Call(asked, node, a.Replica, wire.KindJoin, data)
 			stop()
 			switch {

@@ -6,11 +6,15 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync"
+	"time"
 
 	"manta/internal/trust"
 )
 
 const maxWaitingCalls = 1 << 14
+
+// replyPause is between two tries to send a reply.
+const replyPause = 100 * time.Millisecond
 
 // A callHandler answers calls of a kind.
 type callHandler struct {
@@ -119,8 +123,20 @@ func (l *Link) answer(from trust.Identity, kind string, id uint64, data []byte) 
 		}
 		ctx, cancel := context.WithTimeout(l.ctx, 2*l.cfg.Stall)
 		defer cancel()
-		if err := l.send(ctx, from, Control, kind, h, reply); err != nil && l.ctx.Err() == nil {
-			l.log.Warn("link reply", "error", err)
+		// Who asks may have come back so lately that it is not known here again.
+		for {
+			err := l.send(ctx, from, Control, kind, h, reply)
+			if err == nil {
+				return
+			}
+			select {
+			case <-time.After(replyPause):
+			case <-ctx.Done():
+				if l.ctx.Err() == nil {
+					l.log.Warn("link reply", "error", err)
+				}
+				return
+			}
 		}
 	})
 }

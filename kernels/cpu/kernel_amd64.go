@@ -2,8 +2,10 @@ package cpu
 
 import "golang.org/x/sys/cpu"
 
-//go:generate sh -c "cd gen && go run . -out ../kernels_amd64.s -stubs ../kernels_amd64.go -pkg cpu"
-//go:generate sh -c "cd gen && go run . -avx2 -out ../kernels_avx2_amd64.s -stubs ../kernels_avx2_amd64.go -pkg cpu"
+//go:generate sh -c "cd gen && go run . -products -out ../products_amd64.s -stubs ../products_amd64.go -pkg cpu"
+//go:generate sh -c "cd gen && go run . -out ../operations_amd64.s -stubs ../operations_amd64.go -pkg cpu"
+//go:generate sh -c "cd gen && go run . -avx2 -products -out ../products_avx2_amd64.s -stubs ../products_avx2_amd64.go -pkg cpu"
+//go:generate sh -c "cd gen && go run . -avx2 -out ../operations_avx2_amd64.s -stubs ../operations_avx2_amd64.go -pkg cpu"
 //go:generate sh -c "gofmt -w table_avx2_amd64.go table_avx512_amd64.go"
 
 // levels gives the kernels of each instruction set that this processor has, the

@@ -1,6 +1,8 @@
 // Command gen writes the kernels of package cpu for AVX-512, or with -avx2 for
-// AVX2: assembly, the declarations beside it, and the table that lists them. It is a module of its own, so that the program does not
-// depend on avo. Run by go generate in kernels/cpu.
+// AVX2: assembly and the declarations beside it. With -products these are the matrix
+// products; without, all other operations, and the table that lists every kernel. It
+// is a module of its own, so that the program does not depend on avo. Run by go
+// generate in kernels/cpu.
 package main
 
 import (
@@ -12,32 +14,21 @@ import (
 
 func main() {
 	flag.BoolVar(&narrow, "avx2", false, "write for AVX2 instead of AVX-512")
+	products := flag.Bool("products", false, "write the matrix products instead of the other operations")
 	flag.Parse()
-	if narrow {
-		avx2()
-	} else {
-		avx512()
-		spin()
+	switch {
+	case *products && narrow:
+		products256()
+	case *products:
+		products512()
+	default:
+		operations()
+		table()
 	}
-	for terms := 1; terms <= 2; terms++ {
-		quantize(terms)
-	}
-	for _, s := range stores {
-		for rows := 1; rows <= maxQueries; rows++ {
-			scores(s, rows)
-			values(s, rows, 1)
-			if !narrow {
-				values(s, rows, 4)
-			}
-		}
-	}
-	elementwise()
-	stream()
-	table()
 	Generate()
 }
 
-func avx512() {
+func products512() {
 	for _, f := range formats {
 		for rows := 1; rows <= maxRows; rows++ {
 			product(f, rows)
@@ -54,7 +45,7 @@ func avx512() {
 	transpose()
 }
 
-func avx2() {
+func products256() {
 	for _, f := range formats {
 		for rows := 1; rows <= maxRows256; rows++ {
 			product256(f, rows)
@@ -68,6 +59,26 @@ func avx2() {
 		}
 	}
 	transpose256()
+}
+
+func operations() {
+	if !narrow {
+		spin()
+	}
+	for terms := 1; terms <= 2; terms++ {
+		quantize(terms)
+	}
+	for _, s := range stores {
+		for rows := 1; rows <= maxQueries; rows++ {
+			scores(s, rows)
+			values(s, rows, 1)
+			if !narrow {
+				values(s, rows, 4)
+			}
+		}
+	}
+	elementwise()
+	stream()
 }
 
 func name(format string, a ...any) string { return fmt.Sprintf(format, a...) }

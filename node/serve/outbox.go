@@ -96,7 +96,24 @@ func (b *outbox) take() (frames []wire.Frame, dropped bool) {
 	return frames, dropped
 }
 
-// deliver sends what is queued for one head, all that there is at a time.
+// back puts frames that could not be sent before those that came since: were the last
+// frame of a request lost, its head would wait for it for ever.
+func (b *outbox) back(frames []wire.Frame) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(frames)+len(b.frames) > outboxFrames {
+		b.frames, b.dropped = nil, true
+		return
+	}
+	b.frames = append(frames, b.frames...)
+	select {
+	case b.ready <- struct{}{}:
+	default:
+	}
+}
+
+// deliver sends what is queued for one head, all that there is at a time, and what
+// could not be sent again and again until the head counts as gone.
 func (o *outboxes) deliver(ctx context.Context, b *outbox) error {
 	for {
 		select {
@@ -108,22 +125,37 @@ func (o *outboxes) deliver(ctx context.Context, b *outbox) error {
 		if dropped {
 			o.log.Warn("frames dropped", "head", b.head, "why", "the head does not keep up")
 		}
-		data, err := wire.Marshal(wire.Frames{Version: wire.Version, Frames: frames})
-		if err == nil {
-			err = o.send.Send(ctx, b.head, wire.KindFrames, data)
+		if len(frames) == 0 {
+			continue
 		}
-		b.outcome(err)
-		if err != nil && ctx.Err() == nil {
+		data, err := wire.Marshal(wire.Frames{Version: wire.Version, Frames: frames})
+		if err != nil {
+			o.log.Error("frames lost", "head", b.head, "frames", len(frames), "err", err)
+			continue
+		}
+		err = o.send.Send(ctx, b.head, wire.KindFrames, data)
+		since := b.outcome(err)
+		if err == nil || ctx.Err() != nil {
+			continue
+		}
+		switch {
+		case since > headGone:
 			o.log.Warn("frames lost", "head", b.head, "frames", len(frames), "err", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(retryPause):
-			}
+		case since == 0:
+			o.log.Warn("frames wait", "head", b.head, "frames", len(frames), "err", err)
+			fallthrough
+		default:
+			b.back(frames)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryPause):
 		}
 	}
 }
 
-func (b *outbox) outcome(err error) {
+// outcome notes how a send ended, and gives for how long they have failed by now.
+func (b *outbox) outcome(err error) (since time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
@@ -131,7 +163,10 @@ func (b *outbox) outcome(err error) {
 		b.failing = time.Time{}
 	case b.failing.IsZero():
 		b.failing = time.Now()
+	default:
+		since = time.Since(b.failing)
 	}
+	return since
 }
 
 // lost names the heads that have been out of reach for too long.

@@ -273,7 +273,7 @@ func TestCluster(t *testing.T) {
 				})
 				<-begun
 			}
-			c.heads[dead].Process.Kill()
+			c.kill(c.heads[dead])
 			streams.Wait()
 			other := (dead + 1) % len(c.api)
 			if status, text := c.ask(other, "/generate", `{"prompt": "hello", "max_tokens": 4}`); status != http.StatusOK {
@@ -289,7 +289,7 @@ func TestCluster(t *testing.T) {
 		for range 2 {
 			c.until("both homes", 0, "/health", func(status int, _ string) bool { return status == http.StatusOK })
 			dead := c.driver(0)
-			got, err := c.stream(0, func() { c.nodes[dead].Process.Kill() })
+			got, err := c.stream(0, func() { c.kill(c.nodes[dead]) })
 			if err != nil || got != want {
 				t.Fatalf("%s died: %v: %q, want %q", dead, err, got, want)
 			}

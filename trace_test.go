@@ -27,7 +27,7 @@ func TestTraceGoesWhereTheRequestGoes(t *testing.T) {
 	c.deploy(modelFolder(t))
 	const client = "0af7651916cd43dd8448eb211c80319c"
 	dead := c.driver(0)
-	if _, err := c.stream(0, func() { c.nodes[dead].Process.Kill() }, "Traceparent", "00-"+client+"-b7ad6b7169203331-01"); err != nil {
+	if _, err := c.stream(0, func() { c.kill(c.nodes[dead]) }, "Traceparent", "00-"+client+"-b7ad6b7169203331-01"); err != nil {
 		t.Fatal(err)
 	}
 	limit := time.After(patience)

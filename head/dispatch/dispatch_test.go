@@ -226,6 +226,37 @@ func TestGapIsAFaultAndMends(t *testing.T) {
 	})
 }
 
+// Whatever gets lost without a trace, the request itself or its last frame, a driver
+// that is silent for long is asked again, and the client's text is what it would have
+// been. One that only takes its time goes on.
+func TestSilentDriverIsAskedAgain(t *testing.T) {
+	for name, c := range map[string]struct {
+		step  time.Duration
+		loses func(*wire.Frame) bool
+		sent  int
+	}{
+		"request":            {time.Millisecond, func(f *wire.Frame) bool { return f.Attempt == 1 }, 2},
+		"last frame":         {time.Millisecond, func(f *wire.Frame) bool { return f.Attempt == 1 && f.Finish != wire.Unfinished }, 2},
+		"last frame, thrice": {time.Millisecond, func(f *wire.Frame) bool { return f.Attempt <= 3 && f.Finish != wire.Unfinished }, 4},
+		"nothing":            {4 * time.Second, func(*wire.Frame) bool { return false }, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			within(t, dispatch.Config{}, func(t *testing.T, b *bench) {
+				b.cluster.Step, b.cluster.Tamper = c.step, func(f *wire.Frame) bool { return !c.loses(f) }
+				b.cluster.Script = dispatchtest.Repeat("a long story, ")
+				b.cluster.AddReplica("m", "r1", "n1", 1, 8)
+				texts, _, err := read(t, submit(t, b, b.request(20)))
+				if want := "a long story, a long"; err != nil || texts[0] != want {
+					t.Errorf("text %q, want %q; error %v", texts, want, err)
+				}
+				if n := len(b.cluster.Requests()); n != c.sent {
+					t.Errorf("sent %d times, want %d", n, c.sent)
+				}
+			})
+		})
+	}
+}
+
 // Frames of an older attempt or another epoch are dropped.
 func TestStaleFramesAreDropped(t *testing.T) {
 	within(t, dispatch.Config{}, func(t *testing.T, b *bench) {

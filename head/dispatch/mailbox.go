@@ -77,6 +77,13 @@ func (b *mailbox) where() (*target, uint32) {
 	return b.target, b.attempt
 }
 
+// sent reports whether the request is with a driver.
+func (b *mailbox) sent() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.target != nil && !b.granted && !b.lost
+}
+
 // withdraw takes the target away: what still comes from there is stale. A target
 // that was granted but never sent to needs no cancel, so it is not given.
 func (b *mailbox) withdraw() (*target, uint32) {

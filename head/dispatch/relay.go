@@ -54,13 +54,18 @@ func (s *Stream) Run(ctx context.Context, sink Sink) error {
 			return err
 		case late:
 			s.late()
+		default:
+			s.ask(ctx)
 		}
 	}
 }
 
 // sleep waits until there is something to do for Run, or the request is late.
 func (s *Stream) sleep(ctx context.Context) (late bool, err error) {
+	silent := time.NewTimer(askAfter)
+	defer silent.Stop()
 	select {
+	case <-silent.C:
 	case <-s.mailbox.wake:
 	case <-s.pause:
 		s.pause = nil

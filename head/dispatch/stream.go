@@ -23,6 +23,9 @@ var errLost = errors.New("driver lost")
 // does not explain yet.
 var errUnsure = errors.New("driver refused or out of reach")
 
+// errSilent marks that nothing was heard of a request for long.
+var errSilent = errors.New("driver silent")
+
 // Stream is a request in progress. One goroutine runs it, then closes it. What the
 // comment below calls the reader's own belongs to whoever has the turn: that
 // goroutine, or the one that brings a frame.
@@ -50,7 +53,9 @@ type Stream struct {
 	refusal  error    // of sink
 	running  int      // choices that have not finished
 	resends  int
-	refusals int // since it last got a token
+	refusals int       // since it last got a token
+	heard    time.Time // when the newest frame came, or the request was sent after it
+	asks     int       // since then
 	ordeal   ordeal
 	given    int // tokens in events
 	lastSent sending
@@ -222,10 +227,35 @@ func (s *Stream) send(ctx context.Context) error {
 		return fmt.Errorf("node %s: %w", to.node, err)
 	}
 	s.request.Trace.Sent()
+	s.heard = time.Now()
 	if len(ended) > 0 {
 		s.dispatcher.cancel(s.request.ID, attempt, to, ended)
 	}
 	return nil
+}
+
+// askAfter is how long a driver may be silent before the request is sent to it again.
+// It doubles with each time, up to eight times as long: a prompt may be long.
+const askAfter = 5 * time.Second
+
+// ask sends the request again, to where it is, if nothing was heard of it for long. A
+// driver that has it goes on, after the tokens that are here. What is lost on the way
+// shows by a gap or by a broken connection as a rule; the last frame of an answer is
+// followed by none, and a request that was lost by none at all.
+func (s *Stream) ask(ctx context.Context) {
+	if !s.mailbox.sent() || time.Since(s.heard) < askAfter<<min(s.asks, 3) {
+		return
+	}
+	d, before := s.dispatcher, s.lastSent
+	s.asks++
+	s.request.Trace.Lost(errSilent, s.outputs())
+	d.meter.Fault(s.request.Deployment, "silence")
+	d.log.Warn("request is sent again", "request", s.request.ID, "node", before.to.node, "silent", time.Since(s.heard), "tokens", s.outputs())
+	err := s.send(ctx)
+	s.lastSent.taken = s.lastSent.taken || before.taken && s.lastSent.to == before.to
+	if err != nil && ctx.Err() == nil {
+		s.recover(fmt.Errorf("%w: %w", errUnsure, err))
+	}
 }
 
 // collect takes one frame. An error is a fault of the driver or the link, and
@@ -235,6 +265,7 @@ func (s *Stream) collect(frame *wire.Frame) error {
 		return s.refused(frame.Err)
 	}
 	s.lastSent.taken = true
+	s.heard, s.asks = time.Now(), 0
 	if frame.Choice < 0 || frame.Choice >= len(s.choices) {
 		return fmt.Errorf("%w: choice %d of %d", errFault, frame.Choice, len(s.choices))
 	}

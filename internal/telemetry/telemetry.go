@@ -94,7 +94,7 @@ func New() *Metrics {
 	m.seedRequests = counter("vllm_requests_total", "Requests that ended.", "status")
 	m.seedLatency = histogram("vllm_request_latency_seconds", "Time of a whole request in seconds.", requestBuckets)
 	m.seedTokens = counter("vllm_tokens_generated_total", "Tokens generated.")
-	m.faults = counter("manta_request_faults_total", "Frames refused, by kind: stale, or frame (a gap or a malformed one).", "kind")
+	m.faults = counter("manta_request_faults_total", "What went wrong between head and driver, by kind: stale, frame (a gap or a malformed one), or silence (asked again).", "kind")
 	m.registry.MustRegister(m.engines, m.nodes, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m

@@ -13,7 +13,7 @@ import (
 
 const (
 	// outboxFrames bounds the frames that wait for one head. A head that is so far
-	// behind has lost them; it sees the gap and asks again.
+	// behind has lost them; it sees the gap, or hears nothing more, and asks again.
 	outboxFrames = 1 << 16
 	// headGone is how long a head may be out of reach before its requests end.
 	headGone = 60 * time.Second

@@ -13,10 +13,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"manta/head/api"
@@ -25,6 +27,7 @@ import (
 // Client talks to the heads of one cluster.
 type Client struct {
 	bases []string
+	first atomic.Int64 // index in bases of the head that answered last
 	key   string
 	http  *http.Client
 }
@@ -43,8 +46,16 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s (%d)", e.Message, e.Status)
 }
 
+// dialTimeout bounds how long a machine may not answer at all; where there is another
+// head, that is asked after dialTimeoutOfMany.
+const (
+	dialTimeout       = 5 * time.Second
+	dialTimeoutOfMany = 1500 * time.Millisecond
+)
+
 // New makes a client of the heads at some addresses (http://host:port). The
-// first is asked first; the others when it fails. The key may be empty.
+// first is asked first, then whichever answered last; the others when it fails. The
+// key may be empty.
 func New(key string, bases ...string) *Client {
 	c := &Client{key: key}
 	for _, base := range bases {
@@ -52,8 +63,11 @@ func New(key string, bases ...string) *Client {
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = 1024
-	// The next head is asked when a machine does not answer at all.
-	transport.DialContext = (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}).DialContext
+	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
+	if len(bases) > 1 {
+		dialer.Timeout = dialTimeoutOfMany
+	}
+	transport.DialContext = dialer.DialContext
 	c.http = &http.Client{Transport: transport}
 	return c
 }
@@ -95,8 +109,8 @@ func (c *Client) call(ctx context.Context, method, path string, body, into any) 
 		}
 	}
 	var failure error
-	for _, base := range c.bases {
-		response, err := c.send(ctx, base, method, path, data, "")
+	for at := range c.all() {
+		response, err := c.send(ctx, at, method, path, data, "")
 		if err != nil {
 			failure = err
 			if ctx.Err() != nil || answered(err) && !unavailable(err) {
@@ -142,9 +156,21 @@ func unavailable(err error) bool {
 	return errors.As(err, &refused) && refused.Status == http.StatusServiceUnavailable
 }
 
-// send gives a successful response, whose body the caller closes.
-func (c *Client) send(ctx context.Context, base, method, path string, body []byte, lastEvent string) (*http.Response, error) {
-	request, err := http.NewRequestWithContext(ctx, method, base+path, bytes.NewReader(body))
+// all gives the indices of all heads, the one that answered last first.
+func (c *Client) all() iter.Seq[int] {
+	first := int(c.first.Load())
+	return func(yield func(int) bool) {
+		for i := range c.bases {
+			if !yield((first + i) % len(c.bases)) {
+				return
+			}
+		}
+	}
+}
+
+// send gives a successful response of a head, whose body the caller closes.
+func (c *Client) send(ctx context.Context, at int, method, path string, body []byte, lastEvent string) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, method, c.bases[at]+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
@@ -162,6 +188,7 @@ func (c *Client) send(ctx context.Context, base, method, path string, body []byt
 		return nil, err
 	}
 	if response.StatusCode/100 == 2 {
+		c.first.Store(int64(at))
 		return response, nil
 	}
 	defer response.Body.Close()

@@ -131,6 +131,37 @@ func TestErrorsAndOtherHeads(t *testing.T) {
 	}
 }
 
+// Who answered last is asked first: a head that is gone costs one try, not one a request.
+func TestTheHeadThatAnswersIsKept(t *testing.T) {
+	var asked atomic.Int64
+	gone := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	defer gone.Close()
+	there := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			fmt.Fprint(w, `{"data":[{"id":"m"}]}`)
+			return
+		}
+		fmt.Fprint(w, "id: at-1\ndata: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: [DONE]\n\n")
+	}))
+	defer there.Close()
+	c := New("", gone.URL, there.URL)
+	defer c.Close()
+	for range 3 {
+		if _, err := c.Complete(t.Context(), "m", "x", Options{}, func(Piece) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Models(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("the head that is gone was asked %d times", n)
+	}
+}
+
 // A stream that nothing was given of finds the one head that is there at once, and
 // is tried at each a second time: heads are restarted one after the other.
 func TestStreamBeginsWhereAHeadIs(t *testing.T) {

@@ -41,9 +41,10 @@ func (c *Client) Stream(ctx context.Context, path string, body any, each func(da
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	s := &stream{client: c, path: path, body: data, each: each, silence: silence}
+	first := int(c.first.Load())
 	for tries := 0; ; tries++ {
 		before := s.last
-		err := s.once(ctx, c.bases[tries%len(c.bases)])
+		err := s.once(ctx, (first+tries)%len(c.bases))
 		if err == nil || ctx.Err() != nil || !s.mayGoOn(err, tries) {
 			return err
 		}
@@ -107,7 +108,7 @@ func (s *stream) mayGoOn(err error, tries int) bool {
 }
 
 // once reads one connection to its end; nil means that the stream is complete.
-func (s *stream) once(ctx context.Context, base string) error {
+func (s *stream) once(ctx context.Context, at int) error {
 	s.connected.Store(false)
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) { s.connected.Store(!c.Reused) }})
 	ctx, hangs := context.WithCancelCause(ctx)
@@ -117,7 +118,7 @@ func (s *stream) once(ctx context.Context, base string) error {
 	if s.last == "" {
 		alarm.Stop() // it may be any server, or wait for a replica
 	}
-	response, err := s.client.send(ctx, base, http.MethodPost, s.path, s.body, s.last)
+	response, err := s.client.send(ctx, at, http.MethodPost, s.path, s.body, s.last)
 	if err != nil {
 		return errors.Join(err, context.Cause(ctx))
 	}

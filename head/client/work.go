@@ -85,7 +85,7 @@ func (c *Client) Upload(ctx context.Context, name string, from io.Reader) (strin
 		}
 		writer.CloseWithError(err)
 	}()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.bases[0]+"/v1/files", body)
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.bases[c.first.Load()]+"/v1/files", body)
 	if err != nil {
 		return "", err
 	}
@@ -111,8 +111,8 @@ func (c *Client) Upload(ctx context.Context, name string, from io.Reader) (strin
 // Download writes a file's bytes, from whichever head has them.
 func (c *Client) Download(ctx context.Context, id string, to io.Writer) error {
 	var failure error
-	for _, base := range c.bases {
-		response, err := c.send(ctx, base, http.MethodGet, "/v1/files/"+url.PathEscape(id)+"/content", nil, "")
+	for at := range c.all() {
+		response, err := c.send(ctx, at, http.MethodGet, "/v1/files/"+url.PathEscape(id)+"/content", nil, "")
 		if err != nil {
 			if failure = err; ctx.Err() != nil || answered(err) {
 				return err

@@ -21,7 +21,18 @@ import (
 	"manta/head/api"
 )
 
-var overload = flag.Duration("overload", 16*time.Second, "how long more is asked of the cluster than it can do: half of it 4 times as much, then 10")
+var (
+	overload = flag.Duration("overload", 16*time.Second, "how long more is asked of the cluster than it can do: half of it 4 times as much, then 10")
+	calm     = flag.Bool("calm", false, "nothing else runs on this machine: bounds on times and rates count too, not what always holds alone")
+)
+
+// bound fails where times and rates count, and prints otherwise.
+func (b *bench) bound(holds bool, format string, args ...any) {
+	b.t.Helper()
+	if b.t.Logf(format, args...); *calm && !holds {
+		b.t.Error("out of bounds")
+	}
+}
 
 // Many users share one cluster: three heads, simulated devices.
 func TestUsers(t *testing.T) {
@@ -49,41 +60,21 @@ func (b *bench) key(name string) string {
 }
 
 // A key that floods three heads with a hundred times its share takes nothing from
-// another: that one's time to first token at p99 stays within 1.2 times what it is
-// alone. Other work on this machine only adds to times, so the best of three counts.
+// another: every request of that one is answered before most of the flood that stood
+// ahead of it, and its time to first token at p99 stays within 1.2 times what it is
+// alone.
 func (b *bench) flood() {
-	b.add(1, "sim:1@0.02", map[string]string{"pool": "fair"}) // a step takes 0.2 s
+	b.add(1, "sim:1@0.02", map[string]string{"pool": "fair"}) // a step takes 0.2 s: some 20 requests/s, half of them a share
 	b.deploy("fair", 1, 32)
 	steady, flood := b.key("steady"), b.key("flood")
-	const requests, every = 48, 250 * time.Millisecond // 8 tokens each: some 7 of its share of 16 sequences
-	measure := func() time.Duration {
-		times := make([]time.Duration, requests)
-		var all sync.WaitGroup
-		for i := range times {
-			all.Go(func() {
-				asked := time.Now()
-				err := question{key: steady, model: "fair", prompt: "x", tokens: 8}.ask(b.t.Context(), b.urls[i%headCount], func(int) {
-					if times[i] == 0 {
-						times[i] = time.Since(asked)
-					}
-				})
-				if err != nil {
-					b.t.Errorf("request %d of the steady key: %v", i, err)
-				}
-			})
-			pause(every)
-		}
-		all.Wait()
-		slices.Sort(times)
-		return at(times, 0.99)
-	}
-	var tries []string
-	for range 3 {
+	for _, every := range []time.Duration{250 * time.Millisecond, 110 * time.Millisecond} { // 0.4 and 0.9 of its share
 		b.idle("fair")
-		alone := measure()
-		ctx, stop := context.WithCancel(b.t.Context())
+		const requests = 48
+		alone := b.ask(steady, requests, every)
 		var all sync.WaitGroup
-		var sent, turned atomic.Int64
+		var sent, answered, turned atomic.Int64
+		full := make(chan struct{})
+		ctx, stop := context.WithCancel(b.t.Context())
 		all.Go(func() {
 			tick := time.NewTicker(every / 100)
 			defer tick.Stop()
@@ -95,24 +86,61 @@ func (b *bench) flood() {
 				}
 				all.Go(func() {
 					sent.Add(1)
+					err := question{key: flood, model: "fair", prompt: "x", tokens: 8}.ask(ctx, b.urls[i%headCount], func(int) {})
 					var no *refused
-					if err := (question{key: flood, model: "fair", prompt: "x", tokens: 8}).ask(ctx, b.urls[i%headCount], func(int) {}); errors.As(err, &no) && no.status == http.StatusTooManyRequests {
-						turned.Add(1)
+					switch {
+					case err == nil:
+						answered.Add(1)
+					case errors.As(err, &no) && no.status == http.StatusTooManyRequests:
+						if turned.Add(1) == 1 {
+							close(full)
+						}
+					case ctx.Err() == nil:
+						b.t.Errorf("the flooding key: %v", err)
 					}
 				})
 			}
 		})
-		pause(2 * time.Second) // it fills the replica and the queues
-		together := measure()
+		select {
+		case <-full: // the replica and a queue
+		case <-time.After(patience):
+			b.t.Error("the flood is never refused")
+		}
+		before := answered.Load()
+		ahead := sent.Load() - before - turned.Load()
+		together := b.ask(steady, requests, every)
+		passed := answered.Load() - before
 		stop()
 		all.Wait()
-		tries = append(tries, fmt.Sprintf("first token at p99: %v alone, %v beside a flood of %d requests, %d of them refused", alone, together, sent.Load(), turned.Load()))
-		if sent.Load() > 50*requests && together <= alone*12/10 {
-			b.t.Log(strings.Join(tries, "; "))
-			return
+		if passed >= ahead {
+			b.t.Errorf("%d requests of a flood, %d of them ahead, were answered before %d of another key", passed, ahead, requests)
 		}
+		b.bound(together <= alone*12/10, "a request each %v: first token at p99 %v alone, %v beside a flood of %d requests, %d of them refused", every, alone, together, sent.Load(), turned.Load())
 	}
-	b.t.Error(strings.Join(tries, "; "))
+}
+
+// ask sends a key's requests, one after the other, and gives the time to their first
+// tokens at p99.
+func (b *bench) ask(key string, requests int, every time.Duration) time.Duration {
+	times := make([]time.Duration, requests)
+	var all sync.WaitGroup
+	for i := range times {
+		all.Go(func() {
+			asked := time.Now()
+			err := question{key: key, model: "fair", prompt: "x", tokens: 8}.ask(b.t.Context(), b.urls[i%headCount], func(int) {
+				if times[i] == 0 {
+					times[i] = time.Since(asked)
+				}
+			})
+			if err != nil {
+				b.t.Errorf("request %d of the steady key: %v", i, err)
+			}
+		})
+		pause(every)
+	}
+	all.Wait()
+	slices.Sort(times)
+	return at(times, 0.99)
 }
 
 // fares counts how clients fare.
@@ -195,7 +223,7 @@ func (b *bench) overloaded() {
 		began, due, peak := time.Now(), 0.0, int64(0)
 		tick := time.NewTicker(10 * time.Millisecond)
 		from, since := int64(0), time.Time{}
-		for time.Since(began) < *overload/2 {
+		for time.Since(began) < *overload/2 || factor == 10 && f.refused.Load() == 0 && time.Since(began) < patience {
 			<-tick.C
 			if since.IsZero() && time.Since(began) > *overload/8 { // by then the queues are full
 				from, since = f.tokens.Load(), time.Now()
@@ -212,16 +240,13 @@ func (b *bench) overloaded() {
 		tick.Stop()
 		rate := float64(f.tokens.Load()-from) / time.Since(since).Seconds()
 		clients.Wait()
-		b.t.Logf("%.0f times too much: %.0f tokens/s, %.0f at best; %d answered, %d refused, %d left; %d MiB before, %d at most",
+		b.bound(rate >= 0.9*goodput, "%.0f times too much: %.0f tokens/s, %.0f at best; %d answered, %d refused, %d left; %d MiB before, %d at most",
 			factor, rate, goodput, f.answered.Load(), f.refused.Load(), f.left.Load(), before>>20, peak>>20)
 		for _, err := range f.odd[:min(len(f.odd), 5)] {
 			b.t.Error(err)
 		}
 		if f.answered.Load() == 0 || f.left.Load() == 0 || len(f.odd) > 0 || factor == 10 && f.refused.Load() == 0 {
-			b.t.Errorf("%d requests fared oddly; was this an overload?", len(f.odd))
-		}
-		if rate < 0.9*goodput {
-			b.t.Errorf("%.0f tokens/s under %.0f times too much, %.0f at best", rate, factor, goodput)
+			b.t.Errorf("%d requests fared oddly", len(f.odd))
 		}
 		if peak-before > headCount*512<<20 {
 			b.t.Errorf("the heads grew from %d to %d MiB", before>>20, peak>>20)

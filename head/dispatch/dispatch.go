@@ -149,7 +149,7 @@ func (d *Dispatcher) Submit(request Request) (*Stream, error) {
 func (d *Dispatcher) supersede(old *Stream) uint32 {
 	delete(d.streams, old.request.ID)
 	if old.place != notQueued {
-		d.queue(old.request.Deployment).remove(old)
+		d.queue(old.request.Deployment).remove(old, time.Now())
 		d.meter.Waiting(old.request.Deployment, -1)
 	} else if to, _ := old.mailbox.where(); to != nil {
 		d.meter.Running(old.request.Deployment, -1)
@@ -294,6 +294,7 @@ func (d *Dispatcher) pump(view *state.View, deployment string) {
 	waiting := d.queue(deployment)
 	now := time.Now()
 	d.fade(now)
+	waiting.runs = float64(route.Runs(view, d.loads, deployment))
 	// A flow that leaves the rest to others does not stand in their way.
 	for full := map[*flow]bool{}; ; {
 		s := waiting.first(full)
@@ -304,7 +305,7 @@ func (d *Dispatcher) pump(view *state.View, deployment string) {
 		hits := d.hits(view, s)
 		spare := 0.0
 		if s.cost == 0 {
-			spare = waiting.leaves(s.request.Key, route.Runs(view, d.loads, deployment), now)
+			spare = waiting.leaves(s.request.Key, now)
 		}
 		replica, ok := route.Choose(view, d.loads, route.Request{
 			Deployment: deployment, Choices: choices, Prompt: len(s.request.Prompt), Hits: hits, Session: s.request.Session, Spare: spare,
@@ -355,7 +356,7 @@ func (d *Dispatcher) enqueue(s *Stream) {
 }
 
 func (d *Dispatcher) dequeue(s *Stream) {
-	d.queue(s.request.Deployment).remove(s)
+	d.queue(s.request.Deployment).remove(s, time.Now())
 	d.meter.Waiting(s.request.Deployment, -1)
 	d.meter.Running(s.request.Deployment, 1)
 }
@@ -417,7 +418,7 @@ func (d *Dispatcher) credit(s *Stream, choices int) {
 		load.Pending, s.pending = max(0, load.Pending-s.pending), 0
 	}
 	d.loads[to.replica] = load
-	d.queue(s.request.Deployment).released(s.request.Key, choices)
+	d.queue(s.request.Deployment).released(s.request.Key, choices, time.Now())
 }
 
 // forget removes a stream that took so many tokens to compute, and tells where it
@@ -430,7 +431,7 @@ func (d *Dispatcher) forget(s *Stream, spent int) (*target, uint32) {
 		delete(d.streams, s.request.ID)
 	}
 	if s.place != notQueued {
-		d.queue(s.request.Deployment).remove(s)
+		d.queue(s.request.Deployment).remove(s, time.Now())
 		d.meter.Waiting(s.request.Deployment, -1)
 	} else if to, _ := s.mailbox.where(); to != nil {
 		d.meter.Running(s.request.Deployment, -1)

@@ -3,6 +3,7 @@ package dispatch
 import (
 	"cmp"
 	"container/heap"
+	"math"
 	"time"
 )
 
@@ -16,6 +17,10 @@ type queue struct {
 	flows   map[string]*flow
 	waiting int
 	clock   float64 // virtual time: the start of the request granted last
+	runs    float64 // choices that run at once, as was last known
+	// peak is what modest flows had waiting and running at once, lately; reached at.
+	peak    int
+	reached time.Time
 }
 
 // flow is one key's part of a queue. It is kept while it has requests here or
@@ -26,8 +31,8 @@ type flow struct {
 	weight  float64
 	running int       // choices granted and not ended
 	seen    time.Time // when its newest request came
-	most    int       // requests that it had here and running at once, lately
-	since   time.Time // when most was reached
+	demand  float64   // what it had waiting and running at once, a moving mean
+	counted time.Time // until when that is in demand
 }
 
 const (
@@ -36,6 +41,8 @@ const (
 	maxFlows = 8
 	// remember is how long a key that has come counts as one that may come again.
 	remember = time.Minute
+	// settled is how fast a flow's demand follows what it has.
+	settled = 10 * time.Second
 )
 
 func newQueue() *queue { return &queue{flows: map[string]*flow{}} }
@@ -55,6 +62,7 @@ func (q *queue) of(key string) *flow {
 func (q *queue) add(s *Stream, now time.Time) {
 	f := q.of(s.request.Key)
 	f.seen = now
+	before := q.modest(now)
 	if s.request.Weight > 0 {
 		f.weight = s.request.Weight
 	}
@@ -63,8 +71,10 @@ func (q *queue) add(s *Stream, now time.Time) {
 	}
 	heap.Push(f, s)
 	q.waiting++
-	if now := len(f.items) + f.running; now >= f.most || f.seen.Sub(f.since) > remember {
-		f.most, f.since = now, f.seen
+	// One that keeps to its share no longer has made the peak what it was.
+	own := q.modest(now)
+	if own.had() >= q.peak || own.flows < before.flows || now.Sub(q.reached) > settled {
+		q.peak, q.reached = own.had(), now
 	}
 }
 
@@ -95,8 +105,10 @@ func again(s *Stream) int {
 	return 0
 }
 
-func (q *queue) remove(s *Stream) {
-	heap.Remove(q.flows[s.request.Key], s.place)
+func (q *queue) remove(s *Stream, now time.Time) {
+	f := q.flows[s.request.Key]
+	f.count(now)
+	heap.Remove(f, s.place)
 	q.waiting--
 }
 
@@ -112,8 +124,9 @@ func (q *queue) granted(s *Stream, choices int) {
 }
 
 // released takes choices off what a flow has running.
-func (q *queue) released(key string, choices int) {
+func (q *queue) released(key string, choices int, now time.Time) {
 	if f, ok := q.flows[key]; ok {
+		f.count(now)
 		f.running = max(0, f.running-choices)
 	}
 }
@@ -136,28 +149,71 @@ func (q *queue) room(key string, most int) int {
 	return min(most, maxFlows*most-q.waiting) - own
 }
 
-// leaves is the part of what runs at once that a key leaves to others, 0 while it has
-// less than its share or no others came lately. It is what they had at once, up to
-// their shares, and do not have now; at least an eighth, for one that comes.
-func (q *queue) leaves(key string, runs int, now time.Time) float64 {
-	own, others, running, weights := q.of(key), false, 0, 0.0
+// leaves is the part of what runs at once that a key leaves to others: so much that
+// those who keep to their shares find a place as soon as they come, as many as came at
+// once lately, and at least an eighth while there are others. Who keeps to its own
+// share leaves nothing, and half of it is anybody's. Places can't be taken back from a
+// flood once it has them, so those that others need now and then have to stay free.
+func (q *queue) leaves(key string, now time.Time) float64 {
+	own, weights, others := q.of(key), 0.0, false
 	for k, f := range q.flows {
 		if f.active(now) {
-			others = others || k != key
-			running, weights = running+f.running, weights+f.weight
+			weights, others = weights+f.weight, others || k != key
 		}
 	}
-	if !others || own.running == 0 || float64(own.running)*weights < float64(running)*own.weight {
+	share := q.runs * own.weight / weights
+	if !others || float64(own.running) < share/2 || own.within(share, now) {
 		return 0
 	}
-	kept := 0.0
-	for k, f := range q.flows {
-		if k != key && f.active(now) {
-			share := float64(runs) * f.weight / weights
-			kept += max(0, min(float64(f.most), share)-float64(f.running))
+	modest := q.modest(now)
+	kept := min(float64(q.peak+1), burst*modest.share) - float64(modest.running)
+	return min(1, max(1.0/8, kept/max(q.runs, 1)))
+}
+
+// together is what some flows have.
+type together struct {
+	flows, waiting, running int
+	share                   float64 // of what runs at once
+}
+
+func (t together) had() int { return t.waiting + t.running }
+
+const (
+	// slack is how far above its share a flow's demand may lie that keeps to it.
+	slack = 1.1
+	// burst bounds what such a flow has at once, and what is kept free, in shares.
+	burst = 1.5
+)
+
+// modest adds up the flows that keep to their shares.
+func (q *queue) modest(now time.Time) (sum together) {
+	weights := 0.0
+	for _, f := range q.flows {
+		if f.active(now) {
+			weights += f.weight
 		}
 	}
-	return min(1, max(1.0/8, kept/float64(max(runs, 1))))
+	for _, f := range q.flows {
+		if share := q.runs * f.weight / weights; f.active(now) && f.within(share, now) {
+			sum.flows, sum.share = sum.flows+1, sum.share+share
+			sum.waiting, sum.running = sum.waiting+len(f.items), sum.running+f.running
+		}
+	}
+	return sum
+}
+
+// within reports whether a flow keeps to its share: on the whole, and about now.
+func (f *flow) within(share float64, now time.Time) bool {
+	f.count(now)
+	return f.demand <= slack*share && float64(len(f.items)+f.running) <= burst*share
+}
+
+// count brings demand up to now. It comes before what a flow has changes.
+func (f *flow) count(now time.Time) {
+	if since := now.Sub(f.counted); !f.counted.IsZero() && since > 0 {
+		f.demand += (float64(len(f.items)+f.running) - f.demand) * -math.Expm1(-since.Seconds()/settled.Seconds())
+	}
+	f.counted = now
 }
 
 func (f *flow) active(now time.Time) bool {

@@ -205,17 +205,28 @@ func (t *attentionTask) turn(dst, heads []float32, h, position int, n *kernels.N
 	src := heads[h*dim:][:dim]
 	switch {
 	case n == nil:
-		copy(dst, src)
 	case t.a.NormAcross:
 		t.o.kernels.normaliseSlice(dst, heads, h*dim, n)
+		src = dst
 	default:
 		t.o.kernels.normalise(dst, src, n)
+		src = dst
 	}
+	pairs := 0
 	if t.rope != nil {
-		pairs := len(t.rope.inverse)
-		at := position * pairs
-		ref.Rotate(dst, t.rope.cos[at:at+pairs], t.rope.sin[at:at+pairs], t.a.Interleaved)
+		pairs = len(t.rope.inverse)
 	}
+	if pairs == 0 || t.a.Interleaved {
+		copy(dst, src)
+		if pairs > 0 {
+			at := position * pairs
+			ref.Rotate(dst, t.rope.cos[at:at+pairs], t.rope.sin[at:at+pairs], true)
+		}
+		return
+	}
+	at := position * pairs
+	t.o.kernels.rotate(&dst[0], &src[0], &t.rope.cos[at], &t.rope.sin[at], uintptr(pairs))
+	copy(dst[2*pairs:], src[2*pairs:])
 }
 
 // attend computes a unit, in tiles of queries that share the head's loads.

@@ -41,7 +41,8 @@ type stack struct {
 	x, wide, attended, hidden kernels.Tensor
 	last, logits              kernels.Tensor
 	headMap                   []int32
-	bytes                     float64 // of weights
+	bytes                     float64                // of weights
+	lap                       func(operation string) // called after each, where it is not nil
 }
 
 func newStack(b testing.TB, o *Ops, s shape, rows, blocks int) *stack {
@@ -93,24 +94,34 @@ func (s shape) shape() shape { return s }
 
 // step runs a whole forward pass and samples greedily.
 func (m *stack) step(b testing.TB, batch *kernels.Batch, rows []kernels.SampleRow) {
-	o, n := m.o, len(batch.Tokens)
+	o, n, lap := m.o, len(batch.Tokens), m.lap
+	if lap == nil {
+		lap = func(string) {}
+	}
 	if err := o.Begin(batch); err != nil {
 		b.Fatal(err)
 	}
 	x := m.x.Top(n)
 	o.Embed(x, kernels.Embed{Table: m.head, Scale: 1})
+	lap("embed")
 	for l := range m.layers {
 		o.Linear(m.wide.Top(n), x, kernels.Linear{Weight: m.qkv[l], Norm: m.norm})
+		lap("queries, keys, values")
 		o.Attention(m.attended.Top(n), m.wide.Top(n), kernels.Attention{Cache: m.cache, Layer: l, Heads: m.heads, KVHeads: m.kv, HeadDim: m.dim, HeadMap: m.headMap, Scale: 0.125, Rope: m.rope})
+		lap("attention")
 		o.Linear(x, m.attended.Top(n), kernels.Linear{Weight: m.out[l], Accumulate: true})
+		lap("attention's output")
 		o.Linear(m.hidden.Top(n), x, kernels.Linear{Weight: m.gateUp[l], Norm: m.norm, Gated: true, Activation: kernels.SiLU})
+		lap("gate and up")
 		o.Linear(x, m.hidden.Top(n), kernels.Linear{Weight: m.down[l], Accumulate: true})
+		lap("down")
 	}
 	last := m.last.Top(len(batch.Wanted))
 	o.Gather(last, x)
 	logits := m.logits.Top(len(batch.Wanted))
 	o.Linear(logits, last, kernels.Linear{Weight: m.head, Norm: m.norm})
 	o.Sample(logits, rows)
+	lap("logits")
 	if _, err := o.End().Wait(); err != nil {
 		b.Fatal(err)
 	}

@@ -54,6 +54,8 @@ type kernelSet struct {
 	siluMul    func(dst, x, up *float32, n uintptr)
 	highest    func(x *float32, n uintptr) float32
 	expSum     func(x *float32, n uintptr, less float32) float32
+	rotate     func(dst, x, cos, sin *float32, n uintptr) // halves n apart
+	claim      func(dst *float32, stride, rows uintptr)   // asks for 64 values a row, to be written soon; nil: no use
 	blockSums  func(sums, x *float32, blocks uintptr)
 	narrow     [storeCount]func(dst *uint16, x *float32, n uintptr)
 	transpose  func(dst, src *uint32, srcStride uintptr) // 16 × 16 words

@@ -204,6 +204,9 @@ func (t *linearTask) do(worker, unit int) {
 	up := y[integerRows*groupRows:]
 	for tile := first; tile < min(first+t.tilesPerUnit, t.tiles); tile++ {
 		lo, hi := t.tileOf(tile)
+		if claim := t.o.kernels.claim; claim != nil && hi-lo > lazyRows {
+			claim(&t.out.data[lo*t.out.stride+p.column()], uintptr(4*t.out.stride), uintptr(hi-lo))
+		}
 		var sum *float32
 		if t.w.offset && t.w.form == floatForm {
 			sum = &sums[tile*t.w.sumBlocks()*sumsOfATile]
@@ -247,37 +250,40 @@ func (t *linearTask) finish(y, up []float32, p piece, lo, hi int) {
 				t.o.kernels.addTo(&u[0], &bias[t.cols+column], uintptr(n))
 			}
 		}
-		t.o.kernels.activate(v, u, t.a)
 		dst := t.out.data[r*t.out.stride+column:][:n]
-		if t.a.Accumulate {
-			t.o.kernels.addTo(&dst[0], &v[0], uintptr(n))
-		} else {
-			copy(dst, v)
+		if !t.a.Accumulate {
+			t.o.kernels.activate(dst, v, u, t.a)
+			continue
 		}
+		t.o.kernels.activate(v, v, u, t.a)
+		t.o.kernels.addTo(&dst[0], &v[0], uintptr(n))
 	}
 }
 
-// activate applies softcap, activation and gate to v in place.
-func (s *kernelSet) activate(v, up []float32, a kernels.Linear) {
+// activate writes v to dst, which may be v, with softcap, activation and gate.
+func (s *kernelSet) activate(dst, v, up []float32, a kernels.Linear) {
 	n := uintptr(len(v))
 	if a.Softcap > 0 {
-		s.softcapTo(&v[0], &v[0], a.Softcap, 2/a.Softcap, n)
+		s.softcapTo(&dst[0], &v[0], a.Softcap, 2/a.Softcap, n)
+		v = dst
 	}
 	switch a.Activation {
 	case kernels.SiLU:
 		if a.Gated {
-			s.siluMul(&v[0], &v[0], &up[0], n)
+			s.siluMul(&dst[0], &v[0], &up[0], n)
 			return
 		}
-		s.siluTo(&v[0], &v[0], n)
+		s.siluTo(&dst[0], &v[0], n)
 	case kernels.GELU:
-		s.geluTo(&v[0], &v[0], n)
+		s.geluTo(&dst[0], &v[0], n)
 	case kernels.GELUTanh:
-		s.geluTanhTo(&v[0], &v[0], n)
+		s.geluTanhTo(&dst[0], &v[0], n)
+	default:
+		copy(dst, v)
 	}
 	if a.Gated {
-		for i := range v {
-			v[i] *= up[i]
+		for i := range dst {
+			dst[i] *= up[i]
 		}
 	}
 }
@@ -295,7 +301,7 @@ func (o *Ops) gatedApart(out, x kernels.Tensor, a kernels.Linear) {
 	}
 	for r := range x.Rows {
 		gate, up := y.row(r, out.Cols), y.row(r, w.rows)[out.Cols:]
-		o.kernels.activate(gate, up, a)
+		o.kernels.activate(gate, gate, up, a)
 		if dst := row(out, r); a.Accumulate {
 			o.kernels.addTo(&dst[0], &gate[0], uintptr(out.Cols))
 		} else {

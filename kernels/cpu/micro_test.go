@@ -4,6 +4,7 @@ package cpu
 
 import (
 	"fmt"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -88,6 +89,43 @@ func BenchmarkBest(b *testing.B) {
 				least = min(least, processorTime()-before)
 			})
 			fmt.Printf("%v threads and precision, %d sequences of %d rows at %d: %v, %.0f tokens/s; processor %v\n", options, c.sequences, c.count, c.start, d, float64(c.sequences*c.count)/d.Seconds(), least)
+		}
+	}
+}
+
+// BenchmarkChunk prints what each operation takes of a prompt of 512 tokens, of all
+// layers together: the shortest of many steps.
+func BenchmarkChunk(b *testing.B) {
+	for range b.N {
+	}
+	for _, threads := range []int{1, 2} {
+		o := deviceOf(b, Options{Threads: threads, Precision: Int8}, fastest())
+		m := newStack(b, o, smollm2, 512, 64)
+		batch, rows := batchOf(1, 0, 512)
+		var order []string
+		best, spent := map[string]time.Duration{}, map[string]time.Duration{}
+		last := time.Now()
+		m.lap = func(operation string) {
+			now := time.Now()
+			spent[operation] += now.Sub(last)
+			last = now
+			if !slices.Contains(order, operation) {
+				order = append(order, operation)
+			}
+		}
+		whole := fastestOf(20, func() {
+			clear(spent)
+			last = time.Now()
+			m.step(b, batch, rows)
+			for operation, d := range spent {
+				if best[operation] == 0 || d < best[operation] {
+					best[operation] = d
+				}
+			}
+		})
+		fmt.Printf("%d threads: %v, %.0f tokens/s\n", threads, whole, 512/whole.Seconds())
+		for _, operation := range order {
+			fmt.Printf("  %-24s %v\n", operation, best[operation])
 		}
 	}
 }

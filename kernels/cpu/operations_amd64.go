@@ -5,6 +5,9 @@ package cpu
 // spin waits until *word differs from value and tells whether it does.
 func spin(word *uint32, value uint32, pauses uintptr) bool
 
+// claim asks for 256 bytes of each row, to be written soon; rows are stride bytes apart.
+func claim(dst *float32, stride uintptr, rows uintptr)
+
 // quantizeT1 writes each 32 values as a record of 1 bytes a value.
 func quantizeT1(dst *byte, x *float32, blocks uintptr)
 
@@ -217,6 +220,9 @@ func scaleTo(dst *float32, x *float32, scale float32, n uintptr)
 
 // blend computes dst = dst · a + x · b.
 func blend(dst *float32, x *float32, a float32, b float32, n uintptr)
+
+// rotate turns pairs (x[i], x[n+i]) by n angles (Su et al. 2021, eq. 34).
+func rotate(dst *float32, x *float32, cos *float32, sin *float32, n uintptr)
 
 // stream reads 4·lines cache lines, asking for what comes 2 KB later.
 func stream(x *byte, lines uintptr)

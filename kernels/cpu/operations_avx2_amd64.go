@@ -161,5 +161,8 @@ func scaleToAVX2(dst *float32, x *float32, scale float32, n uintptr)
 // blendAVX2 computes dst = dst · a + x · b.
 func blendAVX2(dst *float32, x *float32, a float32, b float32, n uintptr)
 
+// rotateAVX2 turns pairs (x[i], x[n+i]) by n angles (Su et al. 2021, eq. 34).
+func rotateAVX2(dst *float32, x *float32, cos *float32, sin *float32, n uintptr)
+
 // streamAVX2 reads 4·lines cache lines, asking for what comes 2 KB later.
 func streamAVX2(x *byte, lines uintptr)

@@ -15,7 +15,7 @@ func plain() *kernelSet {
 	set := &kernelSet{
 		name: "go", addTo: plainAddTo, mulScale: plainMulScale, scaleTo: plainScaleTo, blend: plainBlend,
 		sumSquares: plainSumSquares, siluTo: plainSilu, geluTo: plainGELU, geluTanhTo: plainGELUTanh, softcapTo: plainSoftcap, siluMul: plainSiluMul, highest: plainHighest,
-		expSum: plainExpSum, blockSums: plainBlockSums, transpose: plainTranspose, stream: plainStream, spin: plainSpin,
+		expSum: plainExpSum, rotate: plainRotate, blockSums: plainBlockSums, transpose: plainTranspose, stream: plainStream, spin: plainSpin,
 	}
 	set.narrow[storeF16] = func(dst *uint16, x *float32, n uintptr) { plainNarrow(dst, x, n, ref.ToHalf) }
 	set.narrow[storeBF16] = func(dst *uint16, x *float32, n uintptr) { plainNarrow(dst, x, n, ref.ToBrain) }
@@ -39,6 +39,11 @@ func floatsAt(p *float32, n uintptr) []float32 { return unsafe.Slice(p, n) }
 
 // offset moves a pointer by bytes inside one piece of memory.
 func offset[T any](p *T, bytes uintptr) *T { return (*T)(unsafe.Add(unsafe.Pointer(p), bytes)) }
+
+func plainRotate(dst, x, cos, sin *float32, n uintptr) {
+	copy(floatsAt(dst, 2*n), floatsAt(x, 2*n))
+	ref.Rotate(floatsAt(dst, 2*n), floatsAt(cos, n), floatsAt(sin, n), false)
+}
 
 func plainProduct(f format, rows int) productKernel {
 	return func(y, x *float32, stride uintptr, sums *float32, w *byte, blocks uintptr) {

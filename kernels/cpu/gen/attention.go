@@ -41,83 +41,106 @@ func rowsAt(base, stride GPVirtual, rows int) func(r, disp int) Mem {
 }
 
 // scores: s[r][16·i+t] = Σ_d q[r][d] · k[blocks[i]][d][t]. Keys lie by dimension,
-// 16 tokens side by side; dim is a multiple of 16.
+// 16 tokens side by side; dim is a multiple of 16. With 16 lanes two blocks at once
+// share the loads of q, while there are two.
 func scores(st store, rows int) {
 	text(name("scores%sR%d", st.name, rows), "func(s *float32, sStride uintptr, q *float32, qStride uintptr, k *byte, blocks *int32, count, blockStride, dim uintptr)", name(" multiplies %d queries with blocks of keys.", rows))
-	s, sStride := Load(Param("s"), GP64()).(GPVirtual), Load(Param("sStride"), GP64()).(GPVirtual)
-	qStride := Load(Param("qStride"), GP64()).(GPVirtual)
-	k, blocks := Load(Param("k"), GP64()), Load(Param("blocks"), GP64())
-	q := GP64()
-	far := GP64()
-	Label("block")
-	key := GP64()
-	MOVLQSX(Mem{Base: blocks}, key)
-	step := GP64()
-	Load(Param("blockStride"), step)
-	IMULQ(step, key)
-	ADDQ(k, key)
-	Load(Param("q"), q)
-	if rows > 3 {
-		LEAQ(Mem{Base: qStride, Index: qStride, Scale: 2}, far)
-		ADDQ(q, far)
-	}
-	at := func(r, disp int) Mem {
-		m := Mem{Base: q, Disp: disp}
-		if r >= 3 {
-			m.Base = far
-		}
-		if r%3 > 0 {
-			m.Index, m.Scale = qStride, uint8(r%3)
-		}
-		return m
-	}
-	acc := make([][]VecVirtual, rows)
-	for r := range acc {
-		acc[r] = zeroes()
-	}
-	dim := GP64()
-	Load(Param("dim"), dim)
-	Label("dimension")
-	for j := range 8 {
-		t := sixteen()
-		for i := range t {
-			st.load(Mem{Base: key, Disp: 16*st.size*j + 8*st.size*i}, t[i])
-		}
-		for r := range rows {
-			if !narrow {
-				VFMADD231PS_BCST(at(r, 4*j), t[0], acc[r][0])
-				continue
-			}
-			wide := YMM()
-			VBROADCASTSS(at(r, 4*j), wide)
-			for i := range t {
-				VFMADD231PS(wide, t[i], acc[r][i])
-			}
-		}
-	}
-	ADDQ(U32(uint32(8*16*st.size)), key)
-	ADDQ(Imm(32), q)
-	if rows > 3 {
-		ADDQ(Imm(32), far)
-	}
-	SUBQ(Imm(8), dim)
-	JNZ(LabelRef("dimension"))
-	out := GP64()
-	MOVQ(s, out)
-	for r := range rows {
-		if r > 0 {
-			ADDQ(sStride, out)
-		}
-		for i, v := range acc[r] {
-			VMOVUPS(v, part{i: i}.at(out))
-		}
-	}
-	ADDQ(Imm(64), s)
-	ADDQ(Imm(4), blocks)
+	c := scoresCode{st: st, rows: rows, out: pointer("s"), outStride: pointer("sStride"), qStride: pointer("qStride"), k: pointer("k"), blocks: pointer("blocks")}
 	count := NewParamAddr("count", 48)
+	if !narrow {
+		Label("pair")
+		CMPQ(count, Imm(2))
+		JLT(LabelRef("last"))
+		c.scores(2)
+		SUBQ(Imm(2), count)
+		JMP(LabelRef("pair"))
+		Label("last")
+		CMPQ(count, Imm(0))
+		JE(LabelRef("done"))
+	}
+	Label("block")
+	c.scores(1)
 	DECQ(count)
 	JNZ(LabelRef("block"))
+	Label("done")
 	end()
+}
+
+type scoresCode struct {
+	st                                 store
+	rows                               int
+	out, outStride, qStride, k, blocks GPVirtual
+}
+
+// scores computes the next n blocks.
+func (c scoresCode) scores(n int) {
+	keys := make([]GPVirtual, n)
+	for i := range keys {
+		keys[i] = GP64()
+		MOVLQSX(Mem{Base: c.blocks, Disp: 4 * i}, keys[i])
+		step := GP64()
+		Load(Param("blockStride"), step)
+		IMULQ(step, keys[i])
+		ADDQ(c.k, keys[i])
+	}
+	q, dim := GP64(), GP64()
+	Load(Param("q"), q)
+	at := rowsAt(q, c.qStride, c.rows)
+	acc := make([][][]VecVirtual, n)
+	for i := range acc {
+		acc[i] = make([][]VecVirtual, c.rows)
+		for r := range acc[i] {
+			acc[i][r] = zeroes()
+		}
+	}
+	Load(Param("dim"), dim)
+	loop := name("dimension%d", n)
+	Label(loop)
+	for j := range 8 {
+		t := make([][]VecVirtual, n)
+		for i, key := range keys {
+			t[i] = sixteen()
+			for p := range t[i] {
+				c.st.load(Mem{Base: key, Disp: 16*c.st.size*j + 8*c.st.size*p}, t[i][p])
+			}
+		}
+		for r := range c.rows {
+			if n == 1 && !narrow {
+				VFMADD231PS_BCST(at(r, 4*j), t[0][0], acc[0][r][0])
+				continue
+			}
+			wide := vec()
+			VBROADCASTSS(at(r, 4*j), wide)
+			for i := range t {
+				for p, v := range t[i] {
+					VFMADD231PS(wide, v, acc[i][r][p])
+				}
+			}
+		}
+	}
+	for _, key := range keys {
+		ADDQ(U32(uint32(8*16*c.st.size)), key)
+	}
+	ADDQ(Imm(32), q)
+	if c.rows > 3 {
+		ADDQ(Imm(32), at(3, 0).Base)
+	}
+	SUBQ(Imm(8), dim)
+	JNZ(LabelRef(loop))
+	out := GP64()
+	MOVQ(c.out, out)
+	for r := range c.rows {
+		if r > 0 {
+			ADDQ(c.outStride, out)
+		}
+		for i := range acc {
+			for p, v := range acc[i][r] {
+				VMOVUPS(v, part{i: p}.at(out).Offset(64*i))
+			}
+		}
+	}
+	ADDQ(U32(uint32(64*n)), c.out)
+	ADDQ(Imm(uint64(4*n)), c.blocks)
 }
 
 // values: o[r][d] += Σ_t p[r][t] · v[t][d] for 16·panels dimensions, over tokens

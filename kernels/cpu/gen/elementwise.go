@@ -25,6 +25,7 @@ func elementwise() {
 	narrowTo("narrowBF16", roundBrain)
 	scaleTo()
 	blend()
+	rotate()
 }
 
 func addTo() {
@@ -76,6 +77,28 @@ func blend() {
 		VMULPS(b, v, v)
 		VFMADD213PS(v, a, y)
 		p.store(y, dst)
+	})
+	end()
+}
+
+// rotate: as ref.Rotate with halves apart; each product is rounded.
+func rotate() {
+	text("rotate", "func(dst, x, cos, sin *float32, n uintptr)", " turns pairs (x[i], x[n+i]) by n angles (Su et al. 2021, eq. 34).")
+	dst, x, cos, sin, n := pointer("dst"), pointer("x"), pointer("cos"), pointer("sin"), pointer("n")
+	dst2, y := GP64(), GP64()
+	LEAQ(Mem{Base: dst, Index: n, Scale: 4}, dst2)
+	LEAQ(Mem{Base: x, Index: n, Scale: 4}, y)
+	loop(n, []GPVirtual{dst, x, cos, sin, dst2, y}, func(p part) {
+		a, b, c, s := p.load(x), p.load(y), p.load(cos), p.load(sin)
+		t, u := vec(), vec()
+		VMULPS(b, s, t)
+		VMULPS(a, s, u)
+		VMULPS(a, c, a)
+		VMULPS(b, c, b)
+		VSUBPS(t, a, a)
+		VADDPS(u, b, b)
+		p.store(a, dst)
+		p.store(b, dst2)
 	})
 	end()
 }

@@ -64,6 +64,7 @@ func products256() {
 func operations() {
 	if !narrow {
 		spin()
+		claim()
 	}
 	for terms := 1; terms <= 2; terms++ {
 		quantize(terms)

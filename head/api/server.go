@@ -166,7 +166,17 @@ func (s *Server) Handler() http.Handler {
 	if s.metrics != nil {
 		mux.Handle("GET /metrics", s.metrics)
 	}
-	return s.timed(s.named(s.crossOrigin(s.authorized(s.routed(mux)))))
+	return s.timed(s.bounded(s.named(s.crossOrigin(s.authorized(s.routed(mux))))))
+}
+
+// bounded gives its time to what a handler writes by itself, and to what net/http writes
+// once it has returned: a deadline outlives the piece, and the request, it was set for.
+func (s *Server) bounded(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.extend(w)
+		defer s.extend(w)
+		next.ServeHTTP(w, r)
+	})
 }
 
 type arrivedKey struct{}

@@ -216,7 +216,7 @@ func TestBodyLimit(t *testing.T) {
 func TestHeldBytesLimit(t *testing.T) {
 	b := newBench(t, func(c *Config, _ *dispatch.Config) { c.Limits.BodyBytes, c.Limits.HeldBytes = 1000, 1500 })
 	b.cluster.Script = dispatchtest.Say("ok")
-	b.cluster.Step = time.Millisecond
+	b.cluster.Step = 10 * time.Millisecond // the first holds its bytes for half a minute
 	large := func(tokens int) string {
 		return fmt.Sprintf(`{"prompt":"%s","max_tokens":%d,"ignore_eos":true,"stream":true}`, strings.Repeat("x", 850), tokens)
 	}
@@ -280,7 +280,7 @@ func TestOverload(t *testing.T) {
 // A client that goes away is taken off its driver.
 func TestDisconnectCancels(t *testing.T) {
 	b := newBench(t, nil)
-	b.cluster.Step = time.Millisecond
+	b.cluster.Step = 10 * time.Millisecond
 	for _, stream := range []bool{true, false} {
 		ctx, stop := context.WithCancel(t.Context())
 		body := fmt.Sprintf(`{"prompt":"x","max_tokens":4000,"stream":%v}`, stream)
@@ -310,7 +310,7 @@ func TestDisconnectCancels(t *testing.T) {
 // in the kernel make that soon.
 func TestSlowReaderIsDisconnected(t *testing.T) {
 	b := newBench(t, func(c *Config, _ *dispatch.Config) { c.Limits.WriteTime = 50 * time.Millisecond })
-	b.cluster.Step = time.Millisecond
+	b.cluster.Step = 5 * time.Millisecond
 	server := httptest.NewUnstartedServer(b.Config.Handler)
 	server.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 		if err := c.(*net.TCPConn).SetWriteBuffer(4096); err != nil {
@@ -328,7 +328,7 @@ func TestSlowReaderIsDisconnected(t *testing.T) {
 	if err := connection.(*net.TCPConn).SetReadBuffer(4096); err != nil {
 		t.Fatal(err)
 	}
-	// What the driver gives by itself would take it 4 s and be 1 MB.
+	// What the driver gives by itself would take it 20 s and be 1 MB.
 	body := `{"prompt":"x","max_tokens":4000,"ignore_eos":true,"stream":true}`
 	fmt.Fprintf(connection, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 	until(t, "the request at the driver", func() bool { return b.cluster.Running() == 1 })
@@ -338,10 +338,23 @@ func TestSlowReaderIsDisconnected(t *testing.T) {
 	}
 }
 
+// A stream that goes on for longer than a client may take for one piece ends as any
+// other does, with its last chunk.
+func TestLongStreamEnds(t *testing.T) {
+	b := newBench(t, func(c *Config, _ *dispatch.Config) { c.Limits.WriteTime = time.Second })
+	b.cluster.Step = 20 * time.Millisecond
+	response := b.open("POST", "/v1/completions", `{"prompt":"x","max_tokens":60,"ignore_eos":true,"stream":true}`)
+	defer response.Body.Close()
+	data, err := io.ReadAll(response.Body)
+	if err != nil || !bytes.HasSuffix(data, []byte("data: [DONE]\n\n")) {
+		t.Errorf("%v, …%s", err, data[max(0, len(data)-100):])
+	}
+}
+
 // A stream that is silent carries comments, so that nothing gives up on it.
 func TestHeartbeat(t *testing.T) {
 	b := newBench(t, func(c *Config, _ *dispatch.Config) { c.Limits.Heartbeat = 5 * time.Millisecond })
-	b.cluster.Step = 20 * time.Millisecond
+	b.cluster.Step = 100 * time.Millisecond
 	response := b.open("POST", "/v1/completions", `{"prompt":"x","max_tokens":3,"stream":true}`)
 	defer response.Body.Close()
 	data, err := io.ReadAll(response.Body)
@@ -353,7 +366,7 @@ func TestHeartbeat(t *testing.T) {
 // A failure inside a stream is an event; before it, a status.
 func TestStreamFailures(t *testing.T) {
 	b := newBench(t, func(c *Config, _ *dispatch.Config) {
-		c.Limits.WaitTime, c.Limits.Heartbeat = 30*time.Millisecond, 5*time.Millisecond
+		c.Limits.WaitTime, c.Limits.Heartbeat = time.Second, 5*time.Millisecond // the stream has begun long before
 	})
 	b.cluster.Kill("n1")
 	b.cluster.Update(func(v *state.View) {

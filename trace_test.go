@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"manta/internal/processtest"
 	"manta/internal/trace/tracetest"
 )
 
@@ -19,18 +20,18 @@ func TestTraceGoesWhereTheRequestGoes(t *testing.T) {
 	defer server.Close()
 	c := newCluster(t, 1, "MANTA_OTLP_TRACES_ENDPOINT="+server.URL+"/v1/traces", "OTEL_BSP_SCHEDULE_DELAY=50")
 	for _, name := range []string{"node-a", "node-b"} {
-		c.nodeOf(name, "sim:1@0.005") // an answer takes seconds: the driver dies within it
+		c.Node(name, "--devices", "sim:1@0.005") // an answer takes seconds: the driver dies within it
 	}
 	c.until("nodes", 0, "/api/cluster", func(_ int, text string) bool {
 		return strings.Contains(text, `"id":"node-a-`) && strings.Contains(text, `"id":"node-b-`)
 	})
-	c.deploy(modelFolder(t))
+	c.deploy(tiny(t))
 	const client = "0af7651916cd43dd8448eb211c80319c"
 	dead := c.driver(0)
-	if _, err := c.stream(0, func() { c.kill(c.nodes[dead]) }, "Traceparent", "00-"+client+"-b7ad6b7169203331-01"); err != nil {
+	if _, err := c.stream(0, func() { c.Kill(dead) }, "Traceparent", "00-"+client+"-b7ad6b7169203331-01"); err != nil {
 		t.Fatal(err)
 	}
-	limit := time.After(patience)
+	limit := time.After(processtest.Patience)
 	for {
 		spans, more, faults := receiver.Spans()
 		if len(faults) > 0 {

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"manta/internal/processtest"
 )
 
 // object is a JSON object of a request.
@@ -24,7 +26,7 @@ type object = map[string]any
 // browser is a client whose connections end with the answer, so that what it
 // leaves behind on the server can be counted.
 var browser = &http.Client{Transport: &http.Transport{
-	DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: patience}).DialContext,
+	DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: processtest.Patience}).DialContext,
 }}
 
 // post sends a body, with headers given as name, value, name, value …
@@ -268,7 +270,7 @@ const reportEvery = 700 * time.Millisecond
 func (s *server) idle(t *testing.T, goroutines float64) {
 	t.Helper()
 	var since time.Time
-	eventually(t, 30*time.Second, func() (err error) {
+	processtest.Eventually(t, func() (err error) {
 		defer func() {
 			if err != nil && err != errOld {
 				since = time.Time{}

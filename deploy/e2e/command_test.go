@@ -3,33 +3,22 @@
 package e2e
 
 import (
-	"bytes"
-	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+
+	"manta/internal/processtest"
 )
 
 // command runs a command of the program and gives what it prints.
 func command(t *testing.T, input string, args ...string) (out, errs string, code int) {
 	t.Helper()
-	ctx, stop := context.WithTimeout(t.Context(), patience)
-	defer stop()
 	cmd := manta(args...)
-	var printed, complaints bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &printed, &complaints
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })()
-	code = exitCode(cmd.Wait())
-	if ctx.Err() != nil {
-		t.Fatalf("%q still runs after %s: %s%s", args, patience, &printed, &complaints)
-	}
-	return printed.String(), complaints.String(), code
+	cmd.Stdin = strings.NewReader(input)
+	return processtest.Run(t, cmd)
 }
 
 // good is command, which must succeed without a complaint.
@@ -115,12 +104,8 @@ func TestBenchCommand(t *testing.T) {
 
 // A command whose server is not there says so in one line.
 func TestCommandsWithoutServer(t *testing.T) {
-	port, err := freePort()
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, args := range [][]string{{"status"}, {"generate", "hello"}, {"chat"}, {"bench", "--num-prompts", "1"}} {
-		out, errs, code := command(t, "hello\n", append(args, "--url", "http://127.0.0.1:"+port)...)
+		out, errs, code := command(t, "hello\n", append(args, "--url", "http://127.0.0.1:1")...)
 		if code == 0 || strings.Count(errs, "\n") != 1 || !strings.HasPrefix(errs, "manta: ") || !strings.Contains(errs, "refused") && args[0] != "bench" {
 			t.Errorf("%q: exit code %d\n%s%s", args, code, out, errs)
 		}

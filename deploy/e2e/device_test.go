@@ -12,11 +12,13 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"manta/internal/processtest"
 )
 
 // deviceProcess gives the id of the server's one device process that lives.
 func (s *server) deviceProcess() (int, error) {
-	out, err := exec.Command("pgrep", "-P", strconv.Itoa(s.cmd.Process.Pid)).Output()
+	out, err := exec.Command("pgrep", "-P", strconv.Itoa(s.Pid())).Output()
 	if err != nil {
 		return 0, fmt.Errorf("no device process: %w", err)
 	}
@@ -50,7 +52,7 @@ var separately = []string{"--device-processes", "always"}
 // A device process that ends, however it does, ends nothing else: its streams
 // pause and go on with the tokens they would have had.
 func TestStreamsOutliveTheDeviceProcess(t *testing.T) {
-	body := object{"prompt": "The sea is", "max_tokens": 120, "temperature": 1.1, "seed": 21, "ignore_eos": true}
+	body := object{"prompt": "The sea is", "max_tokens": long, "temperature": 1.1, "seed": 21, "ignore_eos": true}
 	want, err := shared.whole(t.Context(), "/v1/completions", body)
 	if err != nil {
 		t.Fatal(err)
@@ -86,9 +88,7 @@ func TestStreamsOutliveTheDeviceProcess(t *testing.T) {
 				t.Fatal(err)
 			}
 			same(t, got, want)
-			if err := gone(pid); err != nil {
-				t.Error(err)
-			}
+			processtest.Eventually(t, func() error { return gone(pid) })
 			t.Logf("longest pause %v", longest.Round(time.Millisecond))
 		})
 	}
@@ -145,14 +145,14 @@ func TestDeviceProcessEndsWithItsNode(t *testing.T) {
 			body := object{"prompt": "The sea is", "max_tokens": 40, "temperature": 0, "ignore_eos": true}
 			err := s.stream(t.Context(), "/v1/completions", streaming(body), func(event) error {
 				if events++; events == 3 {
-					s.signal(t, what)
+					s.Signal(t, what)
 				}
 				return nil
 			})
-			if code := s.wait(t); what == syscall.SIGTERM && (err != nil || code != 0 || events < 40) {
+			if code := s.Wait(t); what == syscall.SIGTERM && (err != nil || code != 0 || events < 40) {
 				t.Errorf("exit code %d after %d events, %v", code, events, err)
 			}
-			eventually(t, patience, func() error { return gone(pid) })
+			processtest.Eventually(t, func() error { return gone(pid) })
 		})
 	}
 }

@@ -5,11 +5,13 @@ package e2e
 import (
 	"flag"
 	"fmt"
+	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"manta/internal/processtest"
 )
 
 var (
@@ -25,9 +27,6 @@ var (
 	binary string
 	shared *server
 )
-
-// patience bounds every wait: the machine may be busy with other things.
-const patience = 2 * time.Minute
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -45,39 +44,21 @@ func run(m *testing.M) (int, error) {
 		return 1, err
 	}
 	defer os.RemoveAll(dir)
-	if binary, err = program(dir); err != nil {
+	if binary, err = processtest.Binary(); err != nil {
 		return 1, err
 	}
-	port, err := freePort()
+	free, err := processtest.Addresses(1)
 	if err != nil {
 		return 1, err
 	}
-	shared, err = launch(filepath.Join(dir, "data"), *realModel, "--metrics-port", port)
+	_, port, err := net.SplitHostPort(free[0])
 	if err != nil {
 		return 1, err
 	}
-	defer shared.kill()
-	shared.metrics = "http://127.0.0.1:" + port
+	if shared, err = launch(filepath.Join(dir, "data"), *realModel, "--metrics-port", port); err != nil {
+		return 1, err
+	}
+	defer shared.Kill()
+	shared.metrics = "http://" + free[0]
 	return m.Run(), nil
-}
-
-// program gives the Makefile's binary, or builds one.
-func program(dir string) (string, error) {
-	built, err := filepath.Abs("../../bin/manta")
-	if err != nil {
-		return "", err
-	}
-	if name := os.Getenv("MANTA_BINARY"); name != "" {
-		return filepath.Abs(name)
-	}
-	if _, err := os.Stat(built); err == nil {
-		return built, nil
-	}
-	built = filepath.Join(dir, "manta")
-	build := exec.Command("go", "build", "-trimpath", "-o", built, "manta")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go build: %w\n%s", err, out)
-	}
-	return built, nil
 }

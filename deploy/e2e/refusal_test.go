@@ -3,8 +3,6 @@
 package e2e
 
 import (
-	"bytes"
-	"context"
 	"crypto/rand"
 	"encoding/json"
 	"net"
@@ -14,28 +12,18 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"manta/internal/processtest"
 )
 
 // refused runs `manta up`, which must end by itself, with a code other than 0,
 // nothing on standard output, and one line on standard error that says why.
 func refused(t *testing.T, want string, args ...string) {
 	t.Helper()
-	ctx, stop := context.WithTimeout(t.Context(), patience)
-	defer stop()
-	cmd := manta(append([]string{"up"}, args...)...)
-	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })()
-	code := exitCode(cmd.Wait())
-	if ctx.Err() != nil {
-		t.Fatalf("it still runs after %s:\n%s%s", patience, &out, &errs)
-	}
-	line := strings.TrimSuffix(errs.String(), "\n")
-	if code != 1 || out.Len() > 0 || !strings.HasPrefix(line, "manta: ") || strings.Contains(line, "\n") || !strings.Contains(line, want) {
-		t.Errorf("exit code %d; want one line with %q, got\n%s%s", code, want, &out, &errs)
+	out, errs, code := processtest.Run(t, manta(append([]string{"up"}, args...)...))
+	line := strings.TrimSuffix(errs, "\n")
+	if code != 1 || out != "" || !strings.HasPrefix(line, "manta: ") || strings.Contains(line, "\n") || !strings.Contains(line, want) {
+		t.Errorf("exit code %d; want one line with %q, got\n%s%s", code, want, out, errs)
 	}
 	for _, internal := range []string{"goroutine ", "panic:"} {
 		if strings.Contains(line, internal) && !strings.Contains(want, internal) {

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"manta/internal/processtest"
 )
 
 // Clients that read nothing of answers of some 9 MB, more than the kernel's
@@ -24,7 +26,7 @@ func TestSlowReader(t *testing.T) {
 	began := time.Now()
 	body := object{"prompt": "hello", "max_tokens": 480, "n": 16, "logprobs": 20, "ignore_eos": true, "temperature": 1, "stream": true}
 	slow := []net.Conn{unread(t, s, body), unread(t, s, body)} // the second waits for the first
-	eventually(t, patience, func() error {                     // the first has what it asked for
+	processtest.Eventually(t, func() error {                   // the first has what it asked for
 		if running := s.metric(t, "manta_engine_sequences_running"); running < 16 {
 			return fmt.Errorf("%v sequences run", running)
 		}
@@ -34,7 +36,7 @@ func TestSlowReader(t *testing.T) {
 		t.Error(err)
 	}
 	other := time.Since(began)
-	eventually(t, patience, func() error {
+	processtest.Eventually(t, func() error {
 		for _, name := range []string{"manta_engine_sequences_running", "manta_engine_sequences_waiting", "vllm:kv_cache_usage_perc"} {
 			if value := s.metric(t, name); value != 0 {
 				return fmt.Errorf("%s is %v", name, value)
@@ -43,8 +45,9 @@ func TestSlowReader(t *testing.T) {
 		return nil
 	})
 	t.Logf("another client had its answer after %s, the engine was done after %s", other, time.Since(began))
-	if s.metric(t, "vllm:num_requests_running") != 2 {
-		t.Error("a slow client is gone: others may have waited for that")
+	// Until now nobody has lost patience with them, unless this machine is slow too.
+	if running := s.metric(t, "vllm:num_requests_running"); running != 2 && time.Since(began) < 30*time.Second {
+		t.Errorf("%v slow clients of 2 are there: others may have waited for that", running)
 	}
 	if heap := s.metric(t, "go_memstats_heap_inuse_bytes"); heap > 128<<20 {
 		t.Errorf("%v bytes of heap for two slow clients", heap)
@@ -53,7 +56,7 @@ func TestSlowReader(t *testing.T) {
 		client.Close()
 	}
 	s.idle(t, goroutines)
-	if log := s.log.String(); strings.Contains(log, " failed\"") {
+	if log := s.Err.String(); strings.Contains(log, " failed\"") {
 		t.Errorf("what clients do is logged as a fault:\n%s", log)
 	}
 }

@@ -125,10 +125,10 @@ func TestManyStreamsAtOnce(t *testing.T) {
 			t.Errorf("request %d %v: together\n%+v\nalone\n%+v", i, r.body, answers[i], alone)
 		}
 	}
+	s.idle(t, goroutines)
 	if got := s.metric(t, "vllm_requests_total", `status="success"`) - succeeded; got < float64(2*stayed) {
 		t.Errorf("%v requests succeeded by the metrics, at least %d did", got, 2*stayed)
 	}
-	s.idle(t, goroutines)
 }
 
 // play asks for a stream, and leaves when the request's client does.

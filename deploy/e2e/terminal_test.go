@@ -12,12 +12,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"manta/internal/processtest"
 )
 
 // terminal is the side of a pseudo-terminal where the person sits.
 type terminal struct {
 	*os.File
-	screen text
+	screen processtest.Text
 	read   int // bytes of the screen that until has passed
 }
 
@@ -66,7 +68,7 @@ func newTerminal(t *testing.T) (*terminal, *os.File) {
 func (p *terminal) until(t *testing.T, want string) string {
 	t.Helper()
 	var before string
-	eventually(t, patience, func() error {
+	processtest.Eventually(t, func() error {
 		fresh := p.screen.String()[p.read:]
 		at := strings.Index(fresh, want)
 		if at < 0 {
@@ -110,7 +112,7 @@ func TestChatAtTerminal(t *testing.T) {
 	person.until(t, ">>> ")
 	person.types(t, "Write a very long story about the sea."+enter)
 	person.until(t, "sea.")
-	eventually(t, patience, func() error {
+	processtest.Eventually(t, func() error {
 		if fresh := strings.TrimSpace(person.screen.String()[person.read:]); len(strings.Fields(fresh)) < 4 {
 			return fmt.Errorf("no words yet: %q", fresh)
 		}
@@ -140,7 +142,7 @@ func TestChatAtTerminal(t *testing.T) {
 		if err != nil {
 			t.Errorf("the chat ends with %v", err)
 		}
-	case <-time.After(patience):
+	case <-time.After(processtest.Patience):
 		t.Fatal("Ctrl-D does not end the chat")
 	}
 }

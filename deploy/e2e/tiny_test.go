@@ -6,8 +6,9 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
-	"strconv"
 	"testing"
+
+	"manta/runtime/weights/weightstest"
 )
 
 // tiny makes a model of random weights with a tokenizer of single bytes: it
@@ -15,36 +16,9 @@ import (
 func tiny(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	for _, name := range []string{"config.json", "generation_config.json", "model.safetensors"} {
-		data, err := os.ReadFile(filepath.Join("../../runtime/model/testdata/models/llama", name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		write(t, filepath.Join(dir, name), data)
-	}
-	config := readConfig(t, dir)
-	vocabulary := map[string]int{}
-	next := rune(256)
-	for b := range 256 { // GPT-2's alphabet of bytes: Radford et al. 2019, §2.2
-		r := rune(b)
-		if b < '!' || b > '~' && b < 0xa1 || b == 0xad {
-			r, next = next, next+1
-		}
-		vocabulary[string(r)] = b
-	}
-	for id := 256; id < int(config["vocab_size"].(float64)); id++ {
-		vocabulary["<"+strconv.Itoa(id)+">"] = id
-	}
-	tokenizer, err := json.Marshal(object{
-		"version": "1.0", "added_tokens": []any{}, "normalizer": nil, "post_processor": nil,
-		"pre_tokenizer": object{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-		"decoder":       object{"type": "ByteLevel"},
-		"model":         object{"type": "BPE", "vocab": vocabulary, "merges": []string{}},
-	})
-	if err != nil {
+	if err := weightstest.CopyWithBytes("../../runtime/model/testdata/models/llama", dir); err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(dir, "tokenizer.json"), tokenizer)
 	return dir
 }
 

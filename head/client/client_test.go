@@ -183,7 +183,7 @@ func TestStreamBeginsWhereAHeadIs(t *testing.T) {
 		"the first, but later": {stopping(1).URL, "http://127.0.0.1:1"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ctx, stop := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 			defer stop()
 			c := New("", bases...)
 			defer c.Close()

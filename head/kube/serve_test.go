@@ -133,7 +133,7 @@ func TestOnlyTheAPIServerAsks(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: test.shows}}
 			defer transport.CloseIdleConnections()
-			client := http.Client{Transport: transport, Timeout: 10 * time.Second}
+			client := http.Client{Transport: transport, Timeout: time.Minute}
 			answer, err := client.Get("https://" + listener.Addr().String() + "/apis/" + external)
 			if test.ok != (err == nil) {
 				t.Fatalf("got %v", err)

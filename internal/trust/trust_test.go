@@ -123,7 +123,7 @@ func shake(t *testing.T, server, client *tls.Config) (state tls.ConnectionState,
 			return
 		}
 		defer raw.Close()
-		raw.SetDeadline(time.Now().Add(10 * time.Second))
+		raw.SetDeadline(time.Now().Add(time.Minute))
 		conn := tls.Server(raw, server)
 		serverErr = conn.Handshake()
 		state = conn.ConnectionState()
@@ -133,7 +133,7 @@ func shake(t *testing.T, server, client *tls.Config) (state tls.ConnectionState,
 		t.Fatal(err)
 	}
 	defer raw.Close()
-	raw.SetDeadline(time.Now().Add(10 * time.Second))
+	raw.SetDeadline(time.Now().Add(time.Minute))
 	clientErr = tls.Client(raw, client).Handshake()
 	if clientErr != nil {
 		raw.Close()

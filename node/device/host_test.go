@@ -64,7 +64,7 @@ func newRig(t *testing.T, script string) *rig {
 // await waits for a report.
 func (r *rig) await(t *testing.T, h interface{ Report() wire.ReplicaReport }, phase wire.Phase, epoch uint64) wire.ReplicaReport {
 	t.Helper()
-	limit := time.After(30 * time.Second)
+	limit := time.After(time.Minute)
 	for {
 		if now := h.Report(); now.Phase == phase && now.Epoch == epoch {
 			return now
@@ -118,7 +118,10 @@ func TestStopCutsTheLifeLine(t *testing.T) {
 		_, alive := h.(*host).orders()
 		return alive
 	}
-	for tick := time.NewTicker(time.Millisecond); !alive(); <-tick.C {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !alive() {
+		<-tick.C
 	}
 	h.Stop()
 	<-ended

@@ -74,7 +74,7 @@ func start(t *testing.T, d *directory, id trust.Identity, secret string, adjust 
 const secret = "the secret of the link's tests"
 
 func soon(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }

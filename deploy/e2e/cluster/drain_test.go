@@ -63,15 +63,14 @@ func (b *bench) stop(name string) {
 // leave takes a member out of the cluster for good.
 func (b *bench) leave(name string) {
 	b.t.Helper()
-	b.manta("leave", "--data-dir", b.data(name))
+	b.manta("leave", "--data-dir", b.Data(name))
 	b.ended(name)
 }
 
 func (b *bench) ended(name string) {
 	b.t.Helper()
-	m := b.members[name]
-	<-m.ended
-	if code := m.command.ProcessState.ExitCode(); code != 0 {
+	m := b.Member(name)
+	if code := m.Wait(b.t); code != 0 {
 		b.t.Errorf("%s ended with %d", name, code)
 	}
 }
@@ -91,7 +90,7 @@ func TestDrainUnderLoad(t *testing.T) {
 	b.serve(1, 1)
 	undisturbed := b.all(func() {})
 	b.same("undisturbed", undisturbed, undisturbed)
-	url := "http://" + b.apis[0]
+	url := "http://" + b.API[0]
 	for range *rounds {
 		victim := b.rank(0)
 		b.same("manta drain", undisturbed, b.all(func() {
@@ -105,13 +104,13 @@ func TestDrainUnderLoad(t *testing.T) {
 
 		victim = b.rank(0)
 		b.same("SIGTERM", undisturbed, b.all(func() { b.stop(victim) }))
-		b.start(victim)
+		b.Start(victim)
 		b.readyReplicas(1)
 
 		victim = b.rank(0)
 		b.same("manta leave", undisturbed, b.all(func() { b.leave(victim) }))
 		b.until(victim+" forgotten", func(s *api.ClusterState) bool { _, ok := node(s, victim); return !ok })
-		b.start(victim)
+		b.Start(victim)
 		b.until(victim+" back", func(s *api.ClusterState) bool { _, ok := node(s, victim); return ok })
 	}
 }
@@ -128,13 +127,13 @@ func TestHeadsStopAndLeave(t *testing.T) {
 		if s := b.until("the others", func(s *api.ClusterState) bool { return !s.Stale }); len(s.Heads) != headCount {
 			t.Errorf("after %s stopped: %+v", name, s.Heads)
 		}
-		b.start(name)
+		b.Start(name)
 		b.untilReady(i)
 	}
 	before := b.until("heads", func(s *api.ClusterState) bool { return len(s.Heads) == headCount })
 	b.same("head0 leaves", undisturbed, b.all(func() { b.leave("head0") }))
 	b.until("two heads", func(s *api.ClusterState) bool { return !s.Stale && len(s.Heads) == headCount-1 })
-	b.start("head0")
+	b.Start("head0")
 	s := b.until("three heads", func(s *api.ClusterState) bool { return !s.Stale && len(s.Heads) == headCount })
 	if slices.Equal(s.Heads, before.Heads) {
 		t.Errorf("head0 came back with its old id: %+v", s.Heads)

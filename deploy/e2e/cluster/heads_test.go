@@ -5,8 +5,6 @@ package cluster
 import (
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,12 +12,13 @@ import (
 
 	"manta/head/api"
 	"manta/head/client"
+	"manta/internal/processtest"
 )
 
 // write asks one head for a deployment of no replica.
 func (b *bench) write(head int, name string) {
 	b.t.Helper()
-	c := client.New("", "http://"+b.apis[head])
+	c := client.New("", "http://"+b.API[head])
 	defer c.Close()
 	body := map[string]any{"model": "smollm2", "name": name, "replicas": 0, "max_model_len": 512}
 	if err := c.Post(b.t.Context(), "/api/cluster/deployments", body, nil); err != nil {
@@ -30,7 +29,7 @@ func (b *bench) write(head int, name string) {
 // knows fails the test unless a head knows a deployment, at once.
 func (b *bench) knows(head int, name string) {
 	b.t.Helper()
-	c := client.New("", "http://"+b.apis[head])
+	c := client.New("", "http://"+b.API[head])
 	defer c.Close()
 	if err := c.Get(b.t.Context(), "/api/cluster/deployments/"+name, nil); err != nil {
 		b.t.Errorf("head %d does not know of %s: %v", head, name, err)
@@ -65,20 +64,20 @@ func TestHeads(t *testing.T) {
 		leader, _ := b.leader()
 		since := time.Now()
 		b.signal(leader, syscall.SIGTERM)
-		<-b.members[leader].ended
+		<-b.Member(leader).Ended
 		took := b.newLeader(leader, since)
 		t.Logf("another leads %v after the signal", took.Round(time.Millisecond))
-		b.start(leader)
+		b.Start(leader)
 		b.whole()
 	})
 
 	t.Run("an empty disk", func(t *testing.T) {
 		b.kill("head2")
-		if err := os.RemoveAll(filepath.Join(b.dir, "head2")); err != nil {
+		if err := os.RemoveAll(b.Data("head2")); err != nil {
 			t.Fatal(err)
 		}
 		before := b.until("three heads", func(s *api.ClusterState) bool { return len(s.Heads) == headCount })
-		b.start("head2")
+		b.Start("head2")
 		b.until("the new head alone", func(s *api.ClusterState) bool {
 			for _, old := range before.Heads {
 				if nameOf(old.ID) != "head2" {
@@ -112,11 +111,14 @@ func TestHeads(t *testing.T) {
 		for _, name := range b.names("head") {
 			b.kill(name)
 		}
-		free := ports(t, 2*headCount)
-		b.gossip, b.apis = free[:headCount], free[headCount:]
+		free, err := processtest.Addresses(2 * headCount)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Gossip, b.API = free[:headCount], free[headCount:]
 		b.meet()
 		for i := range headCount {
-			b.head(i)
+			b.Head(i)
 		}
 		b.whole()
 		for i := range headCount {
@@ -130,19 +132,19 @@ func TestHeads(t *testing.T) {
 			b.kill(name)
 		}
 		for _, name := range []string{"head1", "head2"} {
-			if err := os.RemoveAll(filepath.Join(b.dir, name)); err != nil {
+			if err := os.RemoveAll(b.Data(name)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		out, err := exec.Command(b.binary, "recover", "--data-dir", filepath.Join(b.dir, "head0")).CombinedOutput()
-		if err != nil || !strings.Contains(string(out), "only voter") {
+		out, err := b.run("recover", "--data-dir", b.Data("head0"))
+		if err != nil || !strings.Contains(out, "only voter") {
 			t.Fatalf("%v: %s", err, out)
 		}
-		b.start("head0")
+		b.Start("head0")
 		b.untilOf(0, "a leader alone", func(s *api.ClusterState) bool { return !s.Stale && nameOf(s.Leader) == "head0" })
 		b.knows(0, "at-other-addresses")
-		b.start("head1")
-		b.start("head2")
+		b.Start("head1")
+		b.Start("head2")
 		b.whole()
 		for i := range headCount {
 			b.knows(i, "at-other-addresses")

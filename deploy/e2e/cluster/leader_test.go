@@ -94,7 +94,7 @@ func TestLeaderKills(t *testing.T) {
 	for i := range nodeCount {
 		name := fmt.Sprint("node", i)
 		select {
-		case <-b.members[name].ended:
+		case <-b.Member(name).Ended:
 			t.Errorf("%s ended", name)
 		default:
 		}

@@ -119,7 +119,7 @@ func (n *network) command(member, binary string, args ...string) *exec.Cmd {
 
 // stopped waits until the kernel says that a process is stopped.
 func stopped(pid int) error {
-	limit := time.After(10 * time.Second)
+	limit := time.After(patience)
 	ticker := time.NewTicker(time.Millisecond)
 	defer ticker.Stop()
 	for {

@@ -35,7 +35,7 @@ func TestPoison(t *testing.T) {
 			ctx, stop := context.WithTimeout(t.Context(), 2*patience)
 			defer stop()
 			body := `{"model": "smollm2", "prompt": [1, 2, 4999], "max_tokens": 4}`
-			request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+b.apis[round%headCount]+"/v1/completions", strings.NewReader(body))
+			request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+b.API[round%headCount]+"/v1/completions", strings.NewReader(body))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -44,10 +44,8 @@ func TestStarved(t *testing.T) {
 	if after := b.epoch(); after != epoch {
 		t.Errorf("epoch %d became %d", epoch, after)
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for name, log := range b.log {
-		for line := range strings.Lines(log.String()) {
+	for _, name := range b.Names() {
+		for line := range strings.Lines(b.Log(name).String()) {
 			if strings.Contains(line, `msg="node lost"`) || strings.Contains(line, `msg="node frozen"`) {
 				t.Errorf("%s: %s", name, line)
 			}

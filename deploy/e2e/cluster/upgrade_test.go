@@ -14,9 +14,9 @@ import (
 func (b *bench) renew(name, binary string) {
 	b.t.Helper()
 	b.signal(name, syscall.SIGTERM)
-	<-b.members[name].ended
+	<-b.Member(name).Ended
 	b.binary = binary
-	b.start(name)
+	b.Start(name)
 }
 
 // A cluster of an earlier program is upgraded member by member while streams run,

@@ -7,23 +7,20 @@
 package hub
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
+	"manta/internal/processtest"
 	"manta/kernels"
 	"manta/kernels/cpu"
 	"manta/kernels/ref"
@@ -32,35 +29,18 @@ import (
 	"manta/runtime/weights/hub/hubtest"
 )
 
-const (
-	patience = 90 * time.Second
-	asked    = 12 // tokens of an answer
-)
+const asked = 12 // tokens of an answer
 
-// manta is the program under test: MANTA_BINARY, or built by TestMain as `make
-// build` builds it.
-var manta = os.Getenv("MANTA_BINARY")
+// manta is the program under test.
+var manta string
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		if manta != "" {
-			return m.Run()
-		}
-		folder, err := os.MkdirTemp("", "manta-e2e")
-		if err == nil {
-			defer os.RemoveAll(folder)
-			manta = filepath.Join(folder, "manta")
-			build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", manta, "manta")
-			build.Env = append(os.Environ(), "CGO_ENABLED=0")
-			build.Stderr = os.Stderr
-			err = build.Run()
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "building the program:", err)
-			return 1
-		}
-		return m.Run()
-	}())
+	var err error
+	if manta, err = processtest.Binary(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
 }
 
 func must(t testing.TB, err error) {
@@ -97,60 +77,28 @@ func (m *machine) cache(repository string) string {
 
 // A server is a `manta up` that answers.
 type server struct {
-	t      *testing.T
-	cmd    *exec.Cmd
-	url    string
-	model  string
-	errors bytes.Buffer
-	ended  chan error
+	t *testing.T
+	*processtest.Process
+	url   string
+	model string
 }
 
 // up starts a model and waits until it answers.
 func (m *machine) up(t *testing.T, model string, flags ...string) *server {
 	t.Helper()
-	s := &server{t: t, model: model, ended: make(chan error, 1)}
-	s.cmd = m.command("up", model, "--data-dir", t.TempDir(), "--port", "0", "--metrics-port", "0",
-		"--max-model-len", "128", "--max-num-seqs", "4", "--gpu-memory-utilization", "0.02", "--kv-cache-dtype", "float32")
-	s.cmd.Args = append(s.cmd.Args, flags...)
-	s.cmd.Stderr = &s.errors
-	out, err := s.cmd.StdoutPipe()
+	p, url, err := processtest.Up(m.command(append([]string{"up", model, "--data-dir", t.TempDir(), "--port", "0", "--metrics-port", "0",
+		"--max-model-len", "128", "--max-num-seqs", "4", "--gpu-memory-utilization", "0.02", "--kv-cache-dtype", "float32"}, flags...)...))
 	must(t, err)
-	must(t, s.cmd.Start())
-	t.Cleanup(func() { _ = s.cmd.Process.Kill() }) // it may have ended
-	found := make(chan string, 1)
-	go func() {
-		lines := bufio.NewScanner(out)
-		for lines.Scan() {
-			if url := regexp.MustCompile(`http://127\.0\.0\.1:\d+`).FindString(lines.Text()); url != "" {
-				select {
-				case found <- url:
-				default:
-				}
-			}
-		}
-		s.ended <- s.cmd.Wait()
-	}()
-	select {
-	case s.url = <-found:
-	case err := <-s.ended:
-		t.Fatalf("ended at start: %v\n%s", err, &s.errors)
-	case <-time.After(patience):
-		t.Fatal("not ready in time")
-	}
-	return s
+	t.Cleanup(p.Kill)
+	return &server{t, p, url, model}
 }
 
 // stop ends the server as Kubernetes does.
 func (s *server) stop() {
 	s.t.Helper()
-	must(s.t, s.cmd.Process.Signal(syscall.SIGTERM))
-	select {
-	case err := <-s.ended:
-		if err != nil {
-			s.t.Fatalf("%v\n%s", err, &s.errors)
-		}
-	case <-time.After(patience):
-		s.t.Fatal("does not end")
+	s.Signal(s.t, syscall.SIGTERM)
+	if code := s.Wait(s.t); code != 0 {
+		s.t.Fatalf("exit code %d\n%s", code, s.Err)
 	}
 }
 
@@ -196,7 +144,7 @@ func (s *server) complete() answer {
 	s.t.Helper()
 	a, status, problem := s.post("/v1/completions", object{"prompt": prompt})
 	if status != http.StatusOK {
-		s.t.Fatalf("status %d: %s\n%s", status, problem, &s.errors)
+		s.t.Fatalf("status %d: %s\n%s", status, problem, s.Err)
 	}
 	return a
 }
@@ -306,12 +254,6 @@ func TestGGUF(t *testing.T) {
 // exitCode runs a command to its end.
 func exitCode(t *testing.T, cmd *exec.Cmd) (int, string) {
 	t.Helper()
-	stop := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
-	defer stop.Stop()
-	out, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Fatal(err)
-	}
-	return cmd.ProcessState.ExitCode(), string(out)
+	out, errs, code := processtest.Run(t, cmd)
+	return code, out + errs
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"manta/internal/processtest"
 	"manta/kernels/ref"
 	"manta/runtime/weights/hub/hubtest"
 )
@@ -84,7 +85,7 @@ func TestKilledPullGoesOn(t *testing.T) {
 		l.mu.Unlock()
 		cmd := m.command("pull", r.name)
 		must(t, cmd.Start())
-		late := time.After(patience)
+		late := time.After(processtest.Patience)
 		for have := -1; have < place; {
 			if info, err := os.Stat(partial); err == nil {
 				have = int(info.Size())

@@ -5,6 +5,8 @@ package hub
 import (
 	"fmt"
 	"strings"
+
+	"manta/runtime/weights/weightstest"
 )
 
 // object is a JSON object.
@@ -27,15 +29,7 @@ var merged = []string{"t h", "th e", "_ the", "i n", "e r", "_ q", "u i", "_q ui
 // §2.2), as GPT-2, Llama 3, Qwen and OLMo 2 have it. split is a regular
 // expression; "" is GPT-2's own.
 func byteLevel(split, bos, eos string, more ...string) vocabulary {
-	var v vocabulary
-	next := rune(256)
-	for b := range 256 {
-		r := rune(b)
-		if !(b >= '!' && b <= '~' || b >= 0xa1 && b <= 0xac || b >= 0xae) {
-			r, next = next, next+1
-		}
-		v.pieces = append(v.pieces, string(r))
-	}
+	v := vocabulary{pieces: weightstest.Bytes()}
 	v.addMerges("Ġ")
 	level := object{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": split == ""}
 	var before any = level

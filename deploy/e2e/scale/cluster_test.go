@@ -3,14 +3,10 @@
 package scale
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +15,7 @@ import (
 
 	"manta/head/api"
 	"manta/head/client"
+	"manta/internal/processtest"
 	"manta/internal/trust"
 	"manta/node"
 	"manta/runtime/weights"
@@ -27,72 +24,33 @@ import (
 const (
 	headCount = 3
 	devices   = 8 // a node
-	patience  = 4 * time.Minute
+	patience  = processtest.Patience
 	hertz     = 100 // of the kernel's clock in /proc/PID/stat
 )
 
 // bench is three heads as processes, and nodes in this one.
 type bench struct {
+	*processtest.Cluster
 	t      *testing.T
 	model  string
-	dir    string
-	secret string
-	gossip []string
 	urls   []string
-	heads  []*exec.Cmd
-	logs   []*bytes.Buffer
 	client *client.Client
 	nodes  int
 }
 
 func start(t *testing.T) *bench {
 	t.Helper()
-	binary := os.Getenv("MANTA_BINARY")
-	if binary == "" {
-		binary = "../../../bin/manta"
-	}
-	b := &bench{t: t, dir: t.TempDir(), model: llama8B(t)}
-	b.secret = filepath.Join(b.dir, "secret")
-	if err := os.WriteFile(b.secret, []byte("the secret of the bench of scale\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	free := make([]string, 2*headCount)
-	for i := range free {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		free[i] = l.Addr().String()
-		defer l.Close()
-	}
-	b.gossip = free[:headCount]
-	for i, address := range free[headCount:] {
+	b := &bench{Cluster: processtest.NewCluster(t, headCount), t: t, model: llama8B(t)}
+	for _, address := range b.API {
 		b.urls = append(b.urls, "http://"+address)
-		_, gossip, _ := net.SplitHostPort(b.gossip[i])
-		_, http, _ := net.SplitHostPort(address)
-		command := exec.Command(binary, "head", "--name", fmt.Sprint("head", i), "--data-dir", filepath.Join(b.dir, fmt.Sprint("head", i)),
-			"--secret-file", b.secret, "--bind", "127.0.0.1", "--host", "127.0.0.1", "--gossip-port", gossip, "--port", http, "--raft-port", "0",
-			"--link-port", "0", "--metrics-port", "0", "--api-key", "none", "--bootstrap-expect", fmt.Sprint(headCount), "--join", strings.Join(b.gossip, ","))
-		log := &bytes.Buffer{}
-		command.Stdout, command.Stderr = log, log
-		b.heads, b.logs = append(b.heads, command), append(b.logs, log)
 	}
 	return b
 }
 
-// run starts the heads; the listeners that held their ports are closed by now.
+// run starts the heads.
 func (b *bench) run() {
-	for i, command := range b.heads {
-		if err := command.Start(); err != nil {
-			b.t.Fatal(err)
-		}
-		b.t.Cleanup(func() {
-			_ = command.Process.Kill()
-			_ = command.Wait()
-			if b.t.Failed() {
-				b.t.Logf("head %d:\n%s", i, b.logs[i])
-			}
-		})
+	for i := range headCount {
+		b.Head(i)
 	}
 	b.client = client.New("", b.urls...)
 	b.t.Cleanup(b.client.Close)
@@ -101,7 +59,7 @@ func (b *bench) run() {
 // add runs so many more nodes on simulated devices.
 func (b *bench) add(n int, kind string, labels map[string]string) {
 	b.t.Helper()
-	secrets, err := trust.LoadSecrets(b.secret)
+	secrets, err := trust.LoadSecrets(b.Secret)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -113,7 +71,7 @@ func (b *bench) add(n int, kind string, labels map[string]string) {
 			b.t.Fatal(err)
 		}
 		one, err := node.New(node.Config{
-			Name: name, Dir: filepath.Join(b.dir, name), Secrets: secrets, Gossip: "127.0.0.1:0", Link: "127.0.0.1:0", Join: b.gossip,
+			Name: name, Dir: b.Data(name), Secrets: secrets, Gossip: "127.0.0.1:0", Link: "127.0.0.1:0", Join: b.Gossip,
 			Devices: kinds, Labels: labels, Logger: slog.New(slog.DiscardHandler),
 			Library: func(dir string) *weights.Library { return weights.NewLibrary(dir) },
 		})
@@ -170,8 +128,8 @@ func (c cost) minus(before cost) cost {
 func (b *bench) cost() cost {
 	b.t.Helper()
 	var sum cost
-	for _, command := range b.heads {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", command.Process.Pid))
+	for i := range headCount {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", b.Member(processtest.HeadName(i)).Pid()))
 		if err != nil {
 			b.t.Fatal(err)
 		}

@@ -44,8 +44,9 @@ func TestOverload(t *testing.T) {
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport}
 	before := metric(t, client, url, "process_resident_memory_bytes")
-	ctx, stop := context.WithTimeout(t.Context(), time.Duration(number(t, "OVERLOAD_SECONDS", 2))*time.Second)
+	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
+	began, length := time.Now(), time.Duration(number(t, "OVERLOAD_SECONDS", 2))*time.Second
 	var sum outcomes
 	var all sync.WaitGroup
 	peak := before
@@ -59,14 +60,14 @@ func TestOverload(t *testing.T) {
 		})
 	}
 	watch := time.NewTicker(500 * time.Millisecond)
-	for ctx.Err() == nil {
-		select {
-		case <-watch.C:
-			peak = max(peak, metric(t, client, url, "process_resident_memory_bytes"))
-		case <-ctx.Done():
-		}
+	defer watch.Stop()
+	// A slow machine takes longer until the clients are more than it can bear.
+	bears := func() bool { return os.Getenv("MANTA_URL") != "" && sum.refused.Load() == 0 }
+	for time.Since(began) < length || bears() && time.Since(began) < patience {
+		<-watch.C
+		peak = max(peak, metric(t, client, url, "process_resident_memory_bytes"))
 	}
-	watch.Stop()
+	stop()
 	all.Wait()
 	t.Logf("%d answered, %d refused, %d went away, %d failed; memory %.0f MB before, %.0f MB at most, %.0f MB after",
 		sum.answered.Load(), sum.refused.Load(), sum.left.Load(), sum.failed.Load(), before/1e6, peak/1e6,
@@ -167,10 +168,13 @@ func metric(t *testing.T, client *http.Client, url, name string) float64 {
 	return sum
 }
 
+// patience bounds every wait: the machine may be busy with other things.
+const patience = 4 * time.Minute
+
 // settle waits until a gauge is zero.
 func settle(t *testing.T, client *http.Client, url, name string) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {

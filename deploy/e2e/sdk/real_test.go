@@ -6,15 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"testing"
 	"time"
+
+	"manta/internal/processtest"
 )
 
 // With the tag e2e every test of this package asks the real program, bin/manta,
@@ -23,61 +22,42 @@ func TestMain(m *testing.M) {
 	if os.Getenv("MANTA_URL") != "" {
 		os.Exit(m.Run())
 	}
-	stop, err := serve()
+	code, err := serve(m.Run)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "manta up:", err)
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
-	}
-	code := m.Run()
-	if err := stop(); err != nil {
-		fmt.Fprintln(os.Stderr, "manta up:", err)
-		code = 1
 	}
 	os.Exit(code)
 }
 
-// serve starts bin/manta and sets MANTA_URL once it can generate.
-func serve() (stop func() error, err error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+// serve runs the tests while bin/manta serves at MANTA_URL, which then ends in order.
+func serve(tests func() int) (code int, err error) {
+	binary, err := processtest.Binary()
 	if err != nil {
-		return nil, err
-	}
-	port := listener.Addr().(*net.TCPAddr).Port
-	if err := listener.Close(); err != nil {
-		return nil, err
+		return 0, err
 	}
 	data, err := os.MkdirTemp("", "manta-e2e-")
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	command := exec.Command("../../../bin/manta", "up", "--port", strconv.Itoa(port), "--metrics-port", "0", "--data-dir", data)
-	command.Stdout, command.Stderr = os.Stderr, os.Stderr
-	if err := command.Start(); err != nil {
-		return nil, err
+	defer func() { err = errors.Join(err, os.RemoveAll(data)) }()
+	p, url, err := processtest.Up(processtest.Command(binary, "up", "--port", "0", "--metrics-port", "0", "--data-dir", data))
+	if err != nil {
+		return 0, err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- command.Wait() }()
-	stop = func() error {
-		signalled := command.Process.Signal(syscall.SIGTERM)
-		return errors.Join(signalled, <-ended, os.RemoveAll(data))
+	defer p.Kill()
+	if err := os.Setenv("MANTA_URL", url); err != nil {
+		return 0, err
 	}
-	url := fmt.Sprintf("http://127.0.0.1:%d", port)
-	deadline := time.After(5 * time.Minute)
-	for {
-		if response, err := http.Get(url + "/health"); err == nil {
-			response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return stop, os.Setenv("MANTA_URL", url)
-			}
-		}
-		select {
-		case <-time.After(200 * time.Millisecond):
-		case err := <-ended:
-			return nil, fmt.Errorf("it ended: %w", errors.Join(err, os.RemoveAll(data)))
-		case <-deadline:
-			return nil, errors.Join(errors.New("it can't generate after five minutes"), stop())
-		}
+	code = tests()
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		return 0, err
 	}
+	<-p.Ended
+	if p.Code() != 0 {
+		return 0, fmt.Errorf("manta up ended with %d:\n%s", p.Code(), p.Err)
+	}
+	return code, nil
 }
 
 // OpenAI's Python package passes its own test, in a virtual environment that is

@@ -14,7 +14,7 @@ ray = JobSubmissionClient(url, headers={"Authorization": "Bearer " + key})
 openai = OpenAI(base_url=url + "/v1", api_key=key)
 
 
-def until(what, holds, limit=180):
+def until(what, holds, limit=600):
     end = time.time() + limit
     while time.time() < end:
         value = holds()
@@ -110,7 +110,7 @@ def serve_job():
     """A serve job has a deployment while it runs."""
     job = ray.submit_job(entrypoint=f"manta serve {model} --served-model-name second --max-model-len 256 --max-num-seqs 4")
     until("the deployment", lambda: ray.get_job_status(job) == JobStatus.RUNNING)
-    assert openai.completions.create(model="second", prompt="The sea", max_tokens=3).choices[0].text
+    assert openai.completions.create(model="second", prompt="The sea", max_tokens=3, temperature=0).choices[0].text
     assert ray.stop_job(job)
     assert until("the end", over(job)) == JobStatus.STOPPED
     until("the deployment's end", lambda: "second" not in [m.id for m in openai.models.list()])

@@ -3,70 +3,44 @@
 package work
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"manta/internal/processtest"
 )
 
-var address = regexp.MustCompile(`http://[0-9.]+:\d+`)
-
-// up starts the program with keys on, and gives its address.
-func up(t *testing.T, key string) string {
+// up starts the program with keys on, and gives its file and address.
+func up(t *testing.T, key string) (binary, url string) {
 	t.Helper()
-	binary := os.Getenv("MANTA_BINARY")
-	if binary == "" {
-		binary = "../../../bin/manta"
-	}
-	command := exec.Command(binary, "up", "--port", "0", "--metrics-port", "0", "--data-dir", t.TempDir(), "--api-key", key, "smollm2")
-	command.Stderr = os.Stderr
-	out, err := command.StdoutPipe()
+	binary, err := processtest.Binary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := command.Start(); err != nil {
+	p, url, err := processtest.Up(processtest.Command(binary, "up", "--port", "0", "--metrics-port", "0", "--data-dir", t.TempDir(), "--api-key", key, "smollm2"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	found := make(chan string, 1)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			if url := address.FindString(lines.Text()); url != "" {
-				select {
-				case found <- url:
-				default:
-				}
-			}
-		}
-		_ = command.Wait() // it is told to end
-	}()
 	t.Cleanup(func() {
-		_ = command.Process.Signal(syscall.SIGTERM)
-		<-ended
+		_ = p.Process.Signal(syscall.SIGTERM) // it may have ended
+		<-p.Ended
+		if t.Failed() {
+			t.Logf("%s", p.Err)
+		}
 	})
-	select {
-	case url := <-found:
-		return url
-	case <-ended:
-		t.Fatal("manta up ended")
-	case <-time.After(5 * time.Minute):
-		t.Fatal("manta up is not ready after five minutes")
-	}
-	return ""
+	return binary, url
 }
 
 // Ray's client and OpenAI's package pass unchanged; what is no manta command runs nothing.
 func TestClients(t *testing.T) {
 	const key = "the-key-of-this-test"
-	url := up(t, key)
+	_, url := up(t, key)
 	ctx, stop := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer stop()
 	script, err := filepath.Abs("run.sh")
@@ -85,11 +59,7 @@ func TestClients(t *testing.T) {
 // The program's own commands do the same.
 func TestCommands(t *testing.T) {
 	const key = "the-key-of-this-test"
-	url := up(t, key)
-	binary := os.Getenv("MANTA_BINARY")
-	if binary == "" {
-		binary = "../../../bin/manta"
-	}
+	binary, url := up(t, key)
 	manta := func(args ...string) string {
 		t.Helper()
 		out, err := exec.CommandContext(t.Context(), binary, append(args, "--url", url, "--api-key", key)...).CombinedOutput()

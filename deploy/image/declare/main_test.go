@@ -80,7 +80,7 @@ func declared(t *testing.T, h *heads) (string, error) {
 	defer server.Close()
 	var out strings.Builder
 	c := &client{base: server.URL, key: "k", pause: time.Millisecond, out: &out}
-	ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
 	err := c.declare(ctx, []byte(`{"name":"a/b"}`))
 	if err == nil {
@@ -120,7 +120,7 @@ func TestDeclareRefused(t *testing.T) {
 func TestDeclareGivesUp(t *testing.T) {
 	server := httptest.NewServer(&heads{answers: []string{`503 {"error":{"message":"no node has joined"}}`}})
 	defer server.Close()
-	err := run(t.Context(), []string{"--url", server.URL, "--timeout", "100ms"},
+	err := run(t.Context(), []string{"--url", server.URL, "--timeout", "2s"},
 		environment(map[string]string{"MODEL_NAME": "a/b"}), io.Discard)
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "no node has joined") {
 		t.Fatalf("got %v", err)

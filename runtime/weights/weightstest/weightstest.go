@@ -108,6 +108,61 @@ func WriteJSON(path string, value any) error {
 	return os.WriteFile(path, data, 0o644)
 }
 
+// Bytes gives the texts that stand for the 256 bytes in byte-level vocabularies
+// (Radford et al. 2019, §2.2).
+func Bytes() []string {
+	var texts []string
+	next := rune(256)
+	for b := range 256 {
+		r := rune(b)
+		if !(b >= '!' && b <= '~' || b >= 0xa1 && b <= 0xac || b >= 0xae) {
+			r, next = next, next+1
+		}
+		texts = append(texts, string(r))
+	}
+	return texts
+}
+
+// WriteByteTokenizer makes tokenizer.json: a token for each byte, and others that no
+// text becomes.
+func WriteByteTokenizer(dir string, vocabulary int) error {
+	ids := map[string]int{}
+	for b, text := range Bytes() {
+		ids[text] = b
+	}
+	for id := 256; id < vocabulary; id++ {
+		ids[fmt.Sprintf("<%d>", id)] = id
+	}
+	type object = map[string]any
+	return WriteJSON(filepath.Join(dir, "tokenizer.json"), object{
+		"version": "1.0", "added_tokens": []any{}, "normalizer": nil, "post_processor": nil,
+		"pre_tokenizer": object{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+		"decoder":       object{"type": "ByteLevel"},
+		"model":         object{"type": "BPE", "vocab": ids, "merges": []string{}},
+	})
+}
+
+// CopyWithBytes copies a model's folder, of safetensors and without a tokenizer, and
+// adds one of single bytes.
+func CopyWithBytes(from, to string) error {
+	var config struct {
+		Vocabulary int `json:"vocab_size"`
+	}
+	for _, name := range []string{"config.json", "generation_config.json", "model.safetensors"} {
+		data, err := os.ReadFile(filepath.Join(from, name))
+		if err == nil && name == "config.json" {
+			err = json.Unmarshal(data, &config)
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(to, name), data, 0o600)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return WriteByteTokenizer(to, config.Vocabulary)
+}
+
 // Safetensors gives the bytes of a file.
 func Safetensors(tensors []Tensor) []byte {
 	var header, body bytes.Buffer

@@ -63,7 +63,7 @@ e2e: build ## clients, faults and processes against the real program
 e2e-full: build ## the full counts of the cluster's faults: about an hour, on a calm machine
 	MANTA_BINARY=$(abspath $(BIN)) $(GO) test -count=1 -timeout 120m -tags e2e ./deploy/e2e/cluster -v \
 	  -run 'KillMatrix|LeaderKills|Heads|Starved|Work|Drain|Rolling|Scale|Histories' -strict -rounds 20 -kills 200 -history 2m -batch-lines 2000 -batch-kills 20
-	MANTA_BINARY=$(abspath $(BIN)) $(GO) test -count=1 -timeout 60m -tags e2e ./deploy/e2e/scale -v -run Users -calm -overload 10m
+	MANTA_BINARY=$(abspath $(BIN)) $(GO) test -count=1 -timeout 60m -tags e2e ./deploy/e2e/scale -v -run Users -strict -overload 10m
 
 SOAK ?= 30m
 soak: build ## SOAK (default 30m) of faults every 10 s, then leak checks

@@ -86,7 +86,10 @@ func (c *client) until(ctx context.Context, try func(context.Context) (string, e
 		if err != nil || reason == "" {
 			return err
 		}
-		if why = reason; why != c.said && ctx.Err() == nil {
+		if ctx.Err() != nil {
+			continue // the end is no reason to wait
+		}
+		if why = reason; why != c.said {
 			fmt.Fprintln(c.out, "waiting:", why)
 			c.said = why
 		}

@@ -116,13 +116,26 @@ func TestDeclareRefused(t *testing.T) {
 	}
 }
 
-// An end without success says what it waited for.
+// An end without success says what it waited for; --timeout is one.
 func TestDeclareGivesUp(t *testing.T) {
 	server := httptest.NewServer(&heads{answers: []string{`503 {"error":{"message":"no node has joined"}}`}})
 	defer server.Close()
-	err := run(t.Context(), []string{"--url", server.URL, "--timeout", "2s"},
-		environment(map[string]string{"MODEL_NAME": "a/b"}), io.Discard)
-	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "no node has joined") {
-		t.Fatalf("got %v", err)
+	model := environment(map[string]string{"MODEL_NAME": "a/b"})
+	ctx, stop := context.WithCancel(t.Context())
+	err := run(ctx, []string{"--url", server.URL}, model, written(stop))
+	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "no node has joined") {
+		t.Errorf("got %v", err)
 	}
+	err = run(t.Context(), []string{"--url", server.URL, "--timeout", "1ms"}, model, io.Discard)
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// written is told of each line.
+type written func()
+
+func (w written) Write(p []byte) (int, error) {
+	w()
+	return len(p), nil
 }

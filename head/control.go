@@ -88,11 +88,15 @@ func newControl(h *Head) *control {
 // report takes what a node tells. It never blocks.
 func (c *control) report(r wire.Report) {
 	c.mu.Lock()
-	if r.Sequence < c.reports[r.Node].Sequence {
+	before, known := c.reports[r.Node]
+	if r.Sequence < before.Sequence {
 		delete(c.frozen, r.Node) // it has started anew
 	}
 	c.reports[r.Node], c.heard[r.Node] = r, c.awake.now()
 	c.mu.Unlock()
+	if known && !news(before, r) {
+		return
+	}
 	select {
 	case c.wake <- struct{}{}:
 	default:

@@ -108,7 +108,7 @@ func headCommand() *cobra.Command {
 				h, err := head.New(head.Config{
 					Name: m.name, Dir: filepath.Join(p.dataDir, "head"), Secrets: secrets, Advertise: m.advertise,
 					Gossip: m.address(m.gossipPort), Raft: m.address(raftPort), Link: m.address(m.linkPort),
-					API: listener, Metrics: metrics, Join: m.join, Expect: expect, Grace: p.grace, Keys: p.apiKeys, KeysOff: p.keysOff, Kube: kubernetes, Tracer: tracer, Logger: p.logger, Tail: p.tail,
+					API: listener, Metrics: metrics, Join: m.join, Expect: expect, Grace: p.grace, Keys: p.apiKeys, KeysOff: p.keysOff, StreamInterval: p.interval, Kube: kubernetes, Tracer: tracer, Logger: p.logger, Tail: p.tail,
 				})
 				if err != nil {
 					return err

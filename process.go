@@ -36,6 +36,7 @@ type process struct {
 	grace       time.Duration
 	traces      string
 	keys        []string
+	interval    int
 
 	level   *slog.LevelVar
 	tail    *tail.Lines // of the log, for `manta logs`
@@ -49,6 +50,7 @@ func (p *process) flags(f *pflag.FlagSet, host string) {
 	f.StringVar(&p.host, "host", host, "address of the HTTP API; beyond loopback an API key is demanded")
 	f.IntVar(&p.port, "port", 8000, "port of the HTTP API; 0 takes a free one")
 	f.IntVar(&p.metricsPort, "metrics-port", 9090, "a second port for /metrics alone; 0: none")
+	f.IntVar(&p.interval, "stream-interval", 1, "tokens that go to a client at once, after the first, which goes by itself; more cost the head less")
 	f.StringArrayVar(&p.keys, "api-key", nil, "an administrator's key that clients may send beside those of manta keys, or @FILE with a key a line; none turns keys off")
 }
 
@@ -62,7 +64,7 @@ func (p *process) nodeFlags(f *pflag.FlagSet) {
 }
 
 // ofProcess are the flags of process: they say nothing of a deployment.
-var ofProcess = []string{"host", "port", "metrics-port", "data-dir", "log-level", "log-format", "shutdown-timeout", "api-key", "devices", "device-processes", "otlp-traces-endpoint"}
+var ofProcess = []string{"host", "port", "metrics-port", "data-dir", "log-level", "log-format", "shutdown-timeout", "api-key", "stream-interval", "devices", "device-processes", "otlp-traces-endpoint"}
 
 // twins are environment variables that set a flag, beside MANTA_<FLAG>.
 var twins = map[string][]string{
@@ -84,6 +86,9 @@ func (p *process) complete(f *pflag.FlagSet) error {
 			}
 		}
 	})
+	if f.Lookup("stream-interval") != nil && p.interval < 1 && bad == nil {
+		bad = fmt.Errorf("--stream-interval %d: give at least 1", p.interval)
+	}
 	if bad != nil || p.dataDir != "" {
 		return bad
 	}

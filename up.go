@@ -153,7 +153,7 @@ func (u *up) both(ctx context.Context, out, errs io.Writer) (err error) {
 		h, err = head.New(head.Config{
 			Name: "head", Dir: filepath.Join(u.dataDir, "head"), Secrets: secrets,
 			Gossip: "127.0.0.1:0", Raft: "127.0.0.1:0", Link: "127.0.0.1:0", API: listener, Metrics: metrics,
-			Bootstrap: true, Grace: u.grace, Keys: u.apiKeys, KeysOff: u.keysOff, Tracer: tracer, Logger: u.logger, Tail: u.tail,
+			Bootstrap: true, Grace: u.grace, Keys: u.apiKeys, KeysOff: u.keysOff, StreamInterval: u.interval, Tracer: tracer, Logger: u.logger, Tail: u.tail,
 		})
 		return err
 	})

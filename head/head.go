@@ -65,6 +65,8 @@ type Config struct {
 	Tracer    *trace.Tracer // nil: requests are not traced
 	Logger    *slog.Logger
 	Tail      *tail.Lines // of Logger; nil: none is kept
+	// StreamInterval is how many tokens go to a client at once, after its first; 0: as they come.
+	StreamInterval int
 }
 
 // Head is a running head.
@@ -136,6 +138,7 @@ func New(cfg Config) (_ *Head, err error) {
 	}
 	h.dispatch = dispatch.New(dispatch.Config{
 		Head: id, Views: h.raft, Link: sender{h}, Meter: dispatch.Metered{Metrics: h.metrics}, Log: cfg.Logger,
+		StreamInterval: cfg.StreamInterval,
 	})
 	h.metrics.Leading(h.raft.Leading)
 	h.control = newControl(h)

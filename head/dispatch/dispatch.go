@@ -30,6 +30,8 @@ type Config struct {
 	MaxQueue int
 	// MaxBacklog bounds the bytes that wait for one slow client.
 	MaxBacklog int
+	// StreamInterval is how many tokens come at once, after the first one; 0: as they are.
+	StreamInterval int
 }
 
 const (
@@ -47,6 +49,7 @@ type Dispatcher struct {
 	log        *slog.Logger
 	maxQueue   int
 	maxBacklog int
+	interval   int
 
 	mu       sync.Mutex
 	streams  map[wire.RequestID]*Stream // guarded by mu
@@ -64,7 +67,7 @@ type Dispatcher struct {
 func New(config Config) *Dispatcher {
 	d := &Dispatcher{
 		name: config.Head, views: config.Views, link: config.Link, meter: config.Meter, log: config.Log,
-		maxQueue: config.MaxQueue, maxBacklog: config.MaxBacklog,
+		maxQueue: config.MaxQueue, maxBacklog: config.MaxBacklog, interval: config.StreamInterval,
 		streams: map[wire.RequestID]*Stream{}, queues: map[string]*queue{},
 		loads: map[string]route.Load{}, cached: map[string]*route.Cached{}, rates: map[string]*rate{},
 		idle: make(chan struct{}), faded: time.Now(),

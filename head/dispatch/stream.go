@@ -198,6 +198,7 @@ func (s *Stream) send(ctx context.Context) error {
 		Replica: to.replica, Epoch: to.epoch, Head: s.dispatcher.name,
 		Prompt: s.request.Prompt, Choices: s.request.Choices, Params: s.request.Params,
 		Priority: s.request.Priority, Owner: s.request.Owner, Body: s.request.Body, Alone: s.lastSent.alone,
+		StreamInterval: s.dispatcher.interval,
 	}
 	at := s.request.Trace.Attempt(attempt, to.replica, to.node, to.epoch)
 	message.TraceParent, message.TraceState = at.Parent, at.State

@@ -3,6 +3,7 @@ package serve
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -53,6 +54,7 @@ type choiceLog struct {
 	finish   wire.FinishReason
 	closed   bool // finished or cancelled
 	base     int  // output tokens that the request came with: tokens[0] follows them
+	sent     int  // of tokens: those that are in frames
 }
 
 // sessions are the requests of all drivers of a node.
@@ -167,7 +169,7 @@ func (s *sessions) takeOver(n *session, r wire.Request) {
 		if c == 0 && given == 0 {
 			f.Prompt = n.prompt
 		}
-		if len(f.Tokens) > 0 || f.Finish != wire.Unfinished {
+		if log.sent = len(log.tokens); len(f.Tokens) > 0 || f.Finish != wire.Unfinished {
 			s.out.put(r.Head, f)
 		}
 	}
@@ -200,7 +202,8 @@ func (s *sessions) deliver(e canceller, outputs []engine.Output) {
 	}
 }
 
-// record adds an output to its session and gives the frame to send.
+// record adds an output to its session and gives the frame to send. Tokens of a choice
+// that goes on wait for those that belong to their interval, the first one excepted.
 func (s *sessions) record(n *session, o *engine.Output) (wire.Frame, bool) {
 	if o.Err != nil {
 		f := n.frame(0)
@@ -218,18 +221,24 @@ func (s *sessions) record(n *session, o *engine.Output) (wire.Frame, bool) {
 		n.trace.Output(o.Choice, len(o.Tokens), o.Cached, trace.Progress(*o.Life))
 	}
 	f := n.frame(o.Choice)
-	f.Offset, f.Tokens, f.Finish = o.Offset, o.Tokens, wire.FinishReason(o.Finish)
-	f.Logprobs, f.Prompt = logprobs(o.Logprobs), logprobs(o.Prompt)
 	log.tokens = append(log.tokens, o.Tokens...)
-	log.logprobs = append(log.logprobs, f.Logprobs...)
-	log.finish = f.Finish
-	if f.Prompt != nil {
+	log.logprobs = append(log.logprobs, logprobs(o.Logprobs)...)
+	log.finish = wire.FinishReason(o.Finish)
+	f.Offset, f.Tokens, f.Finish = log.base+log.sent, slices.Clip(log.tokens[log.sent:]), log.finish
+	if log.logprobs != nil {
+		f.Logprobs = slices.Clip(log.logprobs[log.sent:])
+	}
+	if f.Prompt = logprobs(o.Prompt); f.Prompt != nil {
 		n.prompt = f.Prompt
 	}
-	n.bytes += size(f)
 	if n.given += len(o.Tokens); n.given >= proven && s.alone[n.engine] == n {
 		delete(s.alone, n.engine)
 	}
+	if f.Finish == wire.Unfinished && log.sent > 0 && len(f.Tokens) < n.request.StreamInterval {
+		return wire.Frame{}, false
+	}
+	log.sent = len(log.tokens)
+	n.bytes += size(f)
 	if f.Finish != wire.Unfinished {
 		s.closeChoice(n, o.Choice)
 	}

@@ -80,3 +80,52 @@ func TestAlone(t *testing.T) {
 		})
 	}
 }
+
+// A choice's tokens come as many at once as its head has asked for, the first one
+// alone and the last ones with what waits; another head gets what waits at once.
+func TestStreamInterval(t *testing.T) {
+	s := newSessions(newOutboxes(nil, slog.New(slog.DiscardHandler)), nil)
+	here := &account{}
+	given, log := 0, []float32{}
+	give := func(attempt uint32, n int, finish engine.FinishReason) {
+		for range n {
+			given++
+			o := engine.Output{ID: engine.RequestID{1}, Attempt: attempt, Offset: given - 1, Tokens: []int32{int32(given)}}
+			o.Logprobs = []engine.Logprob{{Token: int32(given), Logprob: -float32(given)}}
+			if log = append(log, -float32(given)); given == 17 {
+				o.Finish = finish
+			}
+			s.deliver(here, []engine.Output{o})
+		}
+	}
+	heard := func(head string, from int, want ...int) {
+		t.Helper()
+		frames, _ := s.out.boxes[head].take()
+		var sizes []int
+		for _, f := range frames {
+			for i, token := range f.Tokens {
+				if f.Offset != from || int(token) != from+i+1 || f.Logprobs[i].Logprob != log[from+i] {
+					t.Errorf("%s: after %d tokens: %+v", head, from, f)
+				}
+			}
+			from += len(f.Tokens)
+			sizes = append(sizes, len(f.Tokens))
+		}
+		if !slices.Equal(sizes, want) {
+			t.Errorf("%s: frames of %v tokens, want %v", head, sizes, want)
+		}
+	}
+	r := wire.Request{ID: wire.RequestID{1}, Attempt: 1, Choices: 1, Head: "a", StreamInterval: 4}
+	if _, err := s.begin(r, here); err != nil {
+		t.Fatal(err)
+	}
+	give(1, 7, "")
+	heard("a", 0, 1, 4)
+	r.Attempt, r.Head, r.Outputs = 2, "b", [][]int32{{1, 2, 3, 4, 5}}
+	if taken, err := s.begin(r, here); !taken || err != nil {
+		t.Fatal(taken, err)
+	}
+	heard("b", 5, 2) // and 4 more from there
+	give(1, 10, "stop")
+	heard("b", 7, 4, 4, 2)
+}

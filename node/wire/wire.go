@@ -65,6 +65,9 @@ type Request struct {
 	// Context); empty: it has none.
 	TraceParent string `cbor:"16,keyasint,omitempty"`
 	TraceState  string `cbor:"17,keyasint,omitempty"`
+	// StreamInterval is how many tokens of a choice go in a frame, but for its first and
+	// its last ones; 0: what a step gives.
+	StreamInterval int `cbor:"18,keyasint,omitempty"`
 }
 
 // Cancel withdraws a request, or some of its choices.

@@ -217,6 +217,7 @@ func (h *Head) Run(ctx context.Context) error {
 	group.Go(func() error { return over(rest, h.control.homes(rest)) })
 	group.Go(func() error { return over(rest, h.control.awake.run(rest)) })
 	group.Go(func() error { return over(rest, h.lend(rest)) })
+	group.Go(func() error { return over(rest, h.tellPrefixes(rest)) })
 	group.Go(func() error { return over(rest, h.store.Keep(rest, work{h}, h.log)) })
 	group.Go(func() error { return over(serving, h.jobs.Run(serving)) }) // before it drains: the next leader goes on
 	return group.Wait()

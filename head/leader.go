@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"manta/head/api"
+	"manta/head/route"
 	"manta/head/state"
 	"manta/head/store"
 	"manta/internal/trust"
@@ -64,6 +65,14 @@ func (h *Head) listenToHeads() {
 	on(kindBarrier, func(ctx context.Context, _ []byte) ([]byte, error) { return answer(h.raft.Barrier(ctx)) })
 	on(kindProgress, func(context.Context, []byte) ([]byte, error) { return answer(h.raft.View().Index, nil) })
 	on(kindLend, h.answerLend)
+	on(kindPrefixes, func(_ context.Context, data []byte) ([]byte, error) {
+		var told []route.Sent
+		if err := wire.Unmarshal(data, &told); err != nil {
+			return nil, err
+		}
+		h.dispatch.Hear(told)
+		return nil, nil
+	})
 	on(kindWaiting, func(context.Context, []byte) ([]byte, error) { return wire.Marshal(h.control.waitings()) })
 	on(kindPut, func(ctx context.Context, data []byte) ([]byte, error) {
 		_, err := h.disk.PutBlob(ctx, data)

@@ -51,16 +51,19 @@ type Dispatcher struct {
 	maxBacklog int
 	interval   int
 
-	mu       sync.Mutex
-	streams  map[wire.RequestID]*Stream // guarded by mu
-	queues   map[string]*queue          // guarded by mu, by deployment
-	loads    map[string]route.Load      // guarded by mu, by replica
-	cached   map[string]*route.Cached   // guarded by mu, by replica
-	faded    time.Time                  // guarded by mu: when the loads' Work last was
-	rates    map[string]*rate           // guarded by mu, by deployment
-	arrivals uint64                     // guarded by mu
-	draining bool                       // guarded by mu
-	idle     chan struct{}              // guarded by mu: closed when draining and empty
+	mu         sync.Mutex
+	streams    map[wire.RequestID]*Stream // guarded by mu
+	queues     map[string]*queue          // guarded by mu, by deployment
+	loads      map[string]route.Load      // guarded by mu, by replica
+	cached     map[string]*route.Cached   // guarded by mu, by replica
+	told       []route.Sent               // guarded by mu: what the other heads have yet to hear
+	toTell     chan struct{}              // holds one: told has something
+	toldBlocks int                        // guarded by mu: in told
+	faded      time.Time                  // guarded by mu: when the loads' Work last was
+	rates      map[string]*rate           // guarded by mu, by deployment
+	arrivals   uint64                     // guarded by mu
+	draining   bool                       // guarded by mu
+	idle       chan struct{}              // guarded by mu: closed when draining and empty
 }
 
 // New makes a dispatcher; Run must run for it to notice changes of the View.
@@ -70,7 +73,7 @@ func New(config Config) *Dispatcher {
 		maxQueue: config.MaxQueue, maxBacklog: config.MaxBacklog, interval: config.StreamInterval,
 		streams: map[wire.RequestID]*Stream{}, queues: map[string]*queue{},
 		loads: map[string]route.Load{}, cached: map[string]*route.Cached{}, rates: map[string]*rate{},
-		idle: make(chan struct{}), faded: time.Now(),
+		idle: make(chan struct{}), toTell: make(chan struct{}, 1), faded: time.Now(),
 	}
 	if d.maxQueue == 0 {
 		d.maxQueue = defaultMaxQueue
@@ -297,7 +300,9 @@ func (d *Dispatcher) pump(view *state.View, deployment string) {
 	waiting := d.queue(deployment)
 	now := time.Now()
 	d.fade(now)
-	waiting.runs = float64(route.Runs(view, d.loads, deployment))
+	if waiting.Len() > 0 {
+		waiting.runs = float64(route.Runs(view, d.loads, deployment))
+	}
 	// A flow that leaves the rest to others does not stand in their way.
 	for full := map[*flow]bool{}; ; {
 		s := waiting.first(full)

@@ -238,3 +238,49 @@ func TestChatsStayWhereTheirPrefixIs(t *testing.T) {
 		t.Errorf("hit rate %.3f on one replica, %.3f on four; the busiest does %.2f of the mean", one, four, busiest)
 	}
 }
+
+// A prompt goes where another head says that its prefix is, in the epoch that it was
+// sent to, and what this head sends is told once.
+func TestHeadsTellOfPrompts(t *testing.T) {
+	within(t, dispatch.Config{}, func(t *testing.T, b *bench) {
+		b.cluster.AddReplica("m", "r1", "n1", 1, 8)
+		b.cluster.AddReplica("m", "r2", "n2", 2, 8)
+		b.cluster.Update(func(v *state.View) {
+			for id, r := range v.Replicas {
+				r.Blocks = []int{1024}
+				v.Replicas[id] = r
+			}
+		})
+		sent := func(prompt []int32) string {
+			r := b.request(1)
+			r.Prompt = prompt
+			firstToken(t, submit(t, b, r))
+			all := b.cluster.Requests()
+			return all[len(all)-1].Replica
+		}
+		prompt := func(first int32) []int32 {
+			tokens := make([]int32, 200)
+			tokens[0] = first
+			return tokens
+		}
+		for i, c := range []struct {
+			epoch uint64
+			want  string
+		}{{1, "r1"}, {2, "r2"}} {
+			p := prompt(int32(i))
+			chain := kv.Extend(nil, kv.Hash{}, p)
+			b.Hear([]route.Sent{{Replica: "gone", Epoch: 1, Blocks: chain}, {Replica: "r2", Epoch: c.epoch, Blocks: chain}})
+			if got := sent(p); got != c.want {
+				t.Errorf("told of epoch %d: sent to %s, want %s", c.epoch, got, c.want)
+			}
+		}
+		b.Tell()
+		p := prompt(9)
+		sent(p)
+		sent(append(p, prompt(8)...))
+		told := b.Tell()
+		if len(told) != 2 || len(told[0].Blocks) != 12 || len(told[1].Blocks) != 13 || len(b.Tell()) != 0 {
+			t.Errorf("told %+v", told)
+		}
+	})
+}

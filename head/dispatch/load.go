@@ -6,6 +6,7 @@ import (
 
 	"manta/head/route"
 	"manta/head/state"
+	"manta/runtime/kv"
 )
 
 // workHalves is how long it takes for half of a replica's past work to be forgotten.
@@ -55,6 +56,19 @@ func (d *Dispatcher) charge(s *Stream, replica state.Replica, choices, hit int) 
 	if len(s.chain) == 0 || len(replica.Blocks) == 0 {
 		return
 	}
+	if fresh := s.chain[hit/kv.BlockTokens:]; len(fresh) > 0 && d.toldBlocks+len(fresh) <= maxTold {
+		d.toldBlocks += len(fresh)
+		d.told = append(d.told, route.Sent{Replica: replica.ID, Epoch: replica.Epoch, Blocks: fresh})
+		select {
+		case d.toTell <- struct{}{}:
+		default:
+		}
+	}
+	d.holds(replica).Sent(s.chain)
+}
+
+// holds gives what this head believes a replica to have. It holds mu.
+func (d *Dispatcher) holds(replica state.Replica) *route.Cached {
 	cached := d.cached[replica.ID]
 	if cached == nil || cached.Epoch() != replica.Epoch {
 		blocks := 0
@@ -64,8 +78,35 @@ func (d *Dispatcher) charge(s *Stream, replica state.Replica, choices, hit int) 
 		cached = route.NewCached(replica.Epoch, min(blocks, maxCached))
 		d.cached[replica.ID] = cached
 	}
-	cached.Sent(s.chain)
+	return cached
 }
+
+// Told waits until there is something to tell other heads of the prompts that were sent.
+func (d *Dispatcher) Told() <-chan struct{} { return d.toTell }
+
+// Tell gives what was sent since the last call.
+func (d *Dispatcher) Tell() []route.Sent {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	told := d.told
+	d.told, d.toldBlocks = nil, 0
+	return told
+}
+
+// Hear takes what another head has sent: prompts go where it sent theirs.
+func (d *Dispatcher) Hear(told []route.Sent) {
+	view := d.views.View()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, sent := range told {
+		if replica, ok := view.Replicas[sent.Replica]; ok && replica.Epoch == sent.Epoch && len(replica.Blocks) > 0 {
+			d.holds(replica).Sent(sent.Blocks)
+		}
+	}
+}
+
+// maxTold bounds the blocks that wait to be told of.
+const maxTold = 1 << 14
 
 // maxCached bounds the blocks that this head remembers of a replica.
 const maxCached = 1 << 16

@@ -34,6 +34,14 @@ func (c *Cached) Hit(chain []kv.Hash, prompt int) int {
 	return n * kv.BlockTokens
 }
 
+// Sent is what one head tells the others of a prompt: the blocks that a replica did not
+// have before, as far as was known.
+type Sent struct {
+	Replica string    `cbor:"1,keyasint"`
+	Epoch   uint64    `cbor:"2,keyasint"`
+	Blocks  []kv.Hash `cbor:"3,keyasint"`
+}
+
 // Sent tells of a prompt that went there. Its last blocks count as the older ones:
 // a prefix is of use without what follows, not the other way round.
 func (c *Cached) Sent(chain []kv.Hash) {

@@ -38,7 +38,8 @@ type Request struct {
 	Choices    int
 	Prompt     int            // tokens
 	Hits       map[string]int // by replica: how many of them it has, as far as is known
-	Session    string         // requests of one session belong together; "": none
+	// Session: requests of one belong together, where nothing is known of their prompts; "": none.
+	Session string
 	// Spare leaves to others what a driver does not run at once, and this part of each
 	// replica's credit; 0: none.
 	Spare float64
@@ -100,7 +101,7 @@ func Choose(view *state.View, loads map[string]Load, request Request) (state.Rep
 		return state.Replica{}, false
 	}
 	home := ""
-	if request.Session != "" {
+	if request.Session != "" && !request.standsOut(ready) {
 		home = atHome(request.Session, ready)
 	}
 	cost := func(r state.Replica) float64 {
@@ -122,6 +123,11 @@ func Choose(view *state.View, loads map[string]Load, request Request) (state.Rep
 			cmp.Compare(a.ID, b.ID),
 		)
 	}), true
+}
+
+// standsOut reports whether some replica is known to have more of the prompt than others.
+func (r Request) standsOut(replicas []state.Replica) bool {
+	return slices.ContainsFunc(replicas, func(one state.Replica) bool { return r.Hits[one.ID] != r.Hits[replicas[0].ID] })
 }
 
 // atHome gives the replica of a session by rendezvous hashing (Thaler and

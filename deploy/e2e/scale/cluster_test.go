@@ -50,7 +50,7 @@ func start(t *testing.T) *bench {
 // run starts the heads.
 func (b *bench) run() {
 	for i := range headCount {
-		b.Head(i)
+		b.Head(i, "--stream-interval", fmt.Sprint(*every))
 	}
 	b.client = client.New("", b.urls...)
 	b.t.Cleanup(b.client.Close)

@@ -29,6 +29,7 @@ var (
 	streams = flag.Int("streams", 128, "streams that are open")
 	speed   = flag.Float64("speed", 0.04, "of a simulated device, in H200s: a step of an 8B model takes 4.2 ms over it")
 	length  = flag.Duration("length", 5*time.Second, "of each measurement")
+	every   = flag.Int("interval", 1, "the heads' --stream-interval")
 )
 
 // figures are what one size came to.
@@ -36,11 +37,12 @@ type figures struct {
 	nodes        int
 	idle         float64 // part of a processor, all heads
 	perToken     time.Duration
-	perWrite     time.Duration // of a program that does nothing but write as much to as many
+	perWrite     time.Duration // a token, of a program that does nothing but write as much to as many
 	tokensPerSec float64
+	tokensWrite  float64 // tokens an event
 	perMB        time.Duration
-	memory       int64 // bytes a stream
-	first        []time.Duration
+	memory       int64           // bytes a stream
+	first, alone []time.Duration // token of a probe, with the streams and without
 }
 
 // What heads cost, from one node on: the table of `make bench-scale`.
@@ -92,6 +94,7 @@ func (b *bench) measure(n int) figures {
 	f.idle = b.cost().minus(before).processor.Seconds() / length.Seconds()
 	b.t.Logf("%d nodes: idle %.3f of a processor", n, f.idle)
 
+	f.alone = b.probe()
 	resident := b.cost().resident
 	ctx, stop := context.WithCancel(b.t.Context())
 	defer stop()
@@ -114,19 +117,21 @@ func (b *bench) measure(n int) figures {
 	}
 	begun.Wait()
 	pause(time.Second)
+	tokens := b.metric("vllm:generation_tokens_total", "load")
 	before, events, bytes, from := b.cost(), counted.events.Load(), counted.bytes.Load(), time.Now()
 	pause(*length)
 	used, took := b.cost().minus(before), time.Since(from)
-	events, bytes = counted.events.Load()-events, counted.bytes.Load()-bytes
+	events, bytes = max(counted.events.Load()-events, 1), counted.bytes.Load()-bytes
+	tokens = b.metric("vllm:generation_tokens_total", "load") - tokens
 	work := used.processor - time.Duration(f.idle*float64(took))
-	f.tokensPerSec = float64(events) / took.Seconds()
-	f.perToken = work / time.Duration(max(events, 1))
+	f.tokensPerSec, f.tokensWrite = tokens/took.Seconds(), tokens/float64(events)
+	f.perToken = time.Duration(float64(work) / tokens)
 	f.memory = (b.cost().resident - resident) / int64(*streams)
 	f.first = b.probe()
 	stop()
 	ended.Wait()
 	f.perMB = b.prompts(f.idle)
-	f.perWrite = floor(b.t, int(bytes/max(events, 1)), f.tokensPerSec)
+	f.perWrite = time.Duration(float64(floor(b.t, int(bytes/events), float64(events)/took.Seconds())) / f.tokensWrite)
 	return f
 }
 
@@ -242,13 +247,14 @@ func at(times []time.Duration, part float64) time.Duration {
 
 func report(all []figures) {
 	table := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
-	fmt.Fprintf(table, "nodes (simulated, %d devices each)\tidle, of a processor\tprocessor a relayed token\tof that a bare write\ttokens/s\tprocessor a MB of prompt\tmemory a stream\tadded to the first token p50\tp99\n", devices)
+	fmt.Fprintf(table, "nodes (simulated, %d devices each)\tidle, of a processor\tprocessor a relayed token\tof that a bare write\ttokens/s\ttokens a write\tprocessor a MB of prompt\tmemory a stream\tfirst token alone p50\twith the streams p50\tp99\n", devices)
 	micro := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
+	milli := func(d time.Duration) float64 { return d.Seconds() * 1e3 }
 	for _, f := range all {
-		fmt.Fprintf(table, "%d\t%.3f\t%.2f µs\t%.2f µs\t%.0f\t%.1f ms\t%.0f KiB\t%.2f ms\t%.2f ms\n", f.nodes, f.idle, micro(f.perToken), micro(f.perWrite),
-			f.tokensPerSec, f.perMB.Seconds()*1e3, float64(f.memory)/1024, at(f.first, 0.5).Seconds()*1e3, at(f.first, 0.99).Seconds()*1e3)
+		fmt.Fprintf(table, "%d\t%.3f\t%.2f µs\t%.2f µs\t%.0f\t%.2f\t%.1f ms\t%.0f KiB\t%.2f ms\t%.2f ms\t%.2f ms\n", f.nodes, f.idle, micro(f.perToken), micro(f.perWrite),
+			f.tokensPerSec, f.tokensWrite, milli(f.perMB), float64(f.memory)/1024, milli(at(f.alone, 0.5)), milli(at(f.first, 0.5)), milli(at(f.first, 0.99)))
 	}
-	fmt.Fprintf(table, "growth\t%+.0f%%\t%+.0f%%\t%+.0f%%\t\t%+.0f%%\n", growth(all, func(f figures) float64 { return f.idle }),
+	fmt.Fprintf(table, "growth\t%+.0f%%\t%+.0f%%\t%+.0f%%\t\t\t%+.0f%%\n", growth(all, func(f figures) float64 { return f.idle }),
 		growth(all, func(f figures) float64 { return float64(f.perToken) }), growth(all, func(f figures) float64 { return float64(f.perWrite) }), growth(all, func(f figures) float64 { return float64(f.perMB) }))
 	table.Flush()
 }

@@ -88,56 +88,73 @@ loop:
 	VPMAXUD       Z5, Z4, Z4
 	VPERMILPS     $0xb1, Z4, Z5
 	VPMAXUD       Z5, Z4, Z4
-	VBROADCASTSS  tiniest<>+0(SB), Z5
-	VMAXPS        Z2, Z5, Z5
-	VBROADCASTSS  most1<>+0(SB), Z2
-	VDIVPS        Z5, Z2, Z2
-	VMULPS.BCST   least1<>+0(SB), Z5, Z5
-	VMULPS        Z2, Z1, Z1
+	VMOVAPS       Z2, Z5
+	VPMAXUD       Z4, Z5, Z5
+	VSHUFF32X4    $0x4e, Z5, Z5, Z6
+	VPMAXUD       Z6, Z5, Z5
+	VBROADCASTSS  tiniest<>+0(SB), Z6
+	VMAXPS        Z5, Z6, Z5
+	VBROADCASTSS  most1<>+0(SB), Z6
+	VDIVPS        Z5, Z6, Z6
+	VMULPS.BCST   least1<>+0(SB), Z5, Z7
+	VMAXPS.BCST   tiniest<>+0(SB), Z2, Z2
+	VPSUBD        Z2, Z5, Z2
+	VPSRLD        $0x17, Z2, Z2
+	VPMINUD.BCST  mostShift<>+0(SB), Z2, Z2
+	VPXORD.BCST   mostShift<>+0(SB), Z2, Z8
+	VMOVSS        X8, 32(AX)
+	VEXTRACTF32X8 $0x01, Z8, Y8
+	VMOVSS        X8, 36(AX)
+	VPSLLD        $0x17, Z2, Z2
+	VPADDD        Z2, Z6, Z8
+	VPSUBD        Z2, Z7, Z2
+	VMULPS        Z8, Z1, Z1
 	VCVTPS2DQ     Z1, Z1
-	VCVTDQ2PS     Z1, Z2
-	VMULPS        Z5, Z2, Z2
-	VMOVSS        X5, 32(AX)
-	VEXTRACTF32X8 $0x01, Z5, Y5
-	VMOVSS        X5, 36(AX)
+	VCVTDQ2PS     Z1, Z8
+	VMULPS        Z2, Z8, Z8
 	VPMOVDB       Z1, X1
 	VPSHUFB       X0, X1, X1
 	VMOVDQU       X1, (AX)
-	VBROADCASTSS  tiniest<>+0(SB), Z1
-	VMAXPS        Z4, Z1, Z1
-	VBROADCASTSS  most1<>+0(SB), Z4
-	VDIVPS        Z1, Z4, Z4
-	VMULPS.BCST   least1<>+0(SB), Z1, Z1
-	VMULPS        Z4, Z3, Z3
-	VCVTPS2DQ     Z3, Z3
-	VCVTDQ2PS     Z3, Z4
-	VMULPS        Z1, Z4, Z4
+	VMAXPS.BCST   tiniest<>+0(SB), Z4, Z4
+	VPSUBD        Z4, Z5, Z4
+	VPSRLD        $0x17, Z4, Z4
+	VPMINUD.BCST  mostShift<>+0(SB), Z4, Z4
+	VPXORD.BCST   mostShift<>+0(SB), Z4, Z1
 	VMOVSS        X1, 40(AX)
 	VEXTRACTF32X8 $0x01, Z1, Y1
 	VMOVSS        X1, 44(AX)
-	VPMOVDB       Z3, X1
-	VPSHUFB       X0, X1, X1
-	VMOVDQU       X1, 16(AX)
-	VEXTRACTF32X8 $0x01, Z2, Y1
-	VADDPS        Y1, Y2, Y2
-	VEXTRACTF128  $0x01, Y2, X1
-	VADDPS        X1, X2, X2
-	VPERMILPS     $0x4e, X2, X1
-	VADDPS        X1, X2, X2
-	VPERMILPS     $0xb1, X2, X1
-	VADDPS        X1, X2, X2
-	VMOVSS        X2, 52(AX)
-	VEXTRACTF32X8 $0x01, Z4, Y1
-	VADDPS        Y1, Y4, Y4
-	VEXTRACTF128  $0x01, Y4, X1
-	VADDPS        X1, X4, X4
-	VPERMILPS     $0x4e, X4, X1
-	VADDPS        X1, X4, X4
-	VPERMILPS     $0xb1, X4, X1
-	VADDPS        X1, X4, X4
-	VMOVSS        X4, 56(AX)
-	VADDSS        X4, X2, X2
-	VMOVSS        X2, 48(AX)
+	VPSLLD        $0x17, Z4, Z4
+	VPADDD        Z4, Z6, Z1
+	VPSUBD        Z4, Z7, Z2
+	VMULPS        Z1, Z3, Z3
+	VCVTPS2DQ     Z3, Z3
+	VCVTDQ2PS     Z3, Z1
+	VMULPS        Z2, Z1, Z1
+	VPMOVDB       Z3, X2
+	VPSHUFB       X0, X2, X2
+	VMOVDQU       X2, 16(AX)
+	VEXTRACTF32X8 $0x01, Z8, Y2
+	VADDPS        Y2, Y8, Y8
+	VEXTRACTF128  $0x01, Y8, X2
+	VADDPS        X2, X8, X8
+	VPERMILPS     $0x4e, X8, X2
+	VADDPS        X2, X8, X8
+	VPERMILPS     $0xb1, X8, X2
+	VADDPS        X2, X8, X8
+	VMOVSS        X8, 52(AX)
+	VEXTRACTF32X8 $0x01, Z1, Y2
+	VADDPS        Y2, Y1, Y1
+	VEXTRACTF128  $0x01, Y1, X2
+	VADDPS        X2, X1, X1
+	VPERMILPS     $0x4e, X1, X2
+	VADDPS        X2, X1, X1
+	VPERMILPS     $0xb1, X1, X2
+	VADDPS        X2, X1, X1
+	VMOVSS        X1, 56(AX)
+	VADDSS        X1, X8, X8
+	VMOVSS        X8, 48(AX)
+	VMULPS.BCST   unit1<>+0(SB), Z5, Z5
+	VMOVSS        X5, 60(AX)
 	ADDQ          $0x00000040, AX
 	ADDQ          $0x00000080, CX
 	DECQ          DX
@@ -163,6 +180,12 @@ GLOBL most1<>(SB), RODATA|NOPTR, $4
 DATA least1<>+0(SB)/4, $0x3c010204
 GLOBL least1<>(SB), RODATA|NOPTR, $4
 
+DATA mostShift<>+0(SB)/4, $0x00000007
+GLOBL mostShift<>(SB), RODATA|NOPTR, $4
+
+DATA unit1<>+0(SB)/4, $0x38810204
+GLOBL unit1<>(SB), RODATA|NOPTR, $4
+
 // func quantizeT2(dst *byte, x *float32, blocks uintptr)
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·quantizeT2(SB), NOSPLIT, $0-24
@@ -174,73 +197,69 @@ TEXT ·quantizeT2(SB), NOSPLIT, $0-24
 loop:
 	VMOVUPS       (CX), Z1
 	VPANDD.BCST   absolute<>+0(SB), Z1, Z2
-	VMOVUPS       64(CX), Z4
-	VPANDD.BCST   absolute<>+0(SB), Z4, Z3
-	VPMAXUD       Z3, Z2, Z2
-	VSHUFF32X4    $0x4e, Z2, Z2, Z3
-	VPMAXUD       Z3, Z2, Z2
-	VSHUFF32X4    $0xb1, Z2, Z2, Z3
-	VPMAXUD       Z3, Z2, Z2
-	VPERMILPS     $0x4e, Z2, Z3
-	VPMAXUD       Z3, Z2, Z2
-	VPERMILPS     $0xb1, Z2, Z3
-	VPMAXUD       Z3, Z2, Z2
-	VBROADCASTSS  tiniest<>+0(SB), Z5
-	VMAXPS        Z2, Z5, Z5
-	VBROADCASTSS  most2<>+0(SB), Z3
-	VDIVPS        Z5, Z3, Z3
-	VMULPS.BCST   least2<>+0(SB), Z5, Z5
-	VMULPS        Z3, Z1, Z1
+	VMOVUPS       64(CX), Z3
+	VPANDD.BCST   absolute<>+0(SB), Z3, Z4
+	VMOVAPS       Z2, Z2
+	VPMAXUD       Z4, Z2, Z2
+	VSHUFF32X4    $0x4e, Z2, Z2, Z4
+	VPMAXUD       Z4, Z2, Z2
+	VSHUFF32X4    $0xb1, Z2, Z2, Z4
+	VPMAXUD       Z4, Z2, Z2
+	VPERMILPS     $0x4e, Z2, Z4
+	VPMAXUD       Z4, Z2, Z2
+	VPERMILPS     $0xb1, Z2, Z4
+	VPMAXUD       Z4, Z2, Z2
+	VBROADCASTSS  tiniest<>+0(SB), Z4
+	VMAXPS        Z2, Z4, Z2
+	VBROADCASTSS  most2<>+0(SB), Z5
+	VDIVPS        Z2, Z5, Z5
+	VMULPS.BCST   least2<>+0(SB), Z2, Z6
+	VMULPS        Z5, Z1, Z1
 	VCVTPS2DQ     Z1, Z1
-	VCVTDQ2PS     Z1, Z3
-	VMULPS        Z5, Z3, Z3
-	VPADDD.BCST   oneTwentyEight<>+0(SB), Z1, Z6
-	VPSRAD        $0x08, Z6, Z6
-	VPMOVDB       Z6, X6
-	VPSHUFB       X0, X6, X6
-	VMOVDQU       X6, (AX)
-	VMOVSS        X5, 64(AX)
+	VCVTDQ2PS     Z1, Z4
+	VMULPS        Z6, Z4, Z4
+	VPADDD.BCST   oneTwentyEight<>+0(SB), Z1, Z7
+	VPSRAD        $0x08, Z7, Z7
+	VPMOVDB       Z7, X7
+	VPSHUFB       X0, X7, X7
+	VMOVDQU       X7, (AX)
 	VPMOVDB       Z1, X1
 	VPSHUFB       X0, X1, X1
 	VMOVDQU       X1, 32(AX)
-	VBROADCASTSS  tiniest<>+0(SB), Z1
-	VMAXPS        Z2, Z1, Z1
-	VBROADCASTSS  most2<>+0(SB), Z2
-	VDIVPS        Z1, Z2, Z2
-	VMULPS.BCST   least2<>+0(SB), Z1, Z1
-	VMULPS        Z2, Z4, Z4
-	VCVTPS2DQ     Z4, Z4
-	VCVTDQ2PS     Z4, Z2
-	VMULPS        Z1, Z2, Z2
-	VPADDD.BCST   oneTwentyEight<>+0(SB), Z4, Z5
+	VMULPS        Z5, Z3, Z3
+	VCVTPS2DQ     Z3, Z3
+	VCVTDQ2PS     Z3, Z1
+	VMULPS        Z6, Z1, Z1
+	VPADDD.BCST   oneTwentyEight<>+0(SB), Z3, Z5
 	VPSRAD        $0x08, Z5, Z5
 	VPMOVDB       Z5, X5
 	VPSHUFB       X0, X5, X5
 	VMOVDQU       X5, 16(AX)
-	VMOVSS        X1, 64(AX)
-	VPMOVDB       Z4, X1
-	VPSHUFB       X0, X1, X1
-	VMOVDQU       X1, 48(AX)
-	VEXTRACTF32X8 $0x01, Z3, Y1
-	VADDPS        Y1, Y3, Y3
-	VEXTRACTF128  $0x01, Y3, X1
-	VADDPS        X1, X3, X3
-	VPERMILPS     $0x4e, X3, X1
-	VADDPS        X1, X3, X3
-	VPERMILPS     $0xb1, X3, X1
-	VADDPS        X1, X3, X3
-	VMOVSS        X3, 72(AX)
-	VEXTRACTF32X8 $0x01, Z2, Y1
-	VADDPS        Y1, Y2, Y2
-	VEXTRACTF128  $0x01, Y2, X1
-	VADDPS        X1, X2, X2
-	VPERMILPS     $0x4e, X2, X1
-	VADDPS        X1, X2, X2
-	VPERMILPS     $0xb1, X2, X1
-	VADDPS        X1, X2, X2
-	VMOVSS        X2, 76(AX)
-	VADDSS        X2, X3, X3
-	VMOVSS        X3, 68(AX)
+	VPMOVDB       Z3, X3
+	VPSHUFB       X0, X3, X3
+	VMOVDQU       X3, 48(AX)
+	VEXTRACTF32X8 $0x01, Z4, Y3
+	VADDPS        Y3, Y4, Y4
+	VEXTRACTF128  $0x01, Y4, X3
+	VADDPS        X3, X4, X4
+	VPERMILPS     $0x4e, X4, X3
+	VADDPS        X3, X4, X4
+	VPERMILPS     $0xb1, X4, X3
+	VADDPS        X3, X4, X4
+	VMOVSS        X4, 72(AX)
+	VEXTRACTF32X8 $0x01, Z1, Y3
+	VADDPS        Y3, Y1, Y1
+	VEXTRACTF128  $0x01, Y1, X3
+	VADDPS        X3, X1, X1
+	VPERMILPS     $0x4e, X1, X3
+	VADDPS        X3, X1, X1
+	VPERMILPS     $0xb1, X1, X3
+	VADDPS        X3, X1, X1
+	VMOVSS        X1, 76(AX)
+	VADDSS        X1, X4, X4
+	VMOVSS        X4, 68(AX)
+	VMULPS.BCST   unit2<>+0(SB), Z2, Z2
+	VMOVSS        X2, 64(AX)
 	ADDQ          $0x00000050, AX
 	ADDQ          $0x00000080, CX
 	DECQ          DX
@@ -256,6 +275,9 @@ GLOBL least2<>(SB), RODATA|NOPTR, $4
 
 DATA oneTwentyEight<>+0(SB)/4, $0x00000080
 GLOBL oneTwentyEight<>(SB), RODATA|NOPTR, $4
+
+DATA unit2<>+0(SB)/4, $0x38010204
+GLOBL unit2<>(SB), RODATA|NOPTR, $4
 
 // func scoresF32R1(s *float32, sStride uintptr, q *float32, qStride uintptr, k *byte, blocks *int32, count uintptr, blockStride uintptr, dim uintptr)
 // Requires: AVX, AVX512DQ, AVX512F

@@ -43,79 +43,100 @@ loop:
 	VPMAXUD      Y9, Y8, Y8
 	VPERMILPS    $0xb1, Y8, Y9
 	VPMAXUD      Y9, Y8, Y8
-	VBROADCASTSS tiniest<>+0(SB), Y9
-	VMAXPS       Y3, Y9, Y9
-	VBROADCASTSS most1<>+0(SB), Y3
-	VDIVPS       Y9, Y3, Y3
-	VMULPS       least1<>+0(SB), Y9, Y9
-	VMULPS       Y3, Y1, Y1
+	VMOVAPS      Y3, Y9
+	VPMAXUD      Y4, Y9, Y9
+	VPMAXUD      Y7, Y9, Y9
+	VPMAXUD      Y8, Y9, Y9
+	VBROADCASTSS tiniest<>+0(SB), Y10
+	VMAXPS       Y9, Y10, Y9
+	VBROADCASTSS most1<>+0(SB), Y10
+	VDIVPS       Y9, Y10, Y10
+	VMULPS       least1<>+0(SB), Y9, Y11
+	VMAXPS       tiniest<>+0(SB), Y3, Y3
+	VPSUBD       Y3, Y9, Y3
+	VPSRLD       $0x17, Y3, Y3
+	VPMINUD      mostShift<>+0(SB), Y3, Y3
+	VXORPS       mostShift<>+0(SB), Y3, Y12
+	VMOVSS       X12, 32(AX)
+	VPSLLD       $0x17, Y3, Y3
+	VPADDD       Y3, Y10, Y12
+	VPSUBD       Y3, Y11, Y3
+	VMULPS       Y12, Y1, Y1
 	VCVTPS2DQ    Y1, Y1
-	VCVTDQ2PS    Y1, Y3
-	VMULPS       Y9, Y3, Y3
-	VMOVSS       X9, 32(AX)
+	VCVTDQ2PS    Y1, Y12
+	VMULPS       Y3, Y12, Y12
 	VANDPS       lowByte<>+0(SB), Y1, Y1
 	VPACKUSDW    Y1, Y1, Y1
 	VPERMQ       $0x08, Y1, Y1
 	VPACKUSWB    X1, X1, X1
 	VPSHUFB      X0, X1, X1
 	VMOVQ        X1, (AX)
-	VBROADCASTSS tiniest<>+0(SB), Y1
-	VMAXPS       Y4, Y1, Y1
-	VBROADCASTSS most1<>+0(SB), Y4
-	VDIVPS       Y1, Y4, Y4
-	VMULPS       least1<>+0(SB), Y1, Y1
-	VMULPS       Y4, Y2, Y2
-	VCVTPS2DQ    Y2, Y2
-	VCVTDQ2PS    Y2, Y4
-	VMULPS       Y1, Y4, Y4
+	VMAXPS       tiniest<>+0(SB), Y4, Y4
+	VPSUBD       Y4, Y9, Y4
+	VPSRLD       $0x17, Y4, Y4
+	VPMINUD      mostShift<>+0(SB), Y4, Y4
+	VXORPS       mostShift<>+0(SB), Y4, Y1
 	VMOVSS       X1, 36(AX)
-	VANDPS       lowByte<>+0(SB), Y2, Y1
-	VPACKUSDW    Y1, Y1, Y1
-	VPERMQ       $0x08, Y1, Y1
-	VPACKUSWB    X1, X1, X1
-	VPSHUFB      X0, X1, X1
-	VMOVQ        X1, 8(AX)
-	VBROADCASTSS tiniest<>+0(SB), Y1
-	VMAXPS       Y7, Y1, Y1
-	VBROADCASTSS most1<>+0(SB), Y2
-	VDIVPS       Y1, Y2, Y2
-	VMULPS       least1<>+0(SB), Y1, Y1
+	VPSLLD       $0x17, Y4, Y4
+	VPADDD       Y4, Y10, Y1
+	VPSUBD       Y4, Y11, Y3
+	VMULPS       Y1, Y2, Y2
+	VCVTPS2DQ    Y2, Y2
+	VCVTDQ2PS    Y2, Y1
+	VMULPS       Y3, Y1, Y1
+	VANDPS       lowByte<>+0(SB), Y2, Y2
+	VPACKUSDW    Y2, Y2, Y2
+	VPERMQ       $0x08, Y2, Y2
+	VPACKUSWB    X2, X2, X2
+	VPSHUFB      X0, X2, X2
+	VMOVQ        X2, 8(AX)
+	VMAXPS       tiniest<>+0(SB), Y7, Y7
+	VPSUBD       Y7, Y9, Y7
+	VPSRLD       $0x17, Y7, Y7
+	VPMINUD      mostShift<>+0(SB), Y7, Y7
+	VXORPS       mostShift<>+0(SB), Y7, Y2
+	VMOVSS       X2, 40(AX)
+	VPSLLD       $0x17, Y7, Y7
+	VPADDD       Y7, Y10, Y2
+	VPSUBD       Y7, Y11, Y3
 	VMULPS       Y2, Y5, Y5
 	VCVTPS2DQ    Y5, Y5
 	VCVTDQ2PS    Y5, Y2
-	VMULPS       Y1, Y2, Y2
-	VMOVSS       X1, 40(AX)
-	VANDPS       lowByte<>+0(SB), Y5, Y1
-	VPACKUSDW    Y1, Y1, Y1
-	VPERMQ       $0x08, Y1, Y1
-	VPACKUSWB    X1, X1, X1
-	VPSHUFB      X0, X1, X1
-	VMOVQ        X1, 16(AX)
-	VBROADCASTSS tiniest<>+0(SB), Y1
-	VMAXPS       Y8, Y1, Y1
-	VBROADCASTSS most1<>+0(SB), Y5
-	VDIVPS       Y1, Y5, Y5
-	VMULPS       least1<>+0(SB), Y1, Y1
-	VMULPS       Y5, Y6, Y6
+	VMULPS       Y3, Y2, Y2
+	VANDPS       lowByte<>+0(SB), Y5, Y3
+	VPACKUSDW    Y3, Y3, Y3
+	VPERMQ       $0x08, Y3, Y3
+	VPACKUSWB    X3, X3, X3
+	VPSHUFB      X0, X3, X3
+	VMOVQ        X3, 16(AX)
+	VMAXPS       tiniest<>+0(SB), Y8, Y8
+	VPSUBD       Y8, Y9, Y8
+	VPSRLD       $0x17, Y8, Y8
+	VPMINUD      mostShift<>+0(SB), Y8, Y8
+	VXORPS       mostShift<>+0(SB), Y8, Y3
+	VMOVSS       X3, 44(AX)
+	VPSLLD       $0x17, Y8, Y8
+	VPADDD       Y8, Y10, Y3
+	VPSUBD       Y8, Y11, Y4
+	VMULPS       Y3, Y6, Y6
 	VCVTPS2DQ    Y6, Y6
-	VCVTDQ2PS    Y6, Y5
-	VMULPS       Y1, Y5, Y5
-	VMOVSS       X1, 44(AX)
-	VANDPS       lowByte<>+0(SB), Y6, Y1
-	VPACKUSDW    Y1, Y1, Y1
-	VPERMQ       $0x08, Y1, Y1
-	VPACKUSWB    X1, X1, X1
-	VPSHUFB      X0, X1, X1
-	VMOVQ        X1, 24(AX)
-	VADDPS       Y4, Y3, Y3
-	VEXTRACTF128 $0x01, Y3, X1
-	VADDPS       X1, X3, X3
-	VPERMILPS    $0x4e, X3, X1
-	VADDPS       X1, X3, X3
-	VPERMILPS    $0xb1, X3, X1
-	VADDPS       X1, X3, X3
-	VMOVSS       X3, 52(AX)
-	VADDPS       Y5, Y2, Y2
+	VCVTDQ2PS    Y6, Y3
+	VMULPS       Y4, Y3, Y3
+	VANDPS       lowByte<>+0(SB), Y6, Y4
+	VPACKUSDW    Y4, Y4, Y4
+	VPERMQ       $0x08, Y4, Y4
+	VPACKUSWB    X4, X4, X4
+	VPSHUFB      X0, X4, X4
+	VMOVQ        X4, 24(AX)
+	VADDPS       Y1, Y12, Y12
+	VEXTRACTF128 $0x01, Y12, X1
+	VADDPS       X1, X12, X12
+	VPERMILPS    $0x4e, X12, X1
+	VADDPS       X1, X12, X12
+	VPERMILPS    $0xb1, X12, X1
+	VADDPS       X1, X12, X12
+	VMOVSS       X12, 52(AX)
+	VADDPS       Y3, Y2, Y2
 	VEXTRACTF128 $0x01, Y2, X1
 	VADDPS       X1, X2, X2
 	VPERMILPS    $0x4e, X2, X1
@@ -123,8 +144,10 @@ loop:
 	VPERMILPS    $0xb1, X2, X1
 	VADDPS       X1, X2, X2
 	VMOVSS       X2, 56(AX)
-	VADDSS       X2, X3, X3
-	VMOVSS       X3, 48(AX)
+	VADDSS       X2, X12, X12
+	VMOVSS       X12, 48(AX)
+	VMULPS       unit1<>+0(SB), Y9, Y9
+	VMOVSS       X9, 60(AX)
 	ADDQ         $0x00000040, AX
 	ADDQ         $0x00000080, CX
 	DECQ         DX
@@ -178,6 +201,16 @@ DATA least1<>+24(SB)/4, $0x3c010204
 DATA least1<>+28(SB)/4, $0x3c010204
 GLOBL least1<>(SB), RODATA|NOPTR, $32
 
+DATA mostShift<>+0(SB)/4, $0x00000007
+DATA mostShift<>+4(SB)/4, $0x00000007
+DATA mostShift<>+8(SB)/4, $0x00000007
+DATA mostShift<>+12(SB)/4, $0x00000007
+DATA mostShift<>+16(SB)/4, $0x00000007
+DATA mostShift<>+20(SB)/4, $0x00000007
+DATA mostShift<>+24(SB)/4, $0x00000007
+DATA mostShift<>+28(SB)/4, $0x00000007
+GLOBL mostShift<>(SB), RODATA|NOPTR, $32
+
 DATA lowByte<>+0(SB)/4, $0x000000ff
 DATA lowByte<>+4(SB)/4, $0x000000ff
 DATA lowByte<>+8(SB)/4, $0x000000ff
@@ -187,6 +220,16 @@ DATA lowByte<>+20(SB)/4, $0x000000ff
 DATA lowByte<>+24(SB)/4, $0x000000ff
 DATA lowByte<>+28(SB)/4, $0x000000ff
 GLOBL lowByte<>(SB), RODATA|NOPTR, $32
+
+DATA unit1<>+0(SB)/4, $0x38810204
+DATA unit1<>+4(SB)/4, $0x38810204
+DATA unit1<>+8(SB)/4, $0x38810204
+DATA unit1<>+12(SB)/4, $0x38810204
+DATA unit1<>+16(SB)/4, $0x38810204
+DATA unit1<>+20(SB)/4, $0x38810204
+DATA unit1<>+24(SB)/4, $0x38810204
+DATA unit1<>+28(SB)/4, $0x38810204
+GLOBL unit1<>(SB), RODATA|NOPTR, $32
 
 // func quantizeT2AVX2(dst *byte, x *float32, blocks uintptr)
 // Requires: AVX, AVX2
@@ -205,6 +248,7 @@ loop:
 	VANDPS       absolute<>+0(SB), Y5, Y7
 	VMOVUPS      96(CX), Y6
 	VANDPS       absolute<>+0(SB), Y6, Y8
+	VMOVAPS      Y3, Y3
 	VPMAXUD      Y4, Y3, Y3
 	VPMAXUD      Y7, Y3, Y3
 	VPMAXUD      Y8, Y3, Y3
@@ -214,87 +258,69 @@ loop:
 	VPMAXUD      Y4, Y3, Y3
 	VPERMILPS    $0xb1, Y3, Y4
 	VPMAXUD      Y4, Y3, Y3
-	VBROADCASTSS tiniest<>+0(SB), Y7
-	VMAXPS       Y3, Y7, Y7
-	VBROADCASTSS most2<>+0(SB), Y4
-	VDIVPS       Y7, Y4, Y4
-	VMULPS       least2<>+0(SB), Y7, Y7
-	VMULPS       Y4, Y1, Y1
+	VBROADCASTSS tiniest<>+0(SB), Y4
+	VMAXPS       Y3, Y4, Y3
+	VBROADCASTSS most2<>+0(SB), Y7
+	VDIVPS       Y3, Y7, Y7
+	VMULPS       least2<>+0(SB), Y3, Y8
+	VMULPS       Y7, Y1, Y1
 	VCVTPS2DQ    Y1, Y1
 	VCVTDQ2PS    Y1, Y4
-	VMULPS       Y7, Y4, Y4
-	VPADDD       oneTwentyEight<>+0(SB), Y1, Y8
-	VPSRAD       $0x08, Y8, Y8
-	VANDPS       lowByte<>+0(SB), Y8, Y8
-	VPACKUSDW    Y8, Y8, Y8
-	VPERMQ       $0x08, Y8, Y8
-	VPACKUSWB    X8, X8, X8
-	VPSHUFB      X0, X8, X8
-	VMOVQ        X8, (AX)
-	VMOVSS       X7, 64(AX)
+	VMULPS       Y8, Y4, Y4
+	VPADDD       oneTwentyEight<>+0(SB), Y1, Y9
+	VPSRAD       $0x08, Y9, Y9
+	VANDPS       lowByte<>+0(SB), Y9, Y9
+	VPACKUSDW    Y9, Y9, Y9
+	VPERMQ       $0x08, Y9, Y9
+	VPACKUSWB    X9, X9, X9
+	VPSHUFB      X0, X9, X9
+	VMOVQ        X9, (AX)
 	VANDPS       lowByte<>+0(SB), Y1, Y1
 	VPACKUSDW    Y1, Y1, Y1
 	VPERMQ       $0x08, Y1, Y1
 	VPACKUSWB    X1, X1, X1
 	VPSHUFB      X0, X1, X1
 	VMOVQ        X1, 32(AX)
-	VBROADCASTSS tiniest<>+0(SB), Y7
-	VMAXPS       Y3, Y7, Y7
-	VBROADCASTSS most2<>+0(SB), Y1
-	VDIVPS       Y7, Y1, Y1
-	VMULPS       least2<>+0(SB), Y7, Y7
-	VMULPS       Y1, Y2, Y2
+	VMULPS       Y7, Y2, Y2
 	VCVTPS2DQ    Y2, Y2
 	VCVTDQ2PS    Y2, Y1
-	VMULPS       Y7, Y1, Y1
-	VPADDD       oneTwentyEight<>+0(SB), Y2, Y8
-	VPSRAD       $0x08, Y8, Y8
-	VANDPS       lowByte<>+0(SB), Y8, Y8
-	VPACKUSDW    Y8, Y8, Y8
-	VPERMQ       $0x08, Y8, Y8
-	VPACKUSWB    X8, X8, X8
-	VPSHUFB      X0, X8, X8
-	VMOVQ        X8, 8(AX)
-	VMOVSS       X7, 64(AX)
+	VMULPS       Y8, Y1, Y1
+	VPADDD       oneTwentyEight<>+0(SB), Y2, Y9
+	VPSRAD       $0x08, Y9, Y9
+	VANDPS       lowByte<>+0(SB), Y9, Y9
+	VPACKUSDW    Y9, Y9, Y9
+	VPERMQ       $0x08, Y9, Y9
+	VPACKUSWB    X9, X9, X9
+	VPSHUFB      X0, X9, X9
+	VMOVQ        X9, 8(AX)
 	VANDPS       lowByte<>+0(SB), Y2, Y2
 	VPACKUSDW    Y2, Y2, Y2
 	VPERMQ       $0x08, Y2, Y2
 	VPACKUSWB    X2, X2, X2
 	VPSHUFB      X0, X2, X2
 	VMOVQ        X2, 40(AX)
-	VBROADCASTSS tiniest<>+0(SB), Y7
-	VMAXPS       Y3, Y7, Y7
-	VBROADCASTSS most2<>+0(SB), Y2
-	VDIVPS       Y7, Y2, Y2
-	VMULPS       least2<>+0(SB), Y7, Y7
-	VMULPS       Y2, Y5, Y5
+	VMULPS       Y7, Y5, Y5
 	VCVTPS2DQ    Y5, Y5
 	VCVTDQ2PS    Y5, Y2
-	VMULPS       Y7, Y2, Y2
-	VPADDD       oneTwentyEight<>+0(SB), Y5, Y8
-	VPSRAD       $0x08, Y8, Y8
-	VANDPS       lowByte<>+0(SB), Y8, Y8
-	VPACKUSDW    Y8, Y8, Y8
-	VPERMQ       $0x08, Y8, Y8
-	VPACKUSWB    X8, X8, X8
-	VPSHUFB      X0, X8, X8
-	VMOVQ        X8, 16(AX)
-	VMOVSS       X7, 64(AX)
+	VMULPS       Y8, Y2, Y2
+	VPADDD       oneTwentyEight<>+0(SB), Y5, Y9
+	VPSRAD       $0x08, Y9, Y9
+	VANDPS       lowByte<>+0(SB), Y9, Y9
+	VPACKUSDW    Y9, Y9, Y9
+	VPERMQ       $0x08, Y9, Y9
+	VPACKUSWB    X9, X9, X9
+	VPSHUFB      X0, X9, X9
+	VMOVQ        X9, 16(AX)
 	VANDPS       lowByte<>+0(SB), Y5, Y5
 	VPACKUSDW    Y5, Y5, Y5
 	VPERMQ       $0x08, Y5, Y5
 	VPACKUSWB    X5, X5, X5
 	VPSHUFB      X0, X5, X5
 	VMOVQ        X5, 48(AX)
-	VBROADCASTSS tiniest<>+0(SB), Y5
-	VMAXPS       Y3, Y5, Y5
-	VBROADCASTSS most2<>+0(SB), Y3
-	VDIVPS       Y5, Y3, Y3
-	VMULPS       least2<>+0(SB), Y5, Y5
-	VMULPS       Y3, Y6, Y6
+	VMULPS       Y7, Y6, Y6
 	VCVTPS2DQ    Y6, Y6
-	VCVTDQ2PS    Y6, Y3
-	VMULPS       Y5, Y3, Y3
+	VCVTDQ2PS    Y6, Y5
+	VMULPS       Y8, Y5, Y5
 	VPADDD       oneTwentyEight<>+0(SB), Y6, Y7
 	VPSRAD       $0x08, Y7, Y7
 	VANDPS       lowByte<>+0(SB), Y7, Y7
@@ -303,13 +329,12 @@ loop:
 	VPACKUSWB    X7, X7, X7
 	VPSHUFB      X0, X7, X7
 	VMOVQ        X7, 24(AX)
-	VMOVSS       X5, 64(AX)
-	VANDPS       lowByte<>+0(SB), Y6, Y5
-	VPACKUSDW    Y5, Y5, Y5
-	VPERMQ       $0x08, Y5, Y5
-	VPACKUSWB    X5, X5, X5
-	VPSHUFB      X0, X5, X5
-	VMOVQ        X5, 56(AX)
+	VANDPS       lowByte<>+0(SB), Y6, Y6
+	VPACKUSDW    Y6, Y6, Y6
+	VPERMQ       $0x08, Y6, Y6
+	VPACKUSWB    X6, X6, X6
+	VPSHUFB      X0, X6, X6
+	VMOVQ        X6, 56(AX)
 	VADDPS       Y1, Y4, Y4
 	VEXTRACTF128 $0x01, Y4, X1
 	VADDPS       X1, X4, X4
@@ -318,7 +343,7 @@ loop:
 	VPERMILPS    $0xb1, X4, X1
 	VADDPS       X1, X4, X4
 	VMOVSS       X4, 72(AX)
-	VADDPS       Y3, Y2, Y2
+	VADDPS       Y5, Y2, Y2
 	VEXTRACTF128 $0x01, Y2, X1
 	VADDPS       X1, X2, X2
 	VPERMILPS    $0x4e, X2, X1
@@ -328,6 +353,8 @@ loop:
 	VMOVSS       X2, 76(AX)
 	VADDSS       X2, X4, X4
 	VMOVSS       X4, 68(AX)
+	VMULPS       unit2<>+0(SB), Y3, Y3
+	VMOVSS       X3, 64(AX)
 	ADDQ         $0x00000050, AX
 	ADDQ         $0x00000080, CX
 	DECQ         DX
@@ -364,6 +391,16 @@ DATA oneTwentyEight<>+20(SB)/4, $0x00000080
 DATA oneTwentyEight<>+24(SB)/4, $0x00000080
 DATA oneTwentyEight<>+28(SB)/4, $0x00000080
 GLOBL oneTwentyEight<>(SB), RODATA|NOPTR, $32
+
+DATA unit2<>+0(SB)/4, $0x38010204
+DATA unit2<>+4(SB)/4, $0x38010204
+DATA unit2<>+8(SB)/4, $0x38010204
+DATA unit2<>+12(SB)/4, $0x38010204
+DATA unit2<>+16(SB)/4, $0x38010204
+DATA unit2<>+20(SB)/4, $0x38010204
+DATA unit2<>+24(SB)/4, $0x38010204
+DATA unit2<>+28(SB)/4, $0x38010204
+GLOBL unit2<>(SB), RODATA|NOPTR, $32
 
 // func scoresF32R1AVX2(s *float32, sStride uintptr, q *float32, qStride uintptr, k *byte, blocks *int32, count uintptr, blockStride uintptr, dim uintptr)
 // Requires: AVX, FMA3

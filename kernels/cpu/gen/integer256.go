@@ -42,7 +42,7 @@ func productInteger256(f integerFormat, terms int, vnni bool) {
 	if b.split() {
 		b.stack = AllocLocal(512)
 	}
-	b.panels(y, x, blocks, func() {
+	b.panels(y, x, blocks, 1, func() {
 		for half := range 2 {
 			if half > 0 { // the rows before have moved it
 				Load(Param("rows"), b.rows)
@@ -98,14 +98,19 @@ func (b integerBlock256) half(half int) {
 		} else {
 			b.twoBytes256(from, to)
 		}
-		VMOVUPS(Mem{Base: b.out}, Y11)
-		VFMADD231PS(Y8, ymms[12+2*i], Y11)
 		at := sumsAt(b.terms)
 		if f.halves {
 			at += 4 + 4*i
 		}
 		VBROADCASTSS(Mem{Base: b.row, Disp: at}, Y9)
-		VFMADD231PS(Y9, ymms[13+2*i], Y11)
+		VMOVUPS(Mem{Base: b.out}, Y11)
+		if !f.minima {
+			VFMADD231PS(f.minusCentre(), Y9, Y8)
+		}
+		VFMADD231PS(Y8, ymms[12+2*i], Y11)
+		if f.minima {
+			VFMADD231PS(Y9, ymms[13+2*i], Y11)
+		}
 		VMOVUPS(Y11, Mem{Base: b.out})
 	}
 	ADDQ(U32(256), b.out)
@@ -137,7 +142,7 @@ func (b integerBlock256) activations(at int, to VecPhysical) {
 func onesWords() Mem     { return words("onesWords", 0x00010001) }
 func sixteensWords() Mem { return words("sixteensWords", 0x00100010) }
 
-// oneByte256 leaves Σ s·(Σ code·v) over groups [from, to) of eight columns in Y8.
+// oneByte256 leaves s·Σ 2^shift·(Σ code·v) over groups [from, to) of eight columns in Y8.
 func (b integerBlock256) oneByte256(from, to int) {
 	for g := from; g < to; g++ {
 		b.activations(8*g, Y9)
@@ -166,14 +171,17 @@ func (b integerBlock256) oneByte256(from, to int) {
 			VPADDW(Y10, Y9, Y9)
 			VPMADDWD(onesWords(), Y9, Y9)
 		}
-		VCVTDQ2PS(Y9, Y9)
-		VBROADCASTSS(Mem{Base: b.row, Disp: 32 + 4*g}, Y10)
+		b.activations(32+4*g, Y10)
 		if g == from {
-			VMULPS(Y10, Y9, Y8)
+			VPSLLVD(Y10, Y9, Y8)
 		} else {
-			VFMADD231PS(Y10, Y9, Y8)
+			VPSLLVD(Y10, Y9, Y9)
+			VPADDD(Y9, Y8, Y8)
 		}
 	}
+	VCVTDQ2PS(Y8, Y8)
+	VBROADCASTSS(Mem{Base: b.row, Disp: scaleAt(1)}, Y10)
+	VMULPS(Y10, Y8, Y8)
 }
 
 // twoBytes256 leaves s·(256·Σ code·high + Σ code·low) in Y8.
@@ -249,16 +257,11 @@ func (b integerBlock256) scales256(at Mem, d, m VecPhysical) {
 		}
 	}
 	load(at, d)
-	if f.minima {
-		load(at.Offset(64*f.scaleBytes()), m)
-	}
-	if f.centre == 0 {
+	if !f.minima {
 		return
 	}
-	centre := float(name("minus%d", int(f.centre)), -f.centre)
-	if f.minima {
-		VFMADD231PS(centre, d, m)
-	} else {
-		VMULPS(centre, d, m)
+	load(at.Offset(64*f.scaleBytes()), m)
+	if f.centre != 0 {
+		VFMADD231PS(f.minusCentre(), d, m)
 	}
 }

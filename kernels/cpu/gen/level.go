@@ -58,6 +58,9 @@ var (
 	hornerConst  = either(VFMADD213PS, VFMADD213PS_BCST)
 	fnmaConst    = either(VFNMADD231PS, VFNMADD231PS_BCST)
 	addWordConst = either(VPADDD, VPADDD_BCST)
+	maxConst     = either(VMAXPS, VMAXPS_BCST)
+	xorConst     = either(VXORPS, VPXORD_BCST)
+	minConst     = either(VPMINUD, VPMINUD_BCST)
 	andConst     = either(VANDPS, VPANDD_BCST)
 )
 

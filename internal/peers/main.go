@@ -82,7 +82,7 @@ func run(ctx context.Context, s settings) error {
 	return nil
 }
 
-// output runs a program and gives what it writes.
+// output runs a program and gives what it writes, if it fails too.
 func output(ctx context.Context, program string, args ...string) ([]byte, error) {
 	command := exec.CommandContext(ctx, program, args...)
 	var said strings.Builder
@@ -90,7 +90,7 @@ func output(ctx context.Context, program string, args ...string) ([]byte, error)
 	out, err := command.Output()
 	if err != nil {
 		tail := said.String()
-		return nil, fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, strings.TrimSpace(tail[max(0, len(tail)-2000):]))
+		return out, fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, strings.TrimSpace(tail[max(0, len(tail)-2000):]))
 	}
 	return out, nil
 }

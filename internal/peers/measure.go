@@ -56,9 +56,9 @@ func serve(ctx context.Context, p subject, s settings, found map[string]float64)
 	}
 	defer func() {
 		_ = command.Process.Signal(syscall.SIGTERM)
-		_ = command.Wait() // ended by our signal
+		ended := command.Wait() // by our signal, unless it had crashed
 		if failure != nil {
-			failure = fmt.Errorf("%w: %s", failure, said.Bytes()[max(0, said.Len()-2000):])
+			failure = fmt.Errorf("%w\nthe server, told to end: %v; its last lines:\n%s", failure, ended, said.Bytes()[max(0, said.Len()-4000):])
 		}
 	}()
 	url := "http://127.0.0.1:" + strconv.Itoa(port)
@@ -106,9 +106,10 @@ func firstToken(ctx context.Context, url string, began time.Time) error {
 
 // report is what `manta bench --json -` prints, as far as it is used.
 type report struct {
-	Requests    int     `json:"requests"`
-	Failed      int     `json:"failed"`
-	TotalPerSec float64 `json:"total_tokens_per_second"`
+	Requests    int            `json:"requests"`
+	Failed      int            `json:"failed"`
+	Errors      map[string]int `json:"errors"` // with the status of the answer, where there was one
+	TotalPerSec float64        `json:"total_tokens_per_second"`
 	InterToken  struct {
 		Mean float64 `json:"mean"`
 	} `json:"inter_token_latency_ms"`
@@ -117,16 +118,13 @@ type report struct {
 // load puts the same prompts on a server, by Manta's own client.
 func load(ctx context.Context, program, url string, streams, requests int) (report, error) {
 	var r report
-	out, err := output(ctx, program, "bench", "--url", url, "--max-concurrency", strconv.Itoa(streams), "--num-prompts", strconv.Itoa(requests),
+	out, failed := output(ctx, program, "bench", "--url", url, "--max-concurrency", strconv.Itoa(streams), "--num-prompts", strconv.Itoa(requests),
 		"--random-input-len", "128", "--random-output-len", "128", "--temperature", "0", "--seed", strconv.Itoa(streams), "--json", "-")
-	if err != nil {
-		return r, err
-	}
 	if err := json.Unmarshal(out, &r); err != nil {
-		return r, fmt.Errorf("bench: %w", err)
+		return r, errors.Join(failed, fmt.Errorf("bench: %w", err))
 	}
 	if r.Failed > 0 {
-		return r, fmt.Errorf("%d of %d requests failed", r.Failed, r.Requests)
+		return r, fmt.Errorf("%d of %d requests failed: %v", r.Failed, r.Requests, r.Errors)
 	}
-	return r, nil
+	return r, failed
 }

@@ -30,10 +30,11 @@ const (
 	// Int16 activations: two signed bytes a value with a scale for each 32 values,
 	// products exact within a block. Falls back to Float32 in plain Go.
 	Int16
-	// Int8 activations: one signed byte a value with a scale for each eight values;
-	// two bytes in the projections of attention, which is half of what int8 costs in
-	// accuracy, and where a product has as many outputs as a vocabulary. Weights in
-	// bfloat16 meet bfloat16 where the processor multiplies it.
+	// Int8 activations: one signed byte a value with a scale for each 32 values and a
+	// power of two, by which they are finer, for each eight; two bytes in the
+	// projections of attention, which is half of what int8 costs in accuracy, and where
+	// a product has as many outputs as a vocabulary. Weights in bfloat16 meet bfloat16
+	// where the processor multiplies it.
 	Int8
 )
 

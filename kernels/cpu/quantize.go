@@ -7,7 +7,7 @@ type form uint8
 
 const (
 	floatForm form = iota
-	byteForm       // one byte a value, four scales, three sums
+	byteForm       // one byte a value, four shifts, three sums, one scale
 	wordForm       // two bytes a value, one scale, three sums
 	brainForm      // bfloat16
 )

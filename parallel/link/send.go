@@ -47,6 +47,7 @@ type lane struct {
 	mu      sync.Mutex // guards what follows
 	conn    *nats.Conn
 	direct  *tls.Conn // under conn
+	socket  *gatherer // under direct
 	session uint64
 	seq     uint64
 	sent    uint64 // payload bytes
@@ -126,20 +127,29 @@ func (n *lane) send(ctx context.Context, kind string, h header, data []byte) (en
 // to it at once, whole publications between those of the client library, which would
 // copy each and leave the writing to another goroutine.
 type encryptedDialer struct {
-	tls.Dialer
-	conn *tls.Conn
+	net.Dialer
+	config *tls.Config
+	conn   *tls.Conn
+	socket *gatherer
 }
 
 // SkipTLSHandshake tells the client library that there is nothing left to do.
 func (*encryptedDialer) SkipTLSHandshake() bool { return true }
 
 func (d *encryptedDialer) Dial(network, address string) (net.Conn, error) {
-	conn, err := d.Dialer.Dial(network, address)
+	raw, err := d.Dialer.Dial(network, address)
 	if err != nil {
 		return nil, err
 	}
-	d.conn = conn.(*tls.Conn)
-	return conn, nil
+	d.socket = &gatherer{Conn: raw}
+	d.conn = tls.Client(d.socket, d.config)
+	ctx, cancel := context.WithTimeout(context.Background(), d.Timeout)
+	defer cancel()
+	if err := d.conn.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return d.conn, nil
 }
 
 // chunks publishes a message. The caller holds the turn.
@@ -176,14 +186,9 @@ func (n *lane) chunks(ctx context.Context, kind string, h header, data []byte) e
 		buffer = append(append(append(buffer[:0], "PUB "...), target...), ' ')
 		buffer = append(strconv.AppendInt(buffer, int64(headerBytes+len(chunk)), 10), "\r\n"...)
 		buffer = append(append(h.append(buffer), chunk...), "\r\n"...)
-		err := conn.SetWriteDeadline(now.Add(writeDeadline))
-		if err == nil {
-			_, err = conn.Write(buffer)
-		}
-		if err != nil {
-			err = fmt.Errorf("%w: %w", ErrBroken, err)
-			n.close(err)
-			return err
+		n.socket.hold(len(data) > 0)
+		if _, err := conn.Write(buffer); err != nil {
+			return n.broken(err)
 		}
 		if len(data) == 0 {
 			return nil
@@ -211,7 +216,7 @@ func (n *lane) connect(ctx context.Context) error {
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = min(timeout, time.Until(deadline))
 	}
-	dialer := &encryptedDialer{tls.Dialer{NetDialer: &net.Dialer{Timeout: timeout, Control: control}, Config: n.link.cfg.Authority.Client(home)}, nil}
+	dialer := &encryptedDialer{Dialer: net.Dialer{Timeout: timeout, Control: control}, config: n.link.cfg.Authority.Client(home)}
 	conn, err := nats.Connect("tls://"+address,
 		nats.Name(laneName(n.link.self, n.key.peer)), nats.SetCustomDialer(dialer),
 		nats.Secure(), nats.TLSHandshakeFirst(), nats.NoReconnect(), nats.Timeout(timeout), nats.FlusherTimeout(writeDeadline),
@@ -226,7 +231,7 @@ func (n *lane) connect(ctx context.Context) error {
 	var random [4]byte
 	rand.Read(random[:])
 	n.mu.Lock()
-	n.conn, n.direct = conn, dialer.conn
+	n.conn, n.direct, n.socket = conn, dialer.conn, dialer.socket
 	n.session = n.link.process<<32 | uint64(binary.LittleEndian.Uint32(random[:]))
 	ended = n.err
 	n.mu.Unlock()
@@ -240,6 +245,13 @@ func (n *lane) connect(ctx context.Context) error {
 	conn.Close()
 	n.close(ended)
 	return ended
+}
+
+// broken ends the lane for an error of its connection.
+func (n *lane) broken(err error) error {
+	err = fmt.Errorf("%w: %w", ErrBroken, err)
+	n.close(err)
+	return err
 }
 
 func lost(err error) error {
@@ -261,6 +273,9 @@ func (n *lane) await(ctx context.Context, size int) error {
 			return ended
 		}
 		if stalled == nil {
+			if err := n.socket.flush(); err != nil { // nobody grants what does not arrive
+				return n.broken(err)
+			}
 			stalled = time.NewTimer(n.link.cfg.Stall)
 			defer stalled.Stop()
 		}

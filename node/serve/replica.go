@@ -371,9 +371,6 @@ func (r *replica) request(q wire.Request) error {
 	if err != nil || takenOver {
 		return err
 	}
-	if q.Alone {
-		<-time.After(aloneAfter)
-	}
 	request := engine.Request{
 		ID: engine.RequestID(q.ID), Attempt: q.Attempt, Prompt: q.Prompt, Choices: q.Choices, Params: q.Params,
 		Priority: q.Priority, Outputs: q.Outputs, Timed: r.server.cfg.Tracer != nil && q.TraceParent != "",
@@ -381,9 +378,10 @@ func (r *replica) request(q wire.Request) error {
 	if q.DeadlineMS != 0 {
 		request.Deadline = time.UnixMilli(q.DeadlineMS)
 	}
-	if err := e.Submit(request); err != nil {
-		r.server.sessions.cancel(wire.Cancel{ID: q.ID, Attempt: q.Attempt})
-		return err
+	start := func() { r.server.sessions.start(q, e, func() error { return e.Submit(request) }) }
+	if q.Alone {
+		return r.server.later(aloneAfter, start)
 	}
+	start()
 	return nil
 }

@@ -154,6 +154,25 @@ func (s *Server) start(r Hosted) {
 	})
 }
 
+// later does something after a while, unless the server ends before.
+func (s *Server) later(after time.Duration, do func()) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running == nil || s.running.Err() != nil {
+		return ErrDraining
+	}
+	ctx := s.running
+	s.group.Go(func() error {
+		select {
+		case <-time.After(after):
+			do()
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	return nil
+}
+
 // Request takes a request for one of the node's drivers. What goes wrong with it
 // is told to its head as a frame.
 func (s *Server) Request(r wire.Request) {

@@ -208,6 +208,28 @@ func TestNewerAttemptTakesOver(t *testing.T) {
 	}
 }
 
+// Whoever brings a request that must run alone does not wait for it: what comes
+// after it is heard before it begins, and it begins all the same.
+func TestAloneHoldsNobody(t *testing.T) {
+	r := newRig(t)
+	defer r.stop()
+	ids, greedy := prompt(t)
+	r.server.Assign(assignment(1, modelPath))
+	r.await(1, wire.PhaseReady)
+	q := request(ids, 1, 1, 1, len(greedy))
+	q.Alone = true
+	r.server.Request(q)
+	r.server.Request(request(ids, 2, 1, 1, 1))
+	if err := r.failure(2); err.Code != wire.ErrBusy {
+		t.Errorf("beside it: %v", err)
+	}
+	q.Attempt = 2
+	r.server.Request(q)
+	if got := r.finish(1, 2, nil); !slices.Equal(got, greedy) {
+		t.Errorf("got %v, want %v", got, greedy)
+	}
+}
+
 // What is stale, foreign or impossible is refused in words that the head acts on,
 // and touches nothing else.
 func TestRefusals(t *testing.T) {

@@ -115,6 +115,21 @@ func (s *sessions) begin(r wire.Request, e canceller) (takenOver bool, err error
 	return false, nil
 }
 
+// start gives a request that has begun to its engine, unless it was withdrawn since.
+// A newer attempt that took it over is told what went wrong.
+func (s *sessions) start(r wire.Request, e canceller, submit func() error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.byID[r.ID]
+	if n == nil || n.engine != e || n.attempt != r.Attempt || !n.ended.IsZero() {
+		return
+	}
+	if err := submit(); err != nil {
+		f, _ := s.record(n, &engine.Output{Err: err})
+		s.out.put(n.request.Head, f)
+	}
+}
+
 // place is where a request's trace goes on.
 func place(r wire.Request) trace.Context {
 	return trace.Context{Parent: r.TraceParent, State: r.TraceState}

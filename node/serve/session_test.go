@@ -129,3 +129,49 @@ func TestStreamInterval(t *testing.T) {
 	give(1, 10, "stop")
 	heard("b", 7, 4, 4, 2)
 }
+
+// A request whose engine is to get it later gets it if it is still there then, and who
+// hears that the engine refused it is the head of its newest attempt.
+func TestStartLater(t *testing.T) {
+	ask := func(attempt uint32, head string) wire.Request {
+		return wire.Request{ID: wire.RequestID{1}, Attempt: attempt, Choices: 1, Head: head, Alone: true}
+	}
+	for _, test := range []struct {
+		name      string
+		meanwhile func(s *sessions, e *account)
+		submitted bool
+		heard     string // the head that learns what went wrong
+	}{
+		{"nothing", func(*sessions, *account) {}, true, "h"},
+		{"cancelled", func(s *sessions, _ *account) { s.cancel(wire.Cancel{ID: wire.RequestID{1}, Attempt: 1}) }, false, ""},
+		{"its head is gone", func(s *sessions, _ *account) { s.abandon("h") }, false, ""},
+		{"taken over", func(s *sessions, e *account) { s.begin(ask(2, "other"), e) }, true, "other"},
+		{"elsewhere", func(s *sessions, _ *account) { s.begin(ask(2, "h"), &account{}) }, false, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newSessions(newOutboxes(nil, slog.New(slog.DiscardHandler)), nil)
+			e := &account{}
+			if _, err := s.begin(ask(1, "h"), e); err != nil {
+				t.Fatal(err)
+			}
+			test.meanwhile(s, e)
+			submitted := false
+			s.start(ask(1, "h"), e, func() error { submitted = true; return engine.ErrLost })
+			if submitted != test.submitted {
+				t.Errorf("submitted: %v", submitted)
+			}
+			heard := ""
+			for head, box := range s.out.boxes {
+				frames, _ := box.take()
+				for _, f := range frames {
+					if f.Err != nil {
+						heard += head
+					}
+				}
+			}
+			if heard != test.heard {
+				t.Errorf("%q heard of an error, want %q", heard, test.heard)
+			}
+		})
+	}
+}

@@ -158,7 +158,10 @@ func (c *control) reconcile(ctx context.Context, living map[string]wire.Report, 
 	c.mu.Lock()
 	c.waiting = out.Waiting
 	c.mu.Unlock()
-	changes := append(heads, out.Changes...)
+	changes, unread := c.head.raft.Readable(append(heads, out.Changes...))
+	if unread != nil {
+		c.log.Warn("placement waits for an upgrade", "error", unread)
+	}
 	if len(changes) > 0 {
 		if err := c.head.apply(ctx, changes...); err != nil {
 			if ctx.Err() == nil {

@@ -7,7 +7,6 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -15,11 +14,9 @@ import (
 
 // Version is the newest of commands and snapshots that this program reads. It
 // writes each command in the least version that has all that the command uses, and
-// the leader writes none that a member can't read.
-const Version = 2
-
-// lastKey is the greatest key of a Change in each version.
-var lastKey = [Version + 1]int{1: 13, 2: 63}
+// the leader writes none that a member can't read. A field that is later than
+// version 1 says so: its tag since names the version that has it first.
+const Version = 3
 
 // Refusals of Apply; the state is unchanged, on every head alike.
 var (
@@ -39,8 +36,8 @@ type Command struct {
 	Version int       `cbor:"1,keyasint"`
 	At      time.Time `cbor:"2,keyasint"`
 	Changes []Change  `cbor:"3,keyasint"`
-	// ID makes a command that is sent again take effect once (version 2).
-	ID CommandID `cbor:"4,keyasint,omitzero"`
+	// ID makes a command that is sent again take effect once.
+	ID CommandID `cbor:"4,keyasint,omitzero" since:"2"`
 }
 
 // A Change sets exactly one of its fields.
@@ -58,14 +55,14 @@ type Change struct {
 	PutJob           *Job          `cbor:"11,keyasint,omitempty"`
 	DeleteJob        string        `cbor:"12,keyasint,omitempty"`
 	AddHome          *AddHome      `cbor:"13,keyasint,omitempty"`
-	Scale            *Scale        `cbor:"14,keyasint,omitempty"`
-	PutKey           *Key          `cbor:"30,keyasint,omitempty"`
-	DeleteKey        string        `cbor:"31,keyasint,omitempty"` // its name
-	ClaimJob         *ClaimJob     `cbor:"32,keyasint,omitempty"`
-	ReportJob        *JobReport    `cbor:"33,keyasint,omitempty"`
-	StopJob          string        `cbor:"34,keyasint,omitempty"`
-	PutFile          *File         `cbor:"35,keyasint,omitempty"`
-	DeleteFile       string        `cbor:"36,keyasint,omitempty"`
+	Scale            *Scale        `cbor:"14,keyasint,omitempty" since:"2"`
+	PutKey           *Key          `cbor:"30,keyasint,omitempty" since:"2"`
+	DeleteKey        string        `cbor:"31,keyasint,omitempty" since:"2"` // its name
+	ClaimJob         *ClaimJob     `cbor:"32,keyasint,omitempty" since:"2"`
+	ReportJob        *JobReport    `cbor:"33,keyasint,omitempty" since:"2"`
+	StopJob          string        `cbor:"34,keyasint,omitempty" since:"2"`
+	PutFile          *File         `cbor:"35,keyasint,omitempty" since:"2"`
+	DeleteFile       string        `cbor:"36,keyasint,omitempty" since:"2"`
 }
 
 // Scale says how many replicas a deployment shall have.
@@ -103,7 +100,7 @@ type DrainNode struct {
 	ID      string `cbor:"1,keyasint"`
 	Drained bool   `cbor:"2,keyasint"`
 	// Forced: what finds no other place does not stay either.
-	Forced bool `cbor:"3,keyasint,omitempty"`
+	Forced bool `cbor:"3,keyasint,omitempty" since:"3"`
 }
 
 var encoding = func() cbor.EncMode {
@@ -132,22 +129,29 @@ func (c Command) Encode() ([]byte, error) {
 	return data, nil
 }
 
-// needs is the least version that has all of a command's changes.
-func (c Command) needs() int {
-	version := 1
-	if c.ID != (CommandID{}) {
-		version = namesCommands
-	}
-	for _, change := range c.Changes {
-		fields := reflect.ValueOf(change)
-		for i := range fields.NumField() {
-			if fields.Field(i).IsZero() {
-				continue
-			}
-			key, _, _ := strings.Cut(fields.Type().Field(i).Tag.Get("cbor"), ",")
-			number, _ := strconv.Atoi(key)
-			for version < Version && number > lastKey[version] {
-				version++
+// needs is the least version that has all that a command uses.
+func (c Command) needs() int { return max(1, since(reflect.ValueOf(c))) }
+
+// since is the greatest version that a field in use names, at whatever depth; 0: none does.
+func since(v reflect.Value) (version int) {
+	switch v.Kind() {
+	case reflect.Pointer:
+		if !v.IsNil() {
+			return since(v.Elem())
+		}
+	case reflect.Slice, reflect.Array:
+		for i := range v.Len() {
+			version = max(version, since(v.Index(i)))
+		}
+	case reflect.Map:
+		for entry := v.MapRange(); entry.Next(); {
+			version = max(version, since(entry.Value()))
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if field := v.Type().Field(i); field.IsExported() && !v.Field(i).IsZero() {
+				named, _ := strconv.Atoi(field.Tag.Get("since"))
+				version = max(version, named, since(v.Field(i)))
 			}
 		}
 	}

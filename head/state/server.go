@@ -225,6 +225,19 @@ func (s *Server) allRead(version int) error {
 	return nil
 }
 
+// Readable gives the changes that every member reads: one that waits for an upgrade
+// holds no other up. The error says why some are left out.
+func (s *Server) Readable(changes []Change) (readable []Change, err error) {
+	for _, c := range changes {
+		if unread := s.allRead(Command{Changes: []Change{c}}.needs()); unread != nil {
+			err = unread
+			continue
+		}
+		readable = append(readable, c)
+	}
+	return readable, err
+}
+
 // TooNew tells that the log holds a command which this program can't read: the
 // View is not followed any further, and the head must end.
 func (s *Server) TooNew() <-chan error { return s.machine.tooNew }

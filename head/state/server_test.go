@@ -184,6 +184,9 @@ func TestLeaderWritesWhatAllRead(t *testing.T) {
 	if err := commit(t, s, command(deployment("d", 1))); err != nil {
 		t.Errorf("an old command: %v", err)
 	}
+	if readable, err := s.Readable([]Change{key("b", 2), deployment("d", 2)}); !errors.Is(err, ErrVersion) || len(readable) != 1 || readable[0].PutDeployment == nil {
+		t.Errorf("of a new and an old change it reads %+v, %v", readable, err)
+	}
 	old.PutHead.Reads = 2
 	if err := commit(t, s, command(old)); err != nil {
 		t.Fatal(err)

@@ -127,7 +127,7 @@ type Placement struct {
 	Device      string
 	// Memory is what it takes of its device where the slices of a replica are uneven;
 	// 0: what the replica's fullest takes.
-	Memory int64 `cbor:",omitempty" json:",omitempty"`
+	Memory int64 `cbor:",omitempty" json:",omitempty" since:"3"`
 }
 
 // Takes is the memory that a shard takes of its device, as planned.
@@ -144,7 +144,7 @@ type Node struct {
 	Devices []Device
 	Labels  map[string]string
 	Drained bool // it takes no shards: an operator has said so
-	Forced  bool `cbor:",omitempty"` // and keeps none, whether they find another place or not
+	Forced  bool `cbor:",omitempty" since:"3"` // and keeps none, whether they find another place or not
 }
 
 // Zone is the label that replicas are spread by.

@@ -7,12 +7,15 @@ CUDA_CACHE   := $(CURDIR)/.cache
 CUDA_PIP     := $(CUDA_CACHE)/cuda/nvidia/cu13
 CUDA_ROOT    := $(or $(CUDA_HOME),$(CUDA_PIP))
 CUDA_IMAGE   := $(addprefix kernels/cuda/,products.fatbin attention.fatbin rows.fatbin)
+CUDA_PKGS    := . ./kernels/cuda ./node/... ./runtime/model ./runtime/engine
 CUDA_ENV      = CGO_ENABLED=1 \
                 CGO_CFLAGS="-I$(CURDIR)/kernels/cuda/driver -I$(CUDA_ROOT)/include" \
                 CGO_LDFLAGS="-L$(CUDA_CACHE)/lib -ldl"
 
-cuda: toolchain $(CUDA_IMAGE) $(CUDA_CACHE)/lib/libcuda.a ## build bin/manta-cuda (with and without a GPU it starts)
+cuda: toolchain $(CUDA_IMAGE) $(CUDA_CACHE)/lib/libcuda.a ## build and check bin/manta-cuda (with and without a GPU it starts)
 	@$(CUDA_ENV) $(GO) build -trimpath -tags cuda -ldflags '$(LDFLAGS)' -o bin/manta-cuda .
+	@$(CUDA_ENV) $(GO) vet -tags cuda,fault $(CUDA_PKGS)
+	@$(CUDA_ENV) $(GO) run $(STATIC) -tags cuda,fault $(CUDA_PKGS)
 
 GPU          := $(CUDA_CACHE)/gpu
 # Work to measure with: shapes/NAME/config.json, chat-1000.json, uniform-256.json.

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"manta/kernels"
 	"manta/parallel/shard"
 	"manta/runtime/engine"
@@ -85,30 +83,14 @@ func Start(ctx context.Context, cfg LoadConfig) (_ *Engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	group, ctx := errgroup.WithContext(ctx)
-	epoch, err := local.Epoch(1, engine.Where{})
-	var run func(context.Context) error
-	if err == nil {
-		e.engine, _, run, err = epoch.Drive(func(o []engine.Output) {
-			select {
-			case e.outputs <- slices.Clone(o):
-			case <-ctx.Done():
-			}
-		})
-	}
-	if err != nil {
-		cancel()
-		return nil, errors.Join(err, local.Close())
-	}
-	group.Go(func() error { return run(ctx) })
-	e.stop = func() error {
-		cancel()
-		err := group.Wait()
-		if errors.Is(err, context.Canceled) {
-			err = nil
+	e.engine, e.stop, err = drive(ctx, local, func(ctx context.Context, o []engine.Output) {
+		select {
+		case e.outputs <- slices.Clone(o):
+		case <-ctx.Done():
 		}
-		return errors.Join(err, local.Close(), w.Close())
+	}, w.Close)
+	if err != nil {
+		return nil, err
 	}
 	if _, err := e.Do([]Request{{1, 1}}); err != nil {
 		return nil, errors.Join(err, e.stop())

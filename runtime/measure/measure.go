@@ -6,10 +6,12 @@
 package measure
 
 import (
+	"context"
 	"errors"
 
 	"manta/kernels"
 	"manta/parallel/shard"
+	"manta/runtime/engine"
 	"manta/runtime/model"
 	"manta/runtime/weights"
 )
@@ -36,6 +38,32 @@ func open(path string) (*opened, error) {
 		return nil, errors.Join(err, w.Close())
 	}
 	return &opened{w, spec}, nil
+}
+
+// drive runs an engine in its first epoch until stop is called, which frees its ranks
+// and then its weights. On an error the ranks are free, the weights are not.
+func drive(ctx context.Context, local *engine.Local, deliver func(context.Context, []engine.Output), weights func() error) (_ *engine.Engine, stop func() error, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	epoch, err := local.Epoch(1, engine.Where{})
+	if err != nil {
+		cancel()
+		return nil, nil, errors.Join(err, local.Close())
+	}
+	e, _, run, err := epoch.Drive(func(o []engine.Output) { deliver(ctx, o) })
+	if err != nil {
+		cancel()
+		return nil, nil, errors.Join(err, local.Close())
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx) }()
+	return e, func() error {
+		cancel()
+		err := <-ended
+		if errors.Is(err, context.Canceled) {
+			err = nil
+		}
+		return errors.Join(err, local.Close(), weights())
+	}, nil
 }
 
 // whole is the layout of one rank.

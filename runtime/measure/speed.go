@@ -78,31 +78,14 @@ func start(ctx context.Context, path string, d Device, w Work) (*running, error)
 	if err != nil {
 		return nil, errors.Join(err, m.weights.Close())
 	}
-	free := func(err error) error { return errors.Join(err, local.Close(), m.weights.Close()) }
-	epoch, err := local.Epoch(1, engine.Where{})
-	if err != nil {
-		return nil, free(err)
-	}
 	r := &running{outputs: make(chan engine.Output, w.Prompt+w.Output), vocab: m.spec.Shapes().Vocab, bytes: bytesPerToken(m.spec.Shapes())}
-	e, _, run, err := epoch.Drive(func(list []engine.Output) {
+	r.engine, r.stop, err = drive(ctx, local, func(_ context.Context, list []engine.Output) {
 		for _, o := range list {
 			r.outputs <- o
 		}
-	})
+	}, m.weights.Close)
 	if err != nil {
-		return nil, free(err)
-	}
-	r.engine = e
-	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan error, 1)
-	go func() { ended <- run(ctx) }()
-	r.stop = func() error {
-		cancel()
-		err := <-ended
-		if errors.Is(err, context.Canceled) {
-			err = nil
-		}
-		return free(err)
+		return nil, errors.Join(err, m.weights.Close())
 	}
 	return r, nil
 }

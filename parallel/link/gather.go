@@ -28,10 +28,12 @@ func (g *gatherer) hold(next bool) {
 	g.holding = next
 }
 
-// flush writes what was collected, and goes on to collect.
+// flush writes what was collected, and collects no more until it is told: while the
+// sender waits, what the client library writes must not.
 func (g *gatherer) flush() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.holding = false
 	return g.write()
 }
 

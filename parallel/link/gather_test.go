@@ -50,8 +50,7 @@ func TestGatherer(t *testing.T) {
 			g.hold(true)
 			g.Write(record(1))
 			g.flush()
-			g.Write(record(2))
-			g.flush()
+			g.Write(record(2)) // the client library's
 			g.flush()
 		}, []int{1, 1}},
 	} {

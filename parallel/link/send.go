@@ -237,6 +237,9 @@ func (n *lane) connect(ctx context.Context) error {
 	n.mu.Unlock()
 	if ended == nil {
 		_, err = conn.Subscribe(creditSubject(n.link.self, n.key.which), n.credit)
+		if err == nil { // chunks are written past the client library: credit for them may come before it asks for it
+			err = conn.FlushTimeout(timeout)
+		}
 		if err == nil {
 			return nil
 		}

@@ -31,11 +31,11 @@ func TestNoStreamIsDropped(t *testing.T) {
 		replicasReady(t, c, 3)
 	})
 	l.through("delete the leader's pod", func(t *testing.T) {
-		kubectl(t, "-n", namespace, "delete", "pod", leader(t))
+		deletePods(t, leader(t))
 		podsReady(t, namespace, headPods, headsOf)
 	})
 	l.through("delete a node's pod", func(t *testing.T) {
-		kubectl(t, "-n", namespace, "delete", "pod", "manta-node-0")
+		deletePods(t, "manta-node-0")
 		podsReady(t, namespace, nodePods, 3)
 		replicasReady(t, c, 3)
 	})
@@ -54,7 +54,7 @@ func TestNoStreamIsDropped(t *testing.T) {
 		l.through("helm upgrade to another image, heads and nodes", to(newImage))
 	}
 	l.through("delete all heads at once", func(t *testing.T) {
-		kubectl(t, "-n", namespace, "delete", "pod", "-l", headPods)
+		deletePods(t, "-l", headPods)
 		podsReady(t, namespace, headPods, headsOf)
 		replicasReady(t, c, 3)
 	})
@@ -110,7 +110,7 @@ func scale(t *testing.T, nodes int) {
 // went.
 func spread(t *testing.T) {
 	t.Helper()
-	kubectl(t, "-n", namespace, "delete", "pod", "manta-head-2", "manta-node-1", "manta-node-2")
+	deletePods(t, "manta-head-2", "manta-node-1", "manta-node-2")
 	podsReady(t, namespace, headPods, headsOf)
 	podsReady(t, namespace, nodePods, 3)
 }

@@ -117,6 +117,13 @@ func podsReady(t *testing.T, namespace, selector string, count int) time.Duratio
 	})
 }
 
+// deletePods asks for pods to end; podsReady, which comes next, waits for others in
+// their places. kubectl's own wait was seen to go on when all was long over.
+func deletePods(t *testing.T, which ...string) {
+	t.Helper()
+	kubectl(t, append([]string{"-n", namespace, "delete", "pod", "--wait=false"}, which...)...)
+}
+
 // report shows what there is to see when a test has failed.
 func report(t *testing.T, namespace string) {
 	t.Helper()

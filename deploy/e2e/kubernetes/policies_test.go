@@ -49,7 +49,7 @@ func TestPolicies(t *testing.T) {
 		replicasReady(t, c, 2)
 	})
 	l.through("policies enforced: delete the leader's pod", func(t *testing.T) {
-		kubectl(t, "-n", namespace, "delete", "pod", leader(t))
+		deletePods(t, leader(t))
 		podsReady(t, namespace, headPods, headsOf)
 		replicasReady(t, c, 2)
 	})

@@ -50,7 +50,6 @@ type slot struct {
 	host   []byte // pinned: meta and lists up, results down
 	event  cu.Event
 	sent   time.Time // when the step began to be handed to the device
-	err    error
 	answer chan answer
 }
 

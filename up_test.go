@@ -167,7 +167,7 @@ func TestDrain(t *testing.T) {
 					status, _ := p.get("/readyz")
 					return status == http.StatusServiceUnavailable
 				})
-				waitFor(t, "a second signal to end it", func() bool { return p.Process.Process.Signal(syscall.SIGTERM) != nil })
+				waitFor(t, "a second signal to end it", func() bool { return p.Send(syscall.SIGTERM) != nil })
 				if code := p.Wait(t); code != 130 {
 					t.Fatalf("exit code %d", code)
 				}

@@ -160,7 +160,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 		case <-s.Ended:
 			ended = true
 		case <-again.C:
-			_ = s.Process.Process.Signal(syscall.SIGTERM) // it may have just ended
+			_ = s.Send(syscall.SIGTERM) // it may have just ended
 		case <-time.After(processtest.Patience):
 			t.Fatal("it goes on")
 		}

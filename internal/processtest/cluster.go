@@ -137,7 +137,7 @@ func (c *Cluster) Start(name string) {
 // Kill ends members at once; what they held is free when it returns.
 func (c *Cluster) Kill(names ...string) {
 	for _, name := range names {
-		_ = c.members[name].Process.Kill() // it may have ended by itself
+		_ = c.members[name].Send(os.Kill) // it may have ended by itself
 	}
 	for _, name := range names {
 		<-c.members[name].Ended

@@ -64,23 +64,23 @@ func Command(program string, args ...string) *exec.Cmd {
 
 // Process is one that was started.
 type Process struct {
-	*exec.Cmd
-	Out, Err *Text         // what it has written; one and the same where Start was told so
-	Ended    chan struct{} // closed when it has ended
+	Out, Err *Text           // what it has written; one and the same where Start was told so
+	Ended    <-chan struct{} // closed when it has ended
+	cmd      *exec.Cmd
 }
 
 // Start starts a command that writes to out and errs.
 func Start(cmd *exec.Cmd, out, errs *Text) (*Process, error) {
-	p := &Process{Cmd: cmd, Out: out, Err: errs, Ended: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = out, errs
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	ended := make(chan struct{})
 	go func() {
-		defer close(p.Ended)
-		_ = cmd.Wait() // ProcessState has it
+		defer close(ended)
+		_ = cmd.Wait() // Code tells
 	}()
-	return p, nil
+	return &Process{out, errs, ended, cmd}, nil
 }
 
 var address = regexp.MustCompile(`http://[0-9.]+:\d+`)
@@ -111,23 +111,26 @@ func Up(cmd *exec.Cmd) (p *Process, url string, err error) {
 
 // Kill ends the process without a word, as a crash does; what it held is free then.
 func (p *Process) Kill() {
-	_ = p.Process.Kill() // it may have ended by itself
+	_ = p.Send(os.Kill) // it may have ended by itself
 	<-p.Ended
 }
+
+// Send sends a signal; it fails where the process has ended.
+func (p *Process) Send(what os.Signal) error { return p.cmd.Process.Signal(what) }
 
 // Signal sends a signal to a process that must be there.
 func (p *Process) Signal(t testing.TB, what os.Signal) {
 	t.Helper()
-	if err := p.Process.Signal(what); err != nil {
+	if err := p.Send(what); err != nil {
 		t.Fatalf("%v: %v", what, err)
 	}
 }
 
 // Pid is the process's id.
-func (p *Process) Pid() int { return p.Process.Pid }
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
 
 // Code is the exit code, -1 for a signal; only after Ended.
-func (p *Process) Code() int { return p.ProcessState.ExitCode() }
+func (p *Process) Code() int { return p.cmd.ProcessState.ExitCode() }
 
 // Wait waits for the end and gives the exit code.
 func (p *Process) Wait(t testing.TB) int {

@@ -41,19 +41,13 @@ type bench struct {
 func start(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{Cluster: processtest.NewCluster(t, headCount), t: t, model: llama8B(t)}
-	for _, address := range b.API {
+	for i, address := range b.API {
+		b.Head(i)
 		b.urls = append(b.urls, "http://"+address)
 	}
-	return b
-}
-
-// run starts the heads.
-func (b *bench) run() {
-	for i := range headCount {
-		b.Head(i, "--stream-interval", fmt.Sprint(*every))
-	}
 	b.client = client.New("", b.urls...)
-	b.t.Cleanup(b.client.Close)
+	t.Cleanup(b.client.Close)
+	return b
 }
 
 // add runs so many more nodes on simulated devices.

@@ -48,7 +48,6 @@ type figures struct {
 // What heads cost, from one node on: the table of `make bench-scale`.
 func TestScale(t *testing.T) {
 	b := start(t)
-	b.run()
 	b.until("three heads", func(s *api.ClusterState) bool { return len(s.Heads) == headCount })
 	// Requests to this replica take a step that hardly takes time: what they wait is
 	// the cluster's own.

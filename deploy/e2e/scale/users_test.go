@@ -37,7 +37,6 @@ func (b *bench) bound(holds bool, format string, args ...any) {
 // Many users share one cluster: three heads, simulated devices.
 func TestUsers(t *testing.T) {
 	b := start(t)
-	b.run()
 	b.until("three heads", func(s *api.ClusterState) bool { return len(s.Heads) == headCount })
 	for name, test := range map[string]func(*bench){"a flood": (*bench).flood, "overload": (*bench).overloaded, "from zero": (*bench).fromZero, "chats": (*bench).chats} {
 		t.Run(name, func(t *testing.T) {

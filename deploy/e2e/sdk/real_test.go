@@ -50,7 +50,7 @@ func serve(tests func() int) (code int, err error) {
 		return 0, err
 	}
 	code = tests()
-	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := p.Send(syscall.SIGTERM); err != nil {
 		return 0, err
 	}
 	<-p.Ended

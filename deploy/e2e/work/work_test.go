@@ -28,7 +28,7 @@ func up(t *testing.T, key string) (binary, url string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = p.Process.Signal(syscall.SIGTERM) // it may have ended
+		_ = p.Send(syscall.SIGTERM) // it may have ended
 		<-p.Ended
 		if t.Failed() {
 			t.Logf("%s", p.Err)

@@ -42,7 +42,7 @@ func start(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{Cluster: processtest.NewCluster(t, headCount), t: t, model: llama8B(t)}
 	for i, address := range b.API {
-		b.Head(i)
+		b.Head(i, "--stream-interval", fmt.Sprint(*every))
 		b.urls = append(b.urls, "http://"+address)
 	}
 	b.client = client.New("", b.urls...)

@@ -184,8 +184,15 @@ type pending struct {
 	sampled []kernels.Sampled
 }
 
+// grain is what Go rounds the timers of an idle process up to, on Linux: it waits for
+// them in epoll, by the millisecond.
+const grain = time.Millisecond
+
 // Wait returns when the step has taken its time.
 func (p pending) Wait() ([]kernels.Sampled, error) {
+	if left := time.Until(p.ready); left > 0 && left < grain {
+		rest(left)
+	}
 	if left := time.Until(p.ready); left > 0 {
 		timer := time.NewTimer(left)
 		defer timer.Stop()

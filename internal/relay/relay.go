@@ -1,5 +1,6 @@
-// Package relay stands between two processes of a test: it counts what passes, and
-// can cut the way as a network does that drops packets. It is never part of the program.
+// Package relay stands between two processes of a test (Relay), or between all of a
+// cluster (Mesh): it counts what passes, and can cut the way as a network does that drops
+// packets. It is never part of the program.
 package relay
 
 import (
@@ -93,29 +94,33 @@ func (r *Relay) accept() {
 		}
 		r.wg.Go(func() {
 			defer near.Close()
-			if !r.pass() {
-				return
+			if r.pass() {
+				forward(r.ctx, near, r.behind, r.pass, &r.forth, &r.back)
 			}
-			far, err := (&net.Dialer{}).DialContext(r.ctx, "tcp", r.behind)
-			if err != nil {
-				return
-			}
-			defer far.Close()
-			defer context.AfterFunc(r.ctx, func() { near.Close(); far.Close() })()
-			var both sync.WaitGroup
-			both.Go(func() { defer far.Close(); r.copy(far, near, &r.forth) })
-			both.Go(func() { defer near.Close(); r.copy(near, far, &r.back) })
-			both.Wait()
 		})
 	}
 }
 
-func (r *Relay) copy(to io.Writer, from io.Reader, count *atomic.Int64) {
+// forward carries a connection to an address, as long as pass lets it, and counts.
+func forward(ctx context.Context, near net.Conn, behind string, pass func() bool, forth, back *atomic.Int64) {
+	far, err := (&net.Dialer{}).DialContext(ctx, "tcp", behind)
+	if err != nil {
+		return
+	}
+	defer far.Close()
+	defer context.AfterFunc(ctx, func() { near.Close(); far.Close() })()
+	var both sync.WaitGroup
+	both.Go(func() { defer far.Close(); carry(far, near, pass, forth) })
+	both.Go(func() { defer near.Close(); carry(near, far, pass, back) })
+	both.Wait()
+}
+
+func carry(to io.Writer, from io.Reader, pass func() bool, count *atomic.Int64) {
 	buffer := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buffer)
 		if n > 0 {
-			if !r.pass() {
+			if !pass() {
 				return
 			}
 			count.Add(int64(n))

@@ -232,12 +232,7 @@ func (b *bench) whole() {
 // undisturbed run. What was stopped or cut off comes back while streams run, and
 // changes nothing any more.
 func TestKillMatrix(t *testing.T) {
-	var n *network
-	if haveNamespaces() {
-		n = newNetwork(t)
-	} else {
-		t.Log("network namespaces can't be made here: links are not cut")
-	}
+	n := newNetwork(t)
 	b := newBenchOn(t, n, "cpu")
 	b.deploy()
 	undisturbed := b.all(func() {})

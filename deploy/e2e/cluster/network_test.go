@@ -3,17 +3,52 @@
 package cluster
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 )
 
-// network gives each member a network namespace of its own on one bridge, so that
-// links can be cut. It needs root and iproute2.
-type network struct {
+// A network has links between members that can be cut.
+type network interface {
+	add(member string)
+	address(member string) string // that others reach a member at
+	host(member string) string    // that it listens on
+	// command runs a member's program.
+	command(member, binary string, args ...string) *exec.Cmd
+	// isolate cuts a member off from everyone, cut breaks the link between two, both
+	// ways; both prove it.
+	isolate(member string) (heal func())
+	cut(a, b string) (heal func())
+}
+
+// Ports of every member on its own address: none that a program of this machine is
+// likely to have on all addresses.
+const gossipPort, raftPort, linkPort, apiPort = 17946, 17947, 17948, 18000
+
+var relayed = flag.Bool("relays", false, "cut links by relays also where namespaces can be made")
+
+// newNetwork gives one of namespaces where this process may make them, else one of
+// relays; nil: neither can be had here.
+func newNetwork(t *testing.T) network {
+	t.Helper()
+	switch {
+	case !*relayed && haveNamespaces():
+		return newNamespaces(t)
+	case runtime.GOOS == "linux":
+		return newRelays(t)
+	}
+	t.Log("this system has neither network namespaces nor enough loopback addresses: links are not cut")
+	return nil
+}
+
+// namespaces gives each member a network namespace of its own on one bridge. It needs
+// root and iproute2.
+type namespaces struct {
 	t      *testing.T
 	prefix string // of the names of interfaces and namespaces
 	subnet string // first three octets
@@ -32,11 +67,11 @@ func haveNamespaces() bool {
 	return exec.Command("ip", "netns", "del", name).Run() == nil
 }
 
-// newNetwork makes the bridge; the tests themselves are at its first address.
-func newNetwork(t *testing.T) *network {
+// newNamespaces makes the bridge; the tests themselves are at its first address.
+func newNamespaces(t *testing.T) *namespaces {
 	t.Helper()
 	pid := os.Getpid()
-	n := &network{
+	n := &namespaces{
 		t: t, prefix: fmt.Sprintf("m%x-", pid%0x1000000), index: map[string]int{},
 		subnet: fmt.Sprintf("10.%d.%d", 64+pid/256%128, pid%256),
 	}
@@ -47,12 +82,12 @@ func newNetwork(t *testing.T) *network {
 	return n
 }
 
-func (n *network) try(args ...string) (string, error) {
+func (n *namespaces) try(args ...string) (string, error) {
 	out, err := exec.Command("ip", args...).CombinedOutput()
 	return string(out), err
 }
 
-func (n *network) ip(args ...string) {
+func (n *namespaces) ip(args ...string) {
 	n.t.Helper()
 	if out, err := n.try(args...); err != nil {
 		n.t.Fatalf("ip %s: %v: %s", strings.Join(args, " "), err, out)
@@ -60,7 +95,7 @@ func (n *network) ip(args ...string) {
 }
 
 // add makes a member's namespace and gives its address.
-func (n *network) add(member string) {
+func (n *namespaces) add(member string) {
 	n.t.Helper()
 	i := len(n.index)
 	n.index[member] = i
@@ -76,15 +111,16 @@ func (n *network) add(member string) {
 	n.ip("-n", space, "link", "set", "eth0", "up")
 }
 
-func (n *network) space(member string) string { return fmt.Sprint(n.prefix, n.index[member]) }
-func (n *network) outer(member string) string { return fmt.Sprint(n.prefix, "v", n.index[member]) }
+func (n *namespaces) space(member string) string { return fmt.Sprint(n.prefix, n.index[member]) }
+func (n *namespaces) outer(member string) string { return fmt.Sprint(n.prefix, "v", n.index[member]) }
 
-func (n *network) address(member string) string {
+func (n *namespaces) address(member string) string {
 	return fmt.Sprintf("%s.%d", n.subnet, 10+n.index[member])
 }
 
-// isolate cuts a member off from everyone, and proves it.
-func (n *network) isolate(member string) (heal func()) {
+func (n *namespaces) host(member string) string { return n.address(member) }
+
+func (n *namespaces) isolate(member string) (heal func()) {
 	n.t.Helper()
 	n.ip("link", "set", n.outer(member), "down")
 	if out, err := n.try("-o", "link", "show", "dev", n.outer(member)); err != nil || !strings.Contains(out, "state DOWN") {
@@ -93,8 +129,7 @@ func (n *network) isolate(member string) (heal func()) {
 	return func() { n.ip("link", "set", n.outer(member), "up") }
 }
 
-// cut breaks the link between two members, both ways, and proves it.
-func (n *network) cut(a, b string) (heal func()) {
+func (n *namespaces) cut(a, b string) (heal func()) {
 	n.t.Helper()
 	pairs := [][2]string{{a, b}, {b, a}}
 	for _, p := range pairs {
@@ -112,8 +147,7 @@ func (n *network) cut(a, b string) (heal func()) {
 	}
 }
 
-// command runs a member's program in its namespace.
-func (n *network) command(member, binary string, args ...string) *exec.Cmd {
+func (n *namespaces) command(member, binary string, args ...string) *exec.Cmd {
 	return exec.Command("ip", append([]string{"netns", "exec", n.space(member), binary}, args...)...)
 }
 

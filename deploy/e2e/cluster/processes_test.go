@@ -30,8 +30,8 @@ type bench struct {
 	*processtest.Cluster
 	t       *testing.T
 	binary  string
-	network *network // nil: all members are on loopback
-	devices string   // of each node
+	network network // nil: all members are on one address
+	devices string  // of each node
 }
 
 func binary(t *testing.T) string {
@@ -45,9 +45,9 @@ func binary(t *testing.T) string {
 
 func newBench(t *testing.T) *bench { return newBenchOn(t, nil, "cpu") }
 
-// newBenchOn starts the cluster on a network of namespaces, or on loopback, with
-// nodes that offer certain devices.
-func newBenchOn(t *testing.T, n *network, devices string) *bench {
+// newBenchOn starts the cluster on a network, or on loopback, with nodes that offer
+// certain devices.
+func newBenchOn(t *testing.T, n network, devices string) *bench {
 	t.Helper()
 	if n != nil { // before the cluster, which so ends first
 		for i := range headCount {
@@ -62,9 +62,9 @@ func newBenchOn(t *testing.T, n *network, devices string) *bench {
 	if n != nil {
 		for i := range headCount {
 			address := n.address(processtest.HeadName(i))
-			b.Gossip[i], b.API[i] = address+":7946", address+":8000"
+			b.Gossip[i], b.API[i] = fmt.Sprint(address, ":", gossipPort), fmt.Sprint(address, ":", apiPort)
 		}
-		b.Host = n.address
+		b.Host = n.host
 		b.Command = func(name string, args ...string) *exec.Cmd { return n.command(name, b.binary, args...) }
 	}
 	b.meet()

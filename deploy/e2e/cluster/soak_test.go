@@ -125,10 +125,7 @@ func (b *bench) disturb(random *rand.Rand) string {
 // tokens of the undisturbed run, and at the end no process holds more blocks,
 // goroutines, files or memory than work of that kind takes.
 func TestSoak(t *testing.T) {
-	var n *network
-	if haveNamespaces() {
-		n = newNetwork(t)
-	}
+	n := newNetwork(t)
 	b := newBenchOn(t, n, "cpu")
 	b.deploy()
 	undisturbed := b.all(func() {})

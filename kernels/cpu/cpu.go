@@ -192,6 +192,7 @@ func (o *Ops) Begin(b *kernels.Batch) error {
 
 // End closes the step.
 func (o *Ops) End() kernels.Pending {
+	o.pool.rest()
 	p := pending{o.sampled, o.failed}
 	o.batch, o.sampled = nil, nil
 	return p

@@ -19,11 +19,13 @@ const (
 	spinRounds = 8
 )
 
-// A pool runs tasks on the caller and on workers-1 threads of its own. Between
+// A pool runs tasks on the caller and on workers-1 goroutines of its own. Between
 // tasks they spin for some tens of microseconds, then park: an idle pool takes
-// no processor time. A thread that comes when all units are taken is not waited
-// for, so that a processor that others use delays nothing. One goroutine at a
-// time calls run and close.
+// no processor time. A worker that comes when all units are taken is not waited
+// for, so that a processor that others use delays nothing. After rest the first
+// worker parks at once: what waits for a processor, as all that becomes of a step's
+// tokens, has its, and it comes back when that is done. One goroutine at a time
+// calls run, rest and close.
 type pool struct {
 	workers int
 	spin    spinner
@@ -35,7 +37,7 @@ type pool struct {
 	ranges []unitRange // one a worker
 	_      [64]byte
 	// gate holds the task's number, whether it is closed to those who come late,
-	// and how many threads work at it.
+	// whether the first worker rests, and how many work at it.
 	gate atomic.Uint32
 	_    [64]byte
 }
@@ -44,7 +46,8 @@ type pool struct {
 const (
 	working uint32 = 1<<10 - 1
 	closed  uint32 = 1 << 10
-	turn    uint32 = 1 << 11
+	resting uint32 = 1 << 11
+	turn    uint32 = 1 << 12
 )
 
 // A unitRange is the consecutive units that one worker does first, so that the
@@ -101,9 +104,16 @@ func (p *pool) run(t task, units int) {
 	p.task = nil
 }
 
+// rest lets the first worker park until the next task.
+func (p *pool) rest() {
+	if len(p.threads) > 0 {
+		p.gate.Or(resting)
+	}
+}
+
 // begin opens the gate for the next task and wakes who has parked.
 func (p *pool) begin() {
-	p.gate.Store(p.gate.Load()&^closed + turn)
+	p.gate.Store(p.gate.Load()&^(closed|resting) + turn)
 	for _, t := range p.threads {
 		if t.parked.Load() && t.parked.CompareAndSwap(true, false) {
 			t.wake <- struct{}{}
@@ -126,8 +136,6 @@ func (p *pool) work(worker int) {
 
 func (p *pool) serve(t *thread, worker int) {
 	defer p.ended.Done()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	done := uint32(0)
 	for p.join(t, done) {
 		p.work(worker)
@@ -148,7 +156,7 @@ func (p *pool) join(t *thread, done uint32) bool {
 			if p.gate.CompareAndSwap(g, g+1) {
 				return true
 			}
-		case round < spinRounds:
+		case round < spinRounds && (g&resting == 0 || t != p.threads[0]):
 			if !p.spin.wait(&p.gate, g) {
 				round++
 			}

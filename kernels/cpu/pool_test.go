@@ -17,8 +17,8 @@ type countTask struct{ done []atomic.Int32 }
 
 func (t *countTask) do(_, unit int) { t.done[unit].Add(1) }
 
-// Each unit of each task is done once, by any number of threads, spinning or
-// parked.
+// Each unit of each task is done once, by any number of threads, spinning, parked or
+// resting.
 func TestPoolDoesEachUnitOnce(t *testing.T) {
 	for _, set := range sets() {
 		for threads := 1; threads <= 4; threads++ {
@@ -31,6 +31,9 @@ func TestPoolDoesEachUnitOnce(t *testing.T) {
 					if n := task.done[u].Load(); n != 1 {
 						t.Fatalf("%s, %d threads, round %d: unit %d done %d times", set.name, threads, round, u, n)
 					}
+				}
+				if round%3 == 0 {
+					o.pool.rest()
 				}
 				if round%100 == 50 { // until all have parked
 					for _, other := range o.pool.threads {

@@ -58,6 +58,9 @@ func (l *Link) HandleCall(kind string, limit int, handler func(context.Context, 
 // Call asks a peer and waits for its answer, or for the end of ctx, which bounds
 // the wait. An error that the peer's handler gave is wrapped in ErrRemote.
 func (l *Link) Call(ctx context.Context, to trust.Identity, kind string, data []byte) ([]byte, error) {
+	if err := ctx.Err(); err != nil { // else an answer could come first
+		return nil, fmt.Errorf("%s to %s: %w", kind, to, err)
+	}
 	var random [8]byte
 	rand.Read(random[:])
 	id := binary.LittleEndian.Uint64(random[:]) | 1

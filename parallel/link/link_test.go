@@ -172,6 +172,8 @@ func TestCalls(t *testing.T) {
 	a := start(t, d, headA, secret, nil)
 	b := start(t, d, nodeB, secret, nil)
 	release, entered := make(chan struct{}), make(chan struct{})
+	free := sync.OnceFunc(func() { close(release) })
+	defer free() // the links' end waits for who answers
 	b.HandleCall("echo", 4, func(_ context.Context, m Message) ([]byte, error) { return m.Data, nil })
 	b.HandleCall("fail", 4, func(_ context.Context, m Message) ([]byte, error) { return nil, errors.New("no such thing") })
 	b.HandleCall("one", 1, func(context.Context, Message) ([]byte, error) {
@@ -205,7 +207,7 @@ func TestCalls(t *testing.T) {
 	if _, err := a.Call(ctx, nodeB, "echo", nil); !errors.Is(err, context.Canceled) {
 		t.Fatalf("cancelled call: %v", err)
 	}
-	close(release)
+	free()
 	wg.Wait()
 }
 

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -110,7 +111,7 @@ func (c *Client) call(ctx context.Context, method, path string, body, into any) 
 	}
 	var failure error
 	for at := range c.all() {
-		response, err := c.send(ctx, at, method, path, data, "")
+		response, err := c.send(ctx, at, method, path, data, nil)
 		if err != nil {
 			failure = err
 			if ctx.Err() != nil || answered(err) && !unavailable(err) {
@@ -169,19 +170,17 @@ func (c *Client) all() iter.Seq[int] {
 }
 
 // send gives a successful response of a head, whose body the caller closes.
-func (c *Client) send(ctx context.Context, at int, method, path string, body []byte, lastEvent string) (*http.Response, error) {
+func (c *Client) send(ctx context.Context, at int, method, path string, body []byte, header http.Header) (*http.Response, error) {
 	request, err := http.NewRequestWithContext(ctx, method, c.bases[at]+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
+	maps.Copy(request.Header, header)
 	if body != nil {
 		request.Header.Set("Content-Type", "application/json")
 	}
 	if c.key != "" {
 		request.Header.Set("Authorization", "Bearer "+c.key)
-	}
-	if lastEvent != "" {
-		request.Header.Set("Last-Event-ID", lastEvent)
 	}
 	response, err := c.http.Do(request)
 	if err != nil {

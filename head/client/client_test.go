@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -60,6 +61,37 @@ func TestStreamGoesOn(t *testing.T) {
 	}
 	if got := strings.Join(*asked, " "); got != " at-2 at-4" {
 		t.Errorf("asked %q", got)
+	}
+}
+
+// A connection that the server closed just as it was used again is no failure.
+func TestClosedConnectionIsReplaced(t *testing.T) {
+	var connections, requests atomic.Int64
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-Idempotency-Key") != "" {
+			t.Error("the mark was sent")
+		}
+		if requests.Add(1) == 2 { // the first on a used connection
+			panic(http.ErrAbortHandler)
+		}
+		fmt.Fprint(w, "id: at-1\ndata: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: [DONE]\n\n")
+	}))
+	server.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			connections.Add(1)
+		}
+	}
+	server.Start()
+	defer server.Close()
+	c := New("", server.URL)
+	defer c.Close()
+	for range 2 {
+		if _, err := c.Complete(t.Context(), "m", "x", Options{}, func(Piece) error { return nil }); err != nil {
+			t.Error(err)
+		}
+	}
+	if connections.Load() != 2 || requests.Load() != 3 {
+		t.Errorf("%d connections, %d requests", connections.Load(), requests.Load())
 	}
 }
 

@@ -118,7 +118,13 @@ func (s *stream) once(ctx context.Context, at int) error {
 	if s.last == "" {
 		alarm.Stop() // it may be any server, or wait for a replica
 	}
-	response, err := s.client.send(ctx, at, http.MethodPost, s.path, s.body, s.last)
+	// The key is not sent. It lets http.Transport take another connection when the server
+	// had closed the one that it took, and nothing was answered yet.
+	header := http.Header{"X-Idempotency-Key": nil}
+	if s.last != "" {
+		header.Set("Last-Event-ID", s.last)
+	}
+	response, err := s.client.send(ctx, at, http.MethodPost, s.path, s.body, header)
 	if err != nil {
 		return errors.Join(err, context.Cause(ctx))
 	}

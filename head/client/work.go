@@ -112,7 +112,7 @@ func (c *Client) Upload(ctx context.Context, name string, from io.Reader) (strin
 func (c *Client) Download(ctx context.Context, id string, to io.Writer) error {
 	var failure error
 	for at := range c.all() {
-		response, err := c.send(ctx, at, http.MethodGet, "/v1/files/"+url.PathEscape(id)+"/content", nil, "")
+		response, err := c.send(ctx, at, http.MethodGet, "/v1/files/"+url.PathEscape(id)+"/content", nil, nil)
 		if err != nil {
 			if failure = err; ctx.Err() != nil || answered(err) {
 				return err

@@ -281,9 +281,6 @@ func TestKillMatrix(t *testing.T) {
 				} else if !fault.epoch && after != epoch {
 					t.Errorf("round %d: epoch %d became %d without need", round, epoch, after)
 				}
-				if now, _ := b.leader(); fault.leader && now == leader {
-					t.Errorf("round %d: %s leads still or again", round, leader)
-				}
 			}
 			t.Logf("| %s | %d | %v | %v |", fault.name, *rounds, percentile(pauses, 50), percentile(pauses, 99))
 		})

@@ -262,7 +262,7 @@ func (r repository) gguf(t *testing.T, architecture, kindOfVocabulary, pre strin
 	must(t, err)
 	spec, err := model.FromConfig(data)
 	must(t, err)
-	tensors := randomTensors(spec, kernels.F32, 5)
+	tensors := randomTensors(spec, kernels.F32, 9)
 	for i, w := range tensors {
 		tensors[i].Name = ggufNames.Replace(w.Name)
 		if quantized && len(w.Shape) == 2 {

@@ -55,16 +55,18 @@ type namespaces struct {
 	index  map[string]int
 }
 
-// haveNamespaces reports whether this process may make network namespaces.
+// haveNamespaces reports whether this process may make all that namespaces take:
+// containers and kernels allow some of it without the rest.
 func haveNamespaces() bool {
 	if os.Geteuid() != 0 {
 		return false
 	}
 	name := fmt.Sprintf("mt%d", os.Getpid())
-	if exec.Command("ip", "netns", "add", name).Run() != nil {
-		return false
-	}
-	return exec.Command("ip", "netns", "del", name).Run() == nil
+	ip := func(args ...string) bool { return exec.Command("ip", args...).Run() == nil }
+	defer ip("netns", "del", name)
+	defer ip("link", "del", name+"b")
+	return ip("netns", "add", name) && ip("link", "add", name+"b", "type", "bridge") &&
+		ip("link", "add", name+"v", "type", "veth", "peer", "name", "eth0", "netns", name)
 }
 
 // newNamespaces makes the bridge; the tests themselves are at its first address.

@@ -21,7 +21,7 @@ import (
 type offer struct{ devices, processes string }
 
 func (o *offer) flags(f *pflag.FlagSet) {
-	f.StringVar(&o.devices, "devices", "auto", "devices to offer: auto (GPUs if there are any), cuda, cpu, cpu:N, sim:N or sim:N@SPEED (simulated H200s: they compute nothing)")
+	f.StringVar(&o.devices, "devices", "auto", "devices to offer: auto (GPUs if there are any), cuda, cpu, cpu:N, cpu:N@PART (others leave that part of its speed), sim:N or sim:N@SPEED (simulated H200s: they compute nothing)")
 	f.StringVar(&o.processes, "device-processes", "auto", "run a replica's ranks in a process of their own: auto (on GPUs), always or never")
 }
 

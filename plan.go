@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"manta/kernels/sim"
 	"manta/parallel/shard"
 	"manta/runtime/model"
 	"manta/runtime/plan"
@@ -23,15 +24,17 @@ import (
 
 // planned is what `manta plan` prints with -o json.
 type planned struct {
-	Model   string       `json:"model"`
-	Shapes  plan.Shapes  `json:"shapes"`
-	Layout  shard.Layout `json:"layout"`
-	Device  string       `json:"device"`
-	Budget  plan.Budget  `json:"budget"`
-	Fits    bool         `json:"fits"`
-	Lacks   string       `json:"lacks,omitempty"`
-	Fit     plan.Fit     `json:"fit"`
-	Ranks   []plan.Need  `json:"ranks"`
+	Model  string       `json:"model"`
+	Shapes plan.Shapes  `json:"shapes"`
+	Layout shard.Layout `json:"layout"`
+	Device string       `json:"device"`
+	Budget plan.Budget  `json:"budget"`
+	Fits   bool         `json:"fits"`
+	Lacks  string       `json:"lacks,omitempty"`
+	Fit    plan.Fit     `json:"fit"`
+	Ranks  []plan.Need  `json:"ranks"`
+	// Seconds of a full step on each stage, where speeds were given.
+	Seconds []float64    `json:"stage_seconds,omitempty"`
 	Traffic plan.Traffic `json:"traffic_per_token"`
 	At      []atLength   `json:"concurrency"`
 }
@@ -50,6 +53,7 @@ func planCommand() *cobra.Command {
 	var memory []string
 	var utilization float64
 	var lengths []int
+	var speeds []float64
 	p := planned{}
 	command := &cobra.Command{
 		Use: "plan MODEL", Short: "Say whether a model fits, how much it serves at once, and what its links carry", Args: cobra.ExactArgs(1),
@@ -80,6 +84,9 @@ that holds config.json alone. It fails when the model does not fit.`,
 					p.Budget.Stages = append(p.Budget.Stages, int64(utilization*float64(memory)))
 				}
 			}
+			if p.Budget.Speeds, err = p.speeds(speeds); err != nil {
+				return fmt.Errorf("--gpu-speed: %w", err)
+			}
 			p.Budget = p.Budget.Defaults(p.Device)
 			if p.Budget.KVType, err = p.Shapes.CacheType(p.Device, kvCache, dtype); err != nil {
 				return err
@@ -105,6 +112,7 @@ that holds config.json alone. It fails when the model does not fit.`,
 	f.IntVar(&p.Layout.Tensor, "tensor-parallel-size", 1, "tensor ranks (--tp)")
 	f.IntVar(&p.Layout.Pipeline, "pipeline-parallel-size", 1, "pipeline stages (--pp)")
 	f.StringSliceVar(&memory, "gpu-memory", []string{"80GiB"}, "memory of each device; several, by commas: of the devices of each stage")
+	f.Float64SliceVar(&speeds, "gpu-speed", nil, "speed of the devices of each stage, by commas, in H200s: layers are cut by it too")
 	f.Float64Var(&utilization, "gpu-memory-utilization", 0.9, "part of it to use")
 	f.IntVar(&p.Budget.MaxLen, "max-model-len", 0, "most tokens of one sequence; what fits by default")
 	f.IntVar(&p.Budget.MaxSequences, "max-num-seqs", 0, "most sequences that run at once")
@@ -134,6 +142,23 @@ func (p *planned) memories(texts []string) ([]int64, error) {
 		sizes = append(sizes, size)
 	}
 	return sizes, nil
+}
+
+// speeds makes those of each stage's devices: none, one for all, or one for each.
+func (p *planned) speeds(parts []float64) (speeds []plan.Speed, err error) {
+	if len(parts) == 1 {
+		parts = slices.Repeat(parts, p.Layout.Pipeline)
+	}
+	if len(parts) > 0 && len(parts) != p.Layout.Pipeline {
+		return nil, fmt.Errorf("%d speeds for %d stages: give one for all, or one for each", len(parts), p.Layout.Pipeline)
+	}
+	for _, part := range parts {
+		if !(part > 0 && part <= 1e6) {
+			return nil, fmt.Errorf("a speed must be more than 0, got %v", part)
+		}
+		speeds = append(speeds, plan.Speed{Bandwidth: sim.H200.Bandwidth, Operations: sim.H200.Operations}.Times(part))
+	}
+	return speeds, nil
 }
 
 // shapesOf reads a model's shapes: of its weights, or of config.json alone.
@@ -182,6 +207,7 @@ func (p *planned) compute(lengths []int) error {
 		return err
 	}
 	p.Fits = err == nil
+	p.Seconds = plan.StageSeconds(p.Shapes, p.Layout, p.Budget)
 	if p.Ranks, err = plan.Needs(p.Shapes, p.Layout, p.Budget, p.Fit.Blocks); err != nil {
 		return err
 	}
@@ -223,6 +249,9 @@ func (p *planned) write(out io.Writer, each []int64, utilization float64) error 
 	}
 	if err := table.Flush(); err != nil {
 		return err
+	}
+	for stage, seconds := range p.Seconds {
+		fmt.Fprintf(out, "stage %d takes %.3g ms for a step of %d rows\n", stage, 1e3*seconds, p.Budget.MaxSequences)
 	}
 	fmt.Fprintln(out)
 	if !p.Fits {

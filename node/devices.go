@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,13 +17,14 @@ import (
 var ErrDevices = errors.New("devices")
 
 // Devices gives what --devices names: «cuda», the GPUs; «cpu», or «cpu:N» for the
-// processor as N devices that share its cores and memory; «sim:N», «sim:N@SPEED» or
+// processor as N devices that share its cores and memory, or «cpu:N@PART» where other
+// programs leave that part of its speed; «sim:N», «sim:N@SPEED» or
 // «sim:N@SPEED!TOKEN», N simulated devices that compute nothing; «auto», the GPUs if
 // there are any, else the processor.
 func Devices(text string) ([]serve.Kind, error) {
 	kind, count, several := strings.Cut(text, ":")
 	if several && kind != "cpu" && kind != "sim" {
-		return nil, fmt.Errorf("%w: %q: give auto, cuda, cpu, cpu:N or sim:N", ErrDevices, text)
+		return nil, fmt.Errorf("%w: %q: give auto, cuda, cpu, cpu:N, cpu:N@PART or sim:N", ErrDevices, text)
 	}
 	switch kind {
 	case "cpu":
@@ -31,7 +33,7 @@ func Devices(text string) ([]serve.Kind, error) {
 		return simulated(count)
 	case "cuda", "auto":
 	default:
-		return nil, fmt.Errorf("%w: %q: give auto, cuda, cpu, cpu:N or sim:N", ErrDevices, text)
+		return nil, fmt.Errorf("%w: %q: give auto, cuda, cpu, cpu:N, cpu:N@PART or sim:N", ErrDevices, text)
 	}
 	gpus, err := serve.FindCUDA()
 	switch {
@@ -43,6 +45,21 @@ func Devices(text string) ([]serve.Kind, error) {
 		return nil, fmt.Errorf("%w: %w", ErrDevices, err)
 	}
 	return nil, fmt.Errorf("%w: no GPU: is there a driver, and was this program built with make cuda?", ErrDevices)
+}
+
+// measured gives kinds with the speed of what has to be measured.
+func measured(kinds []serve.Kind) ([]serve.Kind, error) {
+	kinds = slices.Clone(kinds)
+	for i, kind := range kinds {
+		if cpu, ok := kind.(serve.CPU); ok {
+			with, err := cpu.Measured()
+			if err != nil {
+				return nil, fmt.Errorf("node: measure the processor: %w", err)
+			}
+			kinds[i] = with
+		}
+	}
+	return kinds, nil
 }
 
 // NewProcesses gives what --device-processes asks for; nil: ranks run in the node's
@@ -105,10 +122,16 @@ func processor(count string, several bool) ([]serve.Kind, error) {
 	if cpu.Model == "" {
 		cpu.Model = runtime.GOARCH
 	}
+	count, part, shared := strings.Cut(count, "@")
 	if several {
 		n, err := deviceCount("cpu", count)
 		if err != nil {
 			return nil, err
+		}
+		if shared {
+			if cpu.Part, err = strconv.ParseFloat(part, 64); err != nil || !(cpu.Part > 0 && cpu.Part <= 1) {
+				return nil, fmt.Errorf("%w: cpu:%s@%s: PART must be more than 0 and at most 1", ErrDevices, count, part)
+			}
 		}
 		cpu.Count, cpu.Threads = n, max(1, runtime.NumCPU()/n)
 	}

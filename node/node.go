@@ -101,6 +101,12 @@ func New(cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if !cfg.Alone { // else there is nothing to divide
+		if cfg.Devices, err = measured(cfg.Devices); err != nil {
+			return nil, err
+		}
+		n.cfg.Devices = cfg.Devices
+	}
 	n.link, err = link.Start(link.Config{Authority: authority, Listen: cfg.Link, Resolve: n.address, Lost: n.lost, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err

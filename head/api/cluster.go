@@ -215,4 +215,7 @@ type Device struct {
 	Kind   string `json:"kind"`
 	Name   string `json:"name"`
 	Memory int64  `json:"memory"`
+	// What it does in a second, by which layers are cut; 0: not known.
+	Bandwidth  float64 `json:"bytes_per_second,omitempty"`
+	Operations float64 `json:"operations_per_second,omitempty"`
 }

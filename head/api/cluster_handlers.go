@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"manta/head/place"
 	"manta/head/state"
 	"manta/internal/version"
 	"manta/parallel/shard"
@@ -78,8 +79,13 @@ func (s *Server) describeDeployment(view *state.View, d state.Deployment) Deploy
 			ID: replica.ID, Outdated: replica.Version != d.Version, Epoch: replica.Epoch, Phase: string(replica.Phase), Reason: replica.Reason,
 			Blocks: replica.Blocks, Nodes: replica.Nodes(), Shards: []string{},
 		}
+		seconds := place.StageSeconds(view, d, replica)
 		for _, at := range replica.Shards {
-			entry.Shards = append(entry.Shards, describeShard(d, replica, at))
+			text := describeShard(d, replica, at)
+			if seconds != nil {
+				text += fmt.Sprintf(", %.3g ms a full step", 1e3*seconds[at.Stage])
+			}
+			entry.Shards = append(entry.Shards, text)
 		}
 		if replica.Phase == state.Ready {
 			out.Ready++

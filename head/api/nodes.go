@@ -17,7 +17,10 @@ import (
 func (s *Server) describeNode(view *state.View, node state.Node) Node {
 	entry := Node{ID: node.ID, Drained: node.Drained, Labels: node.Labels, Devices: []Device{}, Replicas: []string{}}
 	for _, device := range node.Devices {
-		entry.Devices = append(entry.Devices, Device{ID: device.ID, Kind: device.Kind, Name: device.Name, Memory: device.Memory})
+		entry.Devices = append(entry.Devices, Device{
+			ID: device.ID, Kind: device.Kind, Name: device.Name, Memory: device.Memory,
+			Bandwidth: device.Speed.Bandwidth, Operations: device.Speed.Operations,
+		})
 	}
 	for id, replica := range view.Replicas {
 		if slices.ContainsFunc(replica.Shards, func(at state.Placement) bool { return at.Node == node.ID }) {

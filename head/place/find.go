@@ -40,7 +40,7 @@ type candidate struct {
 type budgetKey struct {
 	kind   string
 	memory int64
-	stages string // unlike memory of each
+	stages string // unlike memory of each, and their speeds
 }
 
 // fitted is how a replica is cut and its memory divided.
@@ -282,9 +282,10 @@ func (s *search) fit(slots []*slot) (fitted, error) {
 		return fitted{}, err
 	}
 	key := budgetKey{kind: slots[0].device.Kind, memory: b.Memory}
-	if b.Stages != nil {
-		key.stages = fmt.Sprint(b.Stages)
-	} else if less, ok := s.least[key.kind]; ok && b.Memory <= less.Memory {
+	if b.Stages != nil || b.Speeds != nil {
+		key.stages = fmt.Sprint(b.Stages, b.Speeds)
+	}
+	if less, ok := s.least[key.kind]; ok && b.Stages == nil && b.Memory <= less.Memory {
 		less.Memory = b.Memory
 		return fitted{}, &less
 	}
@@ -332,6 +333,7 @@ func (s *search) budget(slots []*slot) (plan.Budget, error) {
 		most = 2*stored + CPUBytes
 	}
 	b.Memory = most
+	var speeds []plan.Speed // of each rank
 	for i, at := range slots {
 		if at.device.Kind != kind {
 			return plan.Budget{}, fmt.Errorf("devices of the kinds %s and %s can't share a replica", kind, at.device.Kind)
@@ -348,7 +350,9 @@ func (s *search) budget(slots []*slot) (plan.Budget, error) {
 		}
 		stage := &b.Stages[i/d.Layout.Tensor]
 		*stage = min(*stage, memory)
+		speeds = append(speeds, at.device.Speed.Times(1/float64(sharing)))
 	}
+	b.Speeds = stageSpeeds(speeds, d.Layout)
 	if slices.Min(b.Stages) == slices.Max(b.Stages) {
 		b.Stages = nil
 	}

@@ -40,12 +40,27 @@ type slot struct {
 // kindOrder puts GPUs before CPUs.
 func kindOrder(a, b string) int { return -cmp.Compare(a, b) }
 
+// settled gives the devices that a node tells of, with the speeds that are known of
+// them already where what it tells may be the same by how much measurements wobble.
+func settled(told []wire.Device, known []state.Device) []wire.Device {
+	devices := slices.Clone(told)
+	for i := range devices {
+		d := &devices[i]
+		for _, k := range known {
+			if k.ID == d.ID && k.Kind == d.Kind && k.Speed.Near(d.Speed) {
+				d.Speed = k.Speed
+			}
+		}
+	}
+	return devices
+}
+
 func newMachine(report wire.Report, known state.Node, frozen bool) *machine {
 	m := &machine{
 		node: report.Node, labels: report.Labels, speaks: max(1, report.Protocol), drained: known.Drained, frozen: frozen,
 		going: report.Draining || report.Leaving || known.Forced, leaving: report.Leaving,
 	}
-	for _, d := range report.Devices {
+	for _, d := range settled(report.Devices, known.Devices) {
 		m.slots = append(m.slots, &slot{machine: m, device: d})
 	}
 	slices.SortStableFunc(m.slots, func(a, b *slot) int {

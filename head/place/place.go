@@ -5,8 +5,9 @@
 //
 // Memory is computed beforehand by runtime/plan, so that what is placed fits.
 // A replica stands on one node if it fits there; else its stages go across nodes,
-// the tensor ranks of each together as long as they fit, and of unlike memory the
-// larger gets more layers (plan.Stages). Replicas of a deployment
+// the tensor ranks of each together as long as they fit, and of unlike memory or speed
+// the larger or faster gets more layers (plan.Stages). A speed that changes moves
+// nothing that stands. Replicas of a deployment
 // spread over zones, then over nodes. A lost rank moves alone. What is to go
 // (a node drains, another version is wanted) goes once its successor is ready,
 // where there is room for both.
@@ -110,11 +111,26 @@ func (p *planner) nodes() {
 		m := newMachine(report, known, p.Frozen[id])
 		p.machines = append(p.machines, m)
 		p.byNode[id] = m
-		devices := make([]state.Device, 0, len(report.Devices))
-		for _, d := range report.Devices {
-			devices = append(devices, state.Device(d))
+		if report.Leaving {
+			continue
 		}
-		if !report.Leaving && (!ok || !slices.Equal(known.Devices, devices) || !maps.Equal(known.Labels, report.Labels)) {
+		// Heads that can't read speeds yet take the node without them.
+		bare := make([]state.Device, 0, len(report.Devices))
+		devices := make([]state.Device, 0, len(report.Devices))
+		for _, d := range settled(report.Devices, known.Devices) {
+			devices = append(devices, state.Device(d))
+			d.Speed = plan.Speed{}
+			for _, k := range known.Devices {
+				if k.ID == d.ID {
+					d.Speed = k.Speed
+				}
+			}
+			bare = append(bare, state.Device(d))
+		}
+		if !ok || !slices.Equal(known.Devices, bare) || !maps.Equal(known.Labels, report.Labels) {
+			p.change(state.Change{PutNode: &state.Node{ID: id, Devices: bare, Labels: report.Labels}})
+		}
+		if !slices.Equal(bare, devices) {
 			p.change(state.Change{PutNode: &state.Node{ID: id, Devices: devices, Labels: report.Labels}})
 		}
 	}

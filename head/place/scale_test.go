@@ -10,6 +10,7 @@ import (
 	"manta/head/state"
 	"manta/node/wire"
 	"manta/parallel/shard"
+	"manta/runtime/plan"
 )
 
 // large makes a world of nodes with eight GPUs each and deployments of several
@@ -33,6 +34,9 @@ func large(t testing.TB, nodes, deployments int) *world {
 	for i := range nodes {
 		node := fmt.Sprintf("n%04d", i)
 		r := gpus(node, 8, int64(80+i%16)<<30)
+		for j := range r.Devices {
+			r.Devices[j].Speed = plan.Speed{Bandwidth: 3e12, Operations: 600e12}.Times(float64(2+i%5) / 4)
+		}
 		r.Labels = map[string]string{state.Zone: fmt.Sprint("zone-", i%3)}
 		w.reports[node] = r
 	}

@@ -173,6 +173,8 @@ type Device struct {
 	Kind   string // "cpu", "cuda", "sim"
 	Name   string
 	Memory int64 // bytes that shards may use
+	// Speed is what the node measured or knows; zero: nothing. It is for new placements.
+	Speed plan.Speed `cbor:",omitzero" json:",omitzero" since:"4"`
 }
 
 // A Head is a raft server.

@@ -144,7 +144,7 @@ func BenchmarkBandwidth(b *testing.B) {
 			m := newStack(b, o, c.shape, 1, 64)
 			batch, rows := batchOf(1, 100, 1)
 			m.step(b, batch, rows) // packs the head
-			reader, err := o.newReader()
+			reader, err := o.newReader(readBytes)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -255,5 +255,16 @@ func BenchmarkProduct(b *testing.B) {
 				b.ReportMetric(2*rows*cols*float64(m)*float64(b.N)/b.Elapsed().Seconds()/1e9, "GFLOP/s")
 			})
 		}
+	}
+}
+
+// What a node measures when it starts, and how long that takes.
+func BenchmarkSpeed(b *testing.B) {
+	for b.Loop() {
+		bandwidth, operations, err := Speed(0)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Logf("%.1f GB/s, %.0f G operations/s", bandwidth/1e9, operations/1e9)
 	}
 }

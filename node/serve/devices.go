@@ -1,12 +1,15 @@
 package serve
 
 import (
+	"cmp"
 	"fmt"
+	"runtime"
 	"strings"
 
 	"manta/kernels"
 	"manta/kernels/cpu"
 	"manta/node/wire"
+	"manta/runtime/plan"
 )
 
 // A Kind is one kind of device on this node.
@@ -29,6 +32,17 @@ type CPU struct {
 	Threads int   // cores of each device; 0: all
 	Memory  int64 // bytes that shards may use, of all devices together
 	Model   string
+	// Speed is that of all devices together, once it was measured, and Part how much of
+	// it shards may count on; 0: all.
+	Speed plan.Speed
+	Part  float64
+}
+
+// Measured gives the processor with its speed, which takes some milliseconds.
+func (c CPU) Measured() (CPU, error) {
+	bandwidth, operations, err := cpu.Speed(min(runtime.NumCPU(), c.Count*cmp.Or(c.Threads, runtime.NumCPU())))
+	c.Speed = plan.Speed{Bandwidth: bandwidth, Operations: operations}.Times(cmp.Or(c.Part, 1))
+	return c, err
 }
 
 var _ Kind = CPU{}
@@ -40,7 +54,9 @@ func (CPU) Name() string { return "cpu" }
 func (c CPU) Devices() []wire.Device {
 	var devices []wire.Device
 	for i := range c.Count {
-		devices = append(devices, wire.Device{ID: fmt.Sprintf("cpu:%d", i), Kind: "cpu", Name: c.Model, Memory: c.Memory / int64(c.Count)})
+		devices = append(devices, wire.Device{
+			ID: fmt.Sprintf("cpu:%d", i), Kind: "cpu", Name: c.Model, Memory: c.Memory / int64(c.Count), Speed: c.Speed.Times(1 / float64(c.Count)),
+		})
 	}
 	return devices
 }

@@ -6,6 +6,7 @@ import (
 	"manta/kernels"
 	"manta/kernels/sim"
 	"manta/node/wire"
+	"manta/runtime/plan"
 )
 
 // Sim is simulated devices: a step takes the time that a cost model gives it, and
@@ -24,7 +25,10 @@ func (Sim) Name() string { return "sim" }
 func (s Sim) Devices() []wire.Device {
 	var devices []wire.Device
 	for i := range s.Count {
-		devices = append(devices, wire.Device{ID: fmt.Sprintf("sim:%d", i), Kind: "sim", Name: s.Figures.Name, Memory: s.Figures.Memory})
+		devices = append(devices, wire.Device{
+			ID: fmt.Sprintf("sim:%d", i), Kind: "sim", Name: s.Figures.Name, Memory: s.Figures.Memory,
+			Speed: plan.Speed{Bandwidth: s.Figures.Bandwidth, Operations: s.Figures.Operations},
+		})
 	}
 	return devices
 }

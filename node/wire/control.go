@@ -81,6 +81,8 @@ type Device struct {
 	Kind   string `cbor:"2,keyasint"` // "cpu", "cuda", "sim"
 	Name   string `cbor:"3,keyasint"`
 	Memory int64  `cbor:"4,keyasint"` // bytes that shards may use
+	// Speed is that of the whole device; zero: not known.
+	Speed plan.Speed `cbor:"5,keyasint,omitzero"`
 }
 
 // GPU is how a GPU of a node is, by NVML.

@@ -38,6 +38,8 @@ type Budget struct {
 	MaxRows      int // max_num_batched_tokens
 	// Stages is what Memory is for each stage, where their devices are unlike.
 	Stages []int64 `json:",omitempty"`
+	// Speeds are those of each stage's slowest device; empty: unknown.
+	Speeds []Speed `json:",omitempty"`
 }
 
 // memory is what each rank of a stage may use.
@@ -64,6 +66,9 @@ type Fit struct {
 func Compute(s Shapes, layout shard.Layout, b Budget) (Fit, error) {
 	if len(b.Stages) > 0 && len(b.Stages) != layout.Pipeline {
 		return Fit{}, fmt.Errorf("plan: memory given for %d stages of %d", len(b.Stages), layout.Pipeline)
+	}
+	if len(b.Speeds) > 0 && len(b.Speeds) != layout.Pipeline {
+		return Fit{}, fmt.Errorf("plan: speeds given for %d stages of %d", len(b.Speeds), layout.Pipeline)
 	}
 	if b.MaxLen > s.Context {
 		return Fit{}, fmt.Errorf("plan: max_model_len=%d is more than the model's context of %d", b.MaxLen, s.Context)

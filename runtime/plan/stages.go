@@ -7,15 +7,15 @@ import (
 	"manta/parallel/shard"
 )
 
-// Stages cuts a model's layers between stages whose devices have unlike memory, and
-// divides the memory. The least time of a step goes with the layers of the longest
-// stage, and how much runs at once with the sequences that fit on the stage with
-// least room for them: of all cuts it takes one with most sequences for each layer of
-// its longest stage, the even one if that is as good. Alike devices get the even cut
-// whenever it fits.
+// Stages cuts a model's layers between stages whose devices are unlike in memory or
+// speed, and divides the memory. How much is served in a second goes with the
+// sequences that run at once, those that fit on the stage with least room for them,
+// and with the time of the slowest stage: of all cuts it takes one with most sequences
+// for that time, the even one if that is as good. Where speeds are unknown, a stage's
+// time is its number of layers; alike devices get the even cut then whenever it fits.
 func Stages(s Shapes, layout shard.Layout, b Budget) (shard.Layout, Fit, error) {
 	fit, err := Compute(s, layout, b)
-	alike := len(b.Stages) == 0 || slices.Max(b.Stages) == slices.Min(b.Stages)
+	alike := len(b.Speeds) == 0 && (len(b.Stages) == 0 || slices.Max(b.Stages) == slices.Min(b.Stages))
 	if layout.Pipeline < 2 || layout.StageLayers != nil || alike && err == nil || err != nil && !errors.Is(err, ErrNoRoom) {
 		return layout, fit, err
 	}
@@ -39,6 +39,7 @@ func Stages(s Shapes, layout shard.Layout, b Budget) (shard.Layout, Fit, error) 
 type cutter struct {
 	layers int
 	most   float64 // sequences at once
+	times  times
 	stages [][]stageRank
 	even   []int
 }
@@ -51,7 +52,7 @@ type stageRank struct {
 }
 
 func newCutter(s Shapes, layout shard.Layout, b Budget) (*cutter, error) {
-	c := &cutter{layers: s.Layers, most: float64(b.MaxSequences)}
+	c := &cutter{layers: s.Layers, most: float64(b.MaxSequences), times: s.times(layout, b)}
 	tokens := b.MaxLen
 	if tokens == 0 {
 		tokens = s.Context
@@ -84,31 +85,50 @@ func newCutter(s Shapes, layout shard.Layout, b Budget) (*cutter, error) {
 
 // best gives the layers of each stage, or nil: the even cut is as good, or none fits.
 func (c *cutter) best() []int {
+	const better = 1 + 1e-9
 	var best []int
-	least := c.sequences(c.even) / float64(slices.Max(c.even)) // what it must be better than
-	for longest := (c.layers + len(c.stages) - 1) / len(c.stages); longest <= c.layers; longest++ {
-		cut := c.widest(longest)
+	least := c.sequences(c.even) / c.times.slowest(c.even) // what it must be better than
+	for _, limit := range c.limits() {
+		if c.most/limit <= least*better {
+			break // nor is any that is slower
+		}
+		cut := c.widest(limit)
 		if cut == nil {
 			continue
 		}
-		if worth := c.sequences(cut) / float64(slices.Max(cut)); worth > least*(1+1e-9) {
+		if worth := c.sequences(cut) / c.times.slowest(cut); worth > least*better {
 			best, least = cut, worth
 		}
 	}
 	return best
 }
 
-// widest gives a cut with stages of at most so many layers on which most sequences fit.
-func (c *cutter) widest(longest int) []int {
+// limits gives all times that a slowest stage can have, the least first.
+func (c *cutter) limits() []float64 {
+	var all []float64
+	for i := range c.stages {
+		for n := 1; n <= c.layers-len(c.stages)+1; n++ {
+			all = append(all, c.times.on(i, n))
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// widest gives a cut with no stage slower than a limit on which most sequences fit.
+func (c *cutter) widest(limit float64) []int {
 	const halvings = 40
+	if cut := c.fill(limit, c.most); cut != nil {
+		return cut
+	}
 	low, high := 0.0, c.most
-	best := c.fill(longest, low)
+	best := c.fill(limit, low)
 	for range halvings {
 		if best == nil || high-low < 1e-6*c.most {
 			break
 		}
 		middle := (low + high) / 2
-		if cut := c.fill(longest, middle); cut != nil {
+		if cut := c.fill(limit, middle); cut != nil {
 			best, low = cut, middle
 		} else {
 			high = middle
@@ -119,13 +139,13 @@ func (c *cutter) widest(longest int) []int {
 
 // fill gives each stage in turn as many layers as it takes with so many sequences; nil
 // if some are left over. Whatever cut there is, none of its stages begins later.
-func (c *cutter) fill(longest int, sequences float64) []int {
+func (c *cutter) fill(limit, sequences float64) []int {
 	cut := make([]int, len(c.stages))
 	at := 0
 	for i, ranks := range c.stages {
-		most := min(longest, c.layers-at-(len(c.stages)-1-i))
+		most := c.layers - at - (len(c.stages) - 1 - i)
 		n := 0
-		for n < most && fits(ranks, at, n+1, sequences) {
+		for n < most && c.times.on(i, n+1) <= limit && fits(ranks, at, n+1, sequences) {
 			n++
 		}
 		if n == 0 {

@@ -133,3 +133,102 @@ func each(layers, stages int, before []int, f func(cut []int)) {
 		each(layers-n, stages-1, append(slices.Clone(before), n), f)
 	}
 }
+
+// fast and slow differ by three in both figures.
+var (
+	fast = Speed{Bandwidth: 3e12, Operations: 300e12}
+	slow = fast.Times(1.0 / 3)
+)
+
+// A device of a third of the other's speed gets about a third of its layers, and the
+// slowest stage ends sooner than with the even cut. How much a measurement wobbles
+// changes nothing, and memory goes before speed.
+func TestStagesBySpeed(t *testing.T) {
+	layout := shard.Layout{Tensor: 1, Pipeline: 2}
+	cut := func(memory []int64, speeds ...Speed) []int {
+		t.Helper()
+		b := Budget{Memory: slices.Min(memory), Stages: memory, Speeds: speeds, KVType: kernels.BF16, MaxLen: 2048, MaxSequences: 16, MaxRows: 2048}
+		got, _, err := Stages(llama8B(), layout, b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got.StageLayers
+	}
+	plenty := []int64{80 << 30, 80 << 30}
+	if got := cut(plenty, fast, slow); len(got) != 2 || got[0] < 24 || got[1] < 4 {
+		t.Errorf("fast, slow: %v", got)
+	}
+	if got := cut(plenty, slow, fast); len(got) != 2 || got[0] > 12 {
+		t.Errorf("slow, fast: %v", got)
+	}
+	alike := cut(plenty, fast, fast)
+	if got := cut(plenty, fast, fast.Times(0.81)); !slices.Equal(got, alike) {
+		t.Errorf("a fifth slower: %v, alike: %v", got, alike)
+	}
+	if got := cut([]int64{8 << 30, 80 << 30}, fast, slow); got == nil || got[0] >= got[1] {
+		t.Errorf("fast and small, slow and large: %v", got)
+	}
+	if got := cut(plenty, fast, Speed{}); got != nil {
+		t.Errorf("one unknown: %v", got)
+	}
+}
+
+// By the model, no cut serves more in a second than the one taken, so the even one does
+// not either; every rank has room; and it is the same each time.
+func TestStagesBySpeedAreTheBest(t *testing.T) {
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		s := Shapes{
+			Layers: 2 + r.IntN(9), Hidden: 64, Heads: 4, KVHeads: 2, HeadDim: 16, FFN: 128, Vocab: 100 + r.IntN(4000), Context: 512, Unit: 1,
+			AttentionBytes: 1 << 16, FFNBytes: int64(1 + r.IntN(1<<18)), Tied: r.IntN(2) == 0,
+		}
+		s.EmbeddingBytes = int64(s.Vocab) * 128
+		if !s.Tied {
+			s.OutputBytes = s.EmbeddingBytes
+		}
+		s.Windows = make([]int, s.Layers)
+		layout := shard.Layout{Tensor: 1 + r.IntN(2), Pipeline: min(s.Layers, 2+r.IntN(3))}
+		b := Budget{KVType: kernels.F32, MaxLen: 512, MaxSequences: 8, MaxRows: 64, Memory: 1 << 62}
+		for range layout.Pipeline {
+			b.Stages = append(b.Stages, int64(1<<20+r.IntN(9<<20)))
+			b.Memory = min(b.Memory, b.Stages[len(b.Stages)-1])
+			b.Speeds = append(b.Speeds, Speed{Bandwidth: float64(1+r.IntN(9)) * 1e6, Operations: float64(1+r.IntN(9)) * 1e8})
+		}
+		got, fit, err := Stages(s, layout, b)
+		again, _, _ := Stages(s, layout, b)
+		if !reflect.DeepEqual(got, again) {
+			t.Fatalf("seed %d: %v, then %v", seed, got, again)
+		}
+		worth := func(l shard.Layout) float64 {
+			fit, err := Compute(s, l, b)
+			if err != nil {
+				return 0
+			}
+			return fit.Concurrency / slices.Max(StageSeconds(s, l, b))
+		}
+		best := worth(layout)
+		each(s.Layers, layout.Pipeline, nil, func(cut []int) {
+			l := layout
+			l.StageLayers = cut
+			best = max(best, worth(l))
+		})
+		if (err == nil) != (best > 0) {
+			t.Fatalf("seed %d: %v, although a cut is worth %g", seed, err, best)
+		}
+		if err != nil {
+			continue
+		}
+		if worth(got) < best*(1-1e-4) {
+			t.Fatalf("seed %d: %v is worth %g of %g", seed, got, worth(got), best)
+		}
+		needs, err := Needs(s, got, b, fit.Blocks)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, n := range needs {
+			if all := n.Weights + n.Scratch + n.KV; all > b.Stages[i/layout.Tensor] {
+				t.Fatalf("seed %d: rank %d takes %d of %d", seed, i, all, b.Stages[i/layout.Tensor])
+			}
+		}
+	}
+}

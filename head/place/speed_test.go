@@ -1,0 +1,90 @@
+package place
+
+import (
+	"math/rand/v2"
+	"reflect"
+	"testing"
+
+	"manta/head/state"
+	"manta/node/wire"
+	"manta/parallel/shard"
+	"manta/runtime/plan"
+)
+
+// paced is a node whose one device has a speed.
+func paced(node string, times float64) wire.Report {
+	r := report(node, plenty)
+	r.Devices[0].Speed = plan.Speed{Bandwidth: 50e9, Operations: 1e12}.Times(times)
+	return r
+}
+
+// layers gives how many layers each node has of a replica.
+func layers(t *testing.T, r state.Replica) map[string]int {
+	t.Helper()
+	of := map[string]int{}
+	for _, s := range r.Shards {
+		slice, err := shard.Cut(r.Layout, shapes().Shape(), s.Stage, s.Rank)
+		if err != nil {
+			t.Fatal(err)
+		}
+		of[s.Node] += slice.Layers.Len()
+	}
+	return of
+}
+
+// The slower of two nodes gets fewer layers. A speed that changes afterwards, by a
+// wobble or by much, moves nothing; one within the wobble is not even noted.
+func TestLayersFollowSpeed(t *testing.T) {
+	d := staged(1, 2)
+	d.Strategy = state.Spread
+	w := newWorld(t, d)
+	w.reports["fast"], w.reports["slow"] = paced("fast", 1), paced("slow", 0.25)
+	w.settle()
+	r := w.view.Replicas["m/0"]
+	if of := layers(t, r); of["fast"] < 6 || of["slow"] < 1 {
+		t.Fatalf("layers %v", of)
+	}
+	seconds := StageSeconds(w.view, w.view.Deployments["m"], r)
+	if len(seconds) != 2 || seconds[0] <= 0 || seconds[1] <= 0 {
+		t.Fatalf("a step takes %v", seconds)
+	}
+	w.run(wire.PhaseReady, "")
+	w.settle()
+	before := w.view
+	random := rand.New(rand.NewPCG(3, 3))
+	for range 50 {
+		for node, times := range map[string]float64{"fast": 1, "slow": 0.25} {
+			told := w.reports[node]
+			told.Devices = paced(node, times*(0.81+0.4*random.Float64())).Devices
+			w.reports[node] = told
+		}
+		if out := Reconcile(Input{View: w.view, Reports: w.reports}); len(out.Changes) != 0 {
+			t.Fatalf("a wobble changes %+v", out.Changes[0])
+		}
+	}
+	told := w.reports["fast"]
+	told.Devices = paced("fast", 0.05).Devices
+	w.reports["fast"] = told
+	w.settle()
+	if w.view.Nodes["fast"].Devices[0].Speed == before.Nodes["fast"].Devices[0].Speed {
+		t.Error("the new speed is not noted")
+	}
+	if !reflect.DeepEqual(w.view.Replicas, before.Replicas) {
+		t.Errorf("from %+v to %+v", before.Replicas, w.view.Replicas)
+	}
+}
+
+// A head that can't read speeds takes a new node all the same: what holds the speeds is
+// a change of its own, after one without them.
+func TestSpeedsAreAChangeOfTheirOwn(t *testing.T) {
+	w := newWorld(t)
+	w.reports["a"] = paced("a", 1)
+	changes := Reconcile(Input{View: w.view, Reports: w.reports}).Changes
+	if len(changes) != 2 || changes[0].PutNode.Devices[0].Speed.Known() || !changes[1].PutNode.Devices[0].Speed.Known() {
+		t.Fatalf("%+v", changes)
+	}
+	w.apply(changes[0])
+	if again := Reconcile(Input{View: w.view, Reports: w.reports}).Changes; len(again) != 1 || !again[0].PutNode.Devices[0].Speed.Known() {
+		t.Fatalf("without the second: %+v", again)
+	}
+}

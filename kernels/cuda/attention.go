@@ -147,19 +147,34 @@ func (o *Ops) decode(args attentionArguments, it *items) {
 	for most < chunks { // steps of like length share a graph
 		most = max(most+1, most*5/4)
 	}
-	// Three chunks in flight, or with very many blocks two: then a third block
-	// stands beside two others while these begin and end.
-	args.stages = 3
 	pairs := it.rowCount * int(args.kvHeads)
-	if 3*stageBytesOf(args) > o.shared-staticShared || pairs >= 12*o.info.Multiprocessor {
-		args.stages = 2
-	}
+	name += fmt.Sprintf("%s_%d", o.suffix, args.size)
+	args.stages = o.decodeStages(o.kernels[name], pairs, stageBytesOf(args))
 	if bytes := pairs * most * int(args.group) * int(args.size+4) * 4; pairs < 2*o.info.Multiprocessor && most > 1 && bytes <= 256<<20 {
 		splits, args.partial, args.stages = most, o.need("partial", bytes).at, 1
 	}
 	args.items, args.chunksMax = it.rows, int32(most)
-	o.launch(fmt.Sprintf("%s%s_%d", name, o.suffix, args.size), int(args.kvHeads), it.rowCount, splits, 128,
+	o.launch(name, int(args.kvHeads), it.rowCount, splits, 128,
 		int(args.stages)*stageBytesOf(args), bytesOf(&args))
+}
+
+// decodeStages chooses how many chunks a block of a decode kernel has in flight: three,
+// or two where that lets a third block stand on a multiprocessor and so saves a round,
+// or where blocks abound: then one runs beside two others that begin and end.
+func (o *Ops) decodeStages(k *kernel, pairs, stageBytes int) int32 {
+	if 3*stageBytes > k.shared {
+		return 2
+	}
+	const most = 3                   // blocks of a multiprocessor: src/decode.cuh's launch bounds
+	beside := func(stages int) int { // each takes 1 KB more than it asks for
+		return min(most, (o.shared+1<<10)/(o.shared-k.shared+1<<10+stages*stageBytes))
+	}
+	// A round lasts as long as its blocks are many.
+	rounds := func(blocks int) int { return ceil(pairs, blocks*o.info.Multiprocessor) * blocks }
+	if two, three := beside(2), beside(3); two > three && (rounds(two) < rounds(three) || pairs >= 7*o.info.Multiprocessor) {
+		return 2
+	}
+	return 3
 }
 
 // stageBytesOf is the shared memory of one chunk's keys and values.

@@ -31,9 +31,24 @@ var attentionCases = []attentionCase{
 	{name: "groups of 12, window", heads: 12, kv: 1, size: 128, window: 37, lengths: []int{3, 37, 38, 100, 300}},
 	{name: "window and cap", heads: 4, kv: 2, size: 64, window: 100, softcap: 5, lengths: []int{64, 101, 290}},
 	{name: "one head each, interleaved", heads: 3, kv: 3, size: 128, interleaved: true, lengths: []int{9, 80}},
+	{name: "many rows", heads: 8, kv: 8, size: 128, norm: true, lengths: spread(80, 140)},
+	{name: "many rows, groups of 12, window and cap", heads: 48, kv: 4, size: 64, window: 50, softcap: 5, lengths: spread(150, 100)},
 	{name: "size 80, norm across", heads: 4, kv: 2, size: 80, norm: true, across: true, lengths: []int{9, 80, 130}},
 	{name: "size 16, float32 cache, no rope", heads: 4, kv: 1, size: 16, plain: true, cache: kernels.F32, lengths: []int{20, 70}},
 	{name: "size 256", heads: 4, kv: 2, size: 256, lengths: []int{70}},
+}
+
+// spread gives n lengths up to most, every second one such that chunks of 64 leave
+// one row.
+func spread(n, most int) []int {
+	list := make([]int, n)
+	for i := range list {
+		list[i] = min(65, most)
+		if i%2 == 0 {
+			list[i] = 1 + i*37%most
+		}
+	}
+	return list
 }
 
 // run computes the attention of all sequences, in chunks of so many tokens, and

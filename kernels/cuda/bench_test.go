@@ -311,27 +311,46 @@ func (d *dummy) parts(b *testing.B) {
 	}
 }
 
-// BenchmarkAttention times attention alone: 64 sequences of 4k, all layers.
+// BenchmarkAttention times attention alone, beside what its keys and values or its
+// operations allow; as in a step, the next one is handed over while one runs.
 func BenchmarkAttention(b *testing.B) {
 	o := open(b, kernels.BF16)
 	bandwidth := o.bandwidth(b)
+	const prompt, deep, peak = 8192, 4096, 790e12
 	s := shapes[0]
 	s.layers, s.vocabulary = 8, 1000
-	d := newDummy(b, o, s, 64, 64, 64*257+1)
-	batch, _ := decodeBatch(64, 4096)
-	took := o.elapsed(b, func() {
-		for range 4 {
-			if err := o.Begin(batch); err != nil {
+	d := newDummy(b, o, s, prompt, 256, 64*(deep/16+1)+1)
+	line := func(name string, batch *kernels.Batch, limit float64) {
+		n := len(batch.Tokens)
+		const steps = 32
+		took := o.elapsed(b, func() {
+			var last kernels.Pending
+			for range steps {
+				if err := o.Begin(batch); err != nil {
+					b.Fatal(err)
+				}
+				for l := range s.layers {
+					o.Attention(d.attended.Top(n), d.qkvT.Top(n), d.attention[l])
+				}
+				p := o.End()
+				if last != nil {
+					if _, err := last.Wait(); err != nil {
+						b.Fatal(err)
+					}
+				}
+				last = p
+			}
+			if _, err := last.Wait(); err != nil {
 				b.Fatal(err)
 			}
-			for l := range s.layers {
-				o.Attention(d.attended.Top(64), d.qkvT.Top(64), d.attention[l])
-			}
-			if _, err := o.End().Wait(); err != nil {
-				b.Fatal(err)
-			}
-		}
-	}) / time.Duration(4*s.layers)
-	limit := s.kvBytes(4096) / float64(s.layers) * 64 / bandwidth
-	fmt.Printf("\nattention, 64 × 4k, a layer: %.3f ms, limit %.3f, %.1f%%\n", took.Seconds()*1e3, limit*1e3, 100*limit/took.Seconds())
+		}).Seconds() / float64(steps*s.layers)
+		fmt.Printf("attention, %s, a layer: %.1f µs, limit %.1f, %.1f%%\n", name, took*1e6, limit*1e6, 100*limit/took)
+	}
+	fmt.Println()
+	for _, c := range []struct{ n, context int }{{64, deep}, {64, 512}, {128, 512}, {256, 512}} {
+		batch, _ := decodeBatch(c.n, c.context)
+		line(fmt.Sprintf("%d × %d", c.n, c.context), batch, s.kvBytes(c.context)/float64(s.layers)*float64(c.n)/bandwidth)
+	}
+	batch, _ := promptBatch(prompt)
+	line(fmt.Sprintf("prompt of %d", prompt), batch, 2*float64(s.heads*s.size)*prompt*prompt/peak)
 }

@@ -3,8 +3,8 @@
 //
 // Operands, items and result are prompt.cuh's, bit for bit. A stage is two chunks
 // of 64 keys: their scores come from one product, then each chunk is weighed,
-// multiplied with its values and merged by itself, so that the tensor cores have
-// the one chunk's values or the next stage's keys while the other chunk is weighed.
+// multiplied with its values and merged by itself. The tensor cores have one chunk's
+// values while the other is weighed, and the next stage's keys while one is merged.
 // Grid: KV heads × items, those with the longest contexts first.
 // Bound: 4·rows·context·heads·HD operations (half with the causal mask).
 // Reference: ref.Attention.
@@ -87,23 +87,29 @@ template <class T, int HD> DEVICE void widePrompt(const WidePromptArguments& w) 
 #pragma unroll
   for (int i = 0; i < HD / 2; i++) out[i] = 0;
 
+  // Where a factor begins is computed at each product: the compiler would keep all 24 in registers.
+  auto base = [](uint32_t at, int near) {
+    uint32_t low = uint32_t(factor(at, swizzledTiles, near, 1024));
+    asm volatile("" : "+r"(low));
+    return low;
+  };
+  auto place = [](uint32_t low, int bytes) { return factor(0, swizzledTiles, 0, 1024) | (low + (bytes >> 4)); };
   auto multiplyKeys = [&](int slot, int phase) {
     waitBarrier(fullKeys + 8 * slot, phase);
+    const uint32_t a0 = base(queries + group * queryBytes, 16), b0 = base(keysAt + slot * tileBytes, 16);
     hold(scores);
     beginProducts();
 #pragma unroll
-    for (int k = 0; k < HD / 16; k++)
-      Warpgroup<T, KEYS>::multiply(scores, factor(queries + group * queryBytes + k / 4 * 8192 + k % 4 * 32, swizzledTiles, 16, 1024),
-                                   factor(keysAt + slot * tileBytes + k / 4 * partBytes + k % 4 * 32, swizzledTiles, 16, 1024), k > 0);
+    for (int k = 0; k < HD / 16; k++) Warpgroup<T, KEYS>::multiply(scores, place(a0, k / 4 * 8192 + k % 4 * 32), place(b0, k / 4 * partBytes + k % 4 * 32), k > 0);
     commitProducts();
   };
   auto multiplyValues = [&](uint4 (&p)[4], int slot, int chunk) {
+    const uint32_t b0 = base(valuesAt + slot * tileBytes + chunk * 4 * blockTokens * 128, partBytes);
     hold(o);
     hold(p);
     beginProducts();
 #pragma unroll
-    for (int page = 0; page < 4; page++)
-      WarpgroupOver<T, HD>::multiply(o, p[page], factor(valuesAt + slot * tileBytes + (chunk * 4 + page) * blockTokens * 128, swizzledTiles, partBytes, 1024), page > 0);
+    for (int page = 0; page < 4; page++) WarpgroupOver<T, HD>::multiply(o, p[page], place(b0, page * blockTokens * 128), page > 0);
     commitProducts();
   };
   auto weigh = [&](C& c, uint4 (&p)[4], int half, int key0) {
@@ -120,49 +126,61 @@ template <class T, int HD> DEVICE void widePrompt(const WidePromptArguments& w) 
     float keep[2], take[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) mergeFactors(high[h], sum[h], c.high[h], c.sum[h], keep[h], take[h]);
+    // Late in a context the highest score seldom moves; a product with 1 changes no bit.
+    if (__all_sync(allLanes, keep[0] == 1.f && keep[1] == 1.f)) {
 #pragma unroll
-    for (int i = 0; i < HD / 2; i++) out[i] = merged(out[i], o[i], keep[i % 4 / 2], take[i % 4 / 2]);
+      for (int i = 0; i < HD / 2; i++) out[i] = __fmaf_rn(o[i], take[i % 4 / 2], out[i]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < HD / 2; i++) out[i] = merged(out[i], o[i], keep[i % 4 / 2], take[i % 4 / 2]);
+    }
   };
 
   RingSlot ring;
-  C last;
+  C first, last; // the chunks of a stage, and their weights
+  uint4 firstWeights[4], lastWeights[4];
   multiplyKeys(0, 0);
   waitProducts<0>();
   hold(scores);
+  if (thread == 0) arrive(emptyKeys);
+  weigh(first, firstWeights, 0, pair0 * KEYS);
+  int key0 = pair0 * KEYS;
 #pragma unroll 1
-  for (int key0 = pair0 * KEYS;;) {
-    const int slot = ring.slot, used = written - key0;
-    uint4 p[4];
-    C first;
-    if (thread == 0) arrive(emptyKeys + 8 * slot);
-    weigh(first, p, 0, key0);
+  for (; key0 + KEYS < pairEnd * KEYS; key0 += KEYS) {
+    const int slot = ring.slot;
     waitBarrier(fullValues + 8 * slot, ring.phase);
-    if (used < KEYS && used % blockTokens) { // slots of the last page that nobody wrote hold anything
-      const int left = blockTokens - used % blockTokens;
-      for (int i = thread; i < left * PARTS * 8; i += 128)
-        *(uint4*)(aligned + (valuesAt - queries) + slot * tileBytes + i / (left * 8) * partBytes + (used + i / 8 % left) * 128 + i % 8 * 16) = make_uint4(0, 0, 0, 0);
-      fenceEngine();
-      syncSome(1 + group, 128);
-    }
-    multiplyValues(p, slot, 0);
-    weigh(last, p, 1, key0 + chunkKeys);
-    waitProducts<0>();
+    multiplyValues(firstWeights, slot, 0);
+    weigh(last, lastWeights, 1, key0 + chunkKeys);
+    ring.next<STAGES>();
+    multiplyKeys(ring.slot, ring.phase);
+    waitProducts<1>();
     hold(o);
     merge(first);
-    multiplyValues(p, slot, 1);
-    ring.next<STAGES>();
-    key0 += KEYS;
-    if (key0 >= pairEnd * KEYS) {
-      waitProducts<0>();
-      break;
-    }
-    multiplyKeys(ring.slot, ring.phase);
-    waitProducts<0>();
+    multiplyValues(lastWeights, slot, 1);
+    waitProducts<1>();
     hold(scores);
+    if (thread == 0) arrive(emptyKeys + 8 * ring.slot);
+    weigh(first, firstWeights, 0, key0 + KEYS);
+    waitProducts<0>();
     hold(o);
     if (thread == 0) arrive(emptyValues + 8 * slot);
     merge(last);
   }
+  waitBarrier(fullValues + 8 * ring.slot, ring.phase);
+  if (const int used = written - key0; used < KEYS && used % blockTokens) { // slots of the last page that nobody wrote hold anything
+    const int left = blockTokens - used % blockTokens;
+    for (int i = thread; i < left * PARTS * 8; i += 128)
+      *(uint4*)(aligned + (valuesAt - queries) + ring.slot * tileBytes + i / (left * 8) * partBytes + (used + i / 8 % left) * 128 + i % 8 * 16) = make_uint4(0, 0, 0, 0);
+    fenceEngine();
+    syncSome(1 + group, 128);
+  }
+  multiplyValues(firstWeights, ring.slot, 0);
+  weigh(last, lastWeights, 1, key0 + chunkKeys);
+  waitProducts<0>();
+  hold(o);
+  merge(first);
+  multiplyValues(lastWeights, ring.slot, 1);
+  waitProducts<0>();
   hold(o);
   merge(last);
 #pragma unroll

@@ -18,7 +18,10 @@ import (
 )
 
 const (
-	pingInterval = time.Second
+	// A peer that does not answer for 1.2 to 1.6 s is given up. Only pings find a cut
+	// behind something that acknowledges for it (a proxy, a tunnel); a peer that gets no
+	// processor for that long is no use to a step either.
+	pingInterval = 400 * time.Millisecond
 	maxPings     = 3
 	// unacknowledged is how long the kernel waits for a peer's to acknowledge.
 	unacknowledged = 2 * time.Second

@@ -6,7 +6,7 @@ CUDA_ARCHS   ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,co
 CUDA_CACHE   := $(CURDIR)/.cache
 CUDA_PIP     := $(CUDA_CACHE)/cuda/nvidia/cu13
 CUDA_ROOT    := $(or $(CUDA_HOME),$(CUDA_PIP))
-CUDA_IMAGE   := $(addprefix kernels/cuda/,products.fatbin attention.fatbin rows.fatbin)
+CUDA_IMAGE   := $(addprefix kernels/cuda/,products.fatbin attention.fatbin rows.fatbin collectives.fatbin)
 CUDA_PKGS    := . ./kernels/cuda ./node/... ./runtime/model ./runtime/engine
 CUDA_ENV      = CGO_ENABLED=1 \
                 CGO_CFLAGS="-I$(CURDIR)/kernels/cuda/driver -I$(CUDA_ROOT)/include" \

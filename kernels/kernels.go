@@ -10,7 +10,10 @@
 // on how many rows stand beside it nor on how a sequence was cut into steps.
 package kernels
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // BlockTokens is the number of tokens whose keys and values one block holds.
 const BlockTokens = 16
@@ -166,3 +169,25 @@ type Reducer interface {
 	// AllGather puts the columns of every rank's part side by side into out.
 	AllGather(ops Ops, out, part Tensor) error
 }
+
+// A Linker is an Ops whose device may address the memory of others.
+type Linker interface {
+	// Link joins the tensor ranks of a stage, given in rank order, once their models
+	// are loaded: their reducers then need no host. It gives nil where the devices do
+	// not reach each other.
+	Link(ranks []Ops) (Link, error)
+}
+
+// A Link is joined devices. It outlives epochs; one at a time is open.
+type Link interface {
+	// Open begins an epoch. All the ranks are idle.
+	Open()
+	// Reducer is a rank's, for all epochs.
+	Reducer(rank int) Reducer
+	// Close ends the epoch, at any time: ranks that wait for others, and steps that
+	// were not launched on all of them, end with ErrUnlinked.
+	Close()
+}
+
+// ErrUnlinked: the epoch ended before all ranks had come to a step.
+var ErrUnlinked = errors.New("kernels: the epoch has ended")

@@ -100,6 +100,19 @@ type attentionArguments struct {
 	qEps, kEps, scale, softcap                float32
 }
 
+type reduceArguments struct {
+	part, box, signals                   [reduceRanks]pointer
+	fault, base, x, out, count, boxWords pointer
+	patience                             uint64
+	columns                              [reduceRanks]int32
+	outStride                            int32
+	rank, ranks, index, early, vectors   int32
+}
+
+type reduceFault struct {
+	rank, number, seen uint32
+}
+
 type expertArguments struct {
 	logits, chosen, weight, place, pairs, starts, y, out pointer
 	rows, experts, topK, columns                         int32

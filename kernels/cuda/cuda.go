@@ -23,6 +23,7 @@ package cuda
 import (
 	"errors"
 	"io/fs"
+	"time"
 
 	"manta/kernels"
 )
@@ -42,6 +43,10 @@ type Options struct {
 	// Seats bounds the sampler seats; 0 means 256. Each takes 4 bytes a token of
 	// the vocabulary.
 	Seats int
+	// Patience bounds how long a kernel waits for another tensor rank; 0 means 2 s.
+	Patience time.Duration
+	// reduceWay makes all sums over ranks go one way (tests).
+	reduceWay int
 	// NoGraphs launches every step kernel by kernel.
 	NoGraphs bool
 	// Images replaces the embedded kernels (tests of other machine code).

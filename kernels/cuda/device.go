@@ -3,6 +3,7 @@
 package cuda
 
 import (
+	"cmp"
 	"embed"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"time"
 	"unsafe"
 
 	"gorgonia.org/cu"
@@ -19,7 +21,7 @@ import (
 
 // The kernels' machine code: make cuda compiles it from src/.
 //
-//go:embed products.fatbin attention.fatbin rows.fatbin
+//go:embed products.fatbin attention.fatbin rows.fatbin collectives.fatbin
 var images embed.FS
 
 // Devices lists the GPUs; none where there is no driver.
@@ -79,6 +81,7 @@ type Ops struct {
 
 	// Owned by the worker's thread after New.
 	context   cu.CUContext
+	modules   []cu.Module
 	stream    cu.Stream
 	kernels   map[string]*kernel
 	graphs    map[string]*captured
@@ -96,6 +99,11 @@ type Ops struct {
 	}
 
 	spent spent // of the waiter
+
+	link   *link  // to the other tensor ranks of the stage, or nil
+	rank   int    // among them
+	fault  []byte // pinned: what a kernel that waited in vain says
+	number uint32 // of the next collective
 
 	step    *slot // between Begin and End
 	scratch map[string]*buffer
@@ -137,6 +145,7 @@ func New(device int, options Options) (kernels.Ops, error) {
 	default:
 		return nil, fmt.Errorf("%w: computing in %s; use BF16, F16 or F32", ErrUnavailable, options.Compute)
 	}
+	o.options.Patience = cmp.Or(o.options.Patience, 2*time.Second)
 	if o.options.Seats == 0 {
 		o.options.Seats = 256
 	}
@@ -187,13 +196,13 @@ func (o *Ops) run(device int, opened chan<- error) {
 func (o *Ops) open(device int) (err error) {
 	d, err := cu.GetDevice(device)
 	if err == nil {
-		o.context, err = d.MakeContext(cu.SchedAuto)
+		o.context, err = d.RetainPrimaryCtx() // ranks that share a device share it, and so run side by side
 	}
 	if err == nil {
 		err = cu.SetCurrentContext(o.context)
 	}
 	if err == nil {
-		o.stream, err = cu.MakeStream(cu.DefaultStream)
+		o.stream, err = cu.MakeStream(cu.NonBlocking)
 	}
 	if err == nil {
 		o.shared, err = d.Attribute(sharedLimit)
@@ -225,6 +234,7 @@ func (o *Ops) loadImage(image string, names []string) error {
 	if err != nil {
 		return fmt.Errorf("%w: load %s on %s: %v", ErrDevice, image, o.info.Name, err)
 	}
+	o.modules = append(o.modules, module)
 	for _, name := range names {
 		f, err := module.Function(name)
 		if err != nil && strings.HasPrefix(name, "wide") {
@@ -248,7 +258,7 @@ func (o *Ops) loadImage(image string, names []string) error {
 	return nil
 }
 
-// release frees everything; the context goes with its memory.
+// release frees everything; the context goes with the last that has it.
 func (o *Ops) release() {
 	for _, g := range o.graphs {
 		if g.graph != nil {
@@ -261,7 +271,19 @@ func (o *Ops) release() {
 	for _, p := range o.allocated {
 		cu.MemFree(p) //nolint:errcheck // a lost context cannot free, and need not
 	}
-	o.context.Destroy() //nolint:errcheck // as above
+	for range len(o.slots) {
+		cu.DestroyEvent(&(<-o.slots).event) //nolint:errcheck // as above
+	}
+	for i := range o.loading {
+		cu.DestroyEvent(&o.loading[i].event) //nolint:errcheck // as above
+	}
+	for _, m := range o.modules {
+		m.Unload() //nolint:errcheck // as above
+	}
+	o.stream.Destroy() //nolint:errcheck // as above
+	if d, err := cu.GetDevice(o.info.Index); err == nil {
+		d.ReleasePrimaryCtx() //nolint:errcheck // as above
+	}
 }
 
 // do runs f on the worker's thread and waits for it.
@@ -336,7 +358,7 @@ func kernelNames() map[string][]string {
 			attention = append(attention, "decode"+t+"_"+n, "decode_wide"+t+"_"+n, "prompt"+t+"_"+n, "wide_prompt"+t+"_"+n)
 		}
 	}
-	return map[string][]string{"products": products, "attention": attention, "rows": rows}
+	return map[string][]string{"products": products, "attention": attention, "rows": rows, "collectives": {"sumPushed", "sumShared", "gatherParts"}}
 }
 
 func bytesOf[T any](p *T) []byte { return unsafe.Slice((*byte)(unsafe.Pointer(p)), unsafe.Sizeof(*p)) }

@@ -65,7 +65,7 @@ func (o *Ops) synchronize() error {
 	if err := o.stream.Synchronize(); err != nil {
 		return o.fail(fmt.Errorf("%w: %v", ErrDevice, err))
 	}
-	return nil
+	return o.fail(o.absent())
 }
 
 func (o *Ops) prepareMemory() (err error) {

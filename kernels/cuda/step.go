@@ -3,6 +3,8 @@
 package cuda
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"runtime"
 	"time"
@@ -23,29 +25,33 @@ const (
 // which it goes. It belongs to the caller from Begin to End, then to the worker,
 // then to the waiter, which gives it back.
 type slot struct {
-	batch      *kernels.Batch
-	list       []launch
-	names      []string
-	arguments  []byte
-	meta       []byte  // the batch, as the device reads it
-	metaAt     pointer // where it goes
-	metaRoom   int
-	lists      []byte // what Sample adds
-	listsAt    pointer
-	items      map[int]*items
-	tokens     pointer
-	positions  pointer
-	rowSpan    pointer
-	spanRow    pointer
-	wanted     pointer
-	tables     []pointer // per group
-	stride     int       // blocks in a row of tables
-	samples    []kernels.SampleRow
-	seats      []seatCall
-	drawn      pointer
-	top        pointer
-	tops       int // entries of top, over all rows
-	vocabulary int
+	batch       *kernels.Batch
+	list        []launch
+	names       []string
+	arguments   []byte
+	meta        []byte  // the batch, as the device reads it
+	metaAt      pointer // where it goes
+	metaRoom    int
+	lists       []byte // what Sample adds
+	listsAt     pointer
+	items       map[int]*items
+	tokens      pointer
+	positions   pointer
+	rowSpan     pointer
+	spanRow     pointer
+	wanted      pointer
+	tables      []pointer // per group
+	stride      int       // blocks in a row of tables
+	samples     []kernels.SampleRow
+	seats       []seatCall
+	drawn       pointer
+	top         pointer
+	tops        int // entries of top, over all rows
+	vocabulary  int
+	base        pointer // where the number of the first collective stands
+	collectives int     // written down so far
+	launched    int     // of them
+	err         error   // of this step alone
 
 	host   []byte // pinned: meta and lists up, results down
 	event  cu.Event
@@ -112,6 +118,9 @@ func (o *Ops) Begin(b *kernels.Batch) error {
 		}
 		s.tables = append(s.tables, s.put(listBytes(table)))
 	}
+	if o.link != nil {
+		s.base = s.put(listBytes([]uint32{o.number}))
+	}
 	o.step = s
 	return o.sticky()
 }
@@ -176,12 +185,24 @@ func (o *Ops) End() kernels.Pending {
 	o.step = nil
 	s.seats, o.seats = o.seats, nil
 	o.work <- func() {
-		if err := o.sticky(); err == nil {
-			o.fail(o.submit(s)) //nolint:errcheck // sticks
+		if err := o.sticky(); err == nil && s.err == nil {
+			s.err = o.submitted(o.submit(s))
 		}
 		o.ended <- s
 	}
 	return &pending{o: o, answer: s.answer}
+}
+
+// submitted makes an error stick, unless it is of this epoch alone. Whatever it is,
+// ranks that would wait for this one are told.
+func (o *Ops) submitted(err error) error {
+	if err != nil && o.link != nil {
+		o.link.Close()
+	}
+	if errors.Is(err, kernels.ErrUnlinked) {
+		return err
+	}
+	return o.fail(err)
 }
 
 // submit copies the step's data up, launches it, and copies what it draws down.
@@ -211,7 +232,21 @@ func (o *Ops) submit(s *slot) error {
 			return fmt.Errorf("%w: upload of a step: %v", ErrDevice, err)
 		}
 	}
-	if err := o.launchStep(s); err != nil {
+	graph, err := o.graphOf(s)
+	if err != nil {
+		return err
+	}
+	if s.collectives > s.launched {
+		if graph == nil { // the device's queue has room for a step, whatever others wait for
+			if err := o.synchronize(); err != nil {
+				return err
+			}
+		}
+		if err := o.link.meet(&o.link.launches); err != nil {
+			return err
+		}
+	}
+	if err := o.launchStep(s, graph); err != nil {
 		return err
 	}
 	down := len(s.meta) + len(s.lists)
@@ -240,14 +275,21 @@ type captured struct {
 	graph *graph
 }
 
-// launchStep launches kernel by kernel, or a step that was seen before as a graph.
-func (o *Ops) launchStep(s *slot) error {
-	if len(s.list) == 0 {
-		return nil
+// launchStep launches a graph, or without one kernel by kernel.
+func (o *Ops) launchStep(s *slot, graph *graph) error {
+	if graph != nil {
+		o.hits++
+		return graph.launch(o.stream)
 	}
-	name := func(i int) string { return s.names[i] }
+	return launchAll(o.stream, s.list, s.arguments, o.overlap, s.name)
+}
+
+func (s *slot) name(i int) string { return s.names[i] }
+
+// graphOf gives the graph of a step that was seen before.
+func (o *Ops) graphOf(s *slot) (*graph, error) {
 	if o.options.NoGraphs || len(s.list) < 8 {
-		return launchAll(o.stream, s.list, s.arguments, o.overlap, name)
+		return nil, nil
 	}
 	o.tick++
 	key := string(listBytes(s.list)) + string(s.arguments)
@@ -259,17 +301,13 @@ func (o *Ops) launchStep(s *slot) error {
 	}
 	c.seen, c.tick = c.seen+1, o.tick
 	if c.graph == nil && c.seen >= captureAt {
-		g, err := capture(o.stream, s.list, s.arguments, o.overlap, name)
+		g, err := capture(o.stream, s.list, s.arguments, o.overlap, s.name)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		c.graph = g
 	}
-	if c.graph == nil {
-		return launchAll(o.stream, s.list, s.arguments, o.overlap, name)
-	}
-	o.hits++
-	return c.graph.launch(o.stream)
+	return c.graph, nil
 }
 
 // forget makes room for one more step: it drops the one that was seen longest ago.
@@ -297,9 +335,10 @@ func (o *Ops) wait() {
 	for s := range o.ended {
 		if o.sticky() == nil {
 			o.fail(wrapDevice(s.event.Synchronize(), "step")) //nolint:errcheck // sticks
+			o.fail(o.absent())                                //nolint:errcheck // sticks
 		}
 		o.spent.ended(s.sent, time.Now())
-		a := answer{err: o.sticky()}
+		a := answer{err: cmp.Or(o.sticky(), s.err)}
 		if a.err == nil {
 			a.sampled = s.results()
 		}
@@ -371,7 +410,9 @@ func (o *Ops) Put(t kernels.Tensor, src []byte) error {
 	if len(src) == 0 {
 		return nil
 	}
-	o.flush()
+	if err := o.flush(); err != nil {
+		return err
+	}
 	return o.do(func() error {
 		if err := o.sticky(); err != nil {
 			return err
@@ -389,7 +430,9 @@ func (o *Ops) Get(dst []byte, t kernels.Tensor) error {
 		return nil
 	}
 	b := bufferOf(t)
-	o.flush()
+	if err := o.flush(); err != nil {
+		return err
+	}
 	from := b.at
 	if b.narrow {
 		from = o.need("widened", len(dst)).at
@@ -411,10 +454,10 @@ func (o *Ops) Get(dst []byte, t kernels.Tensor) error {
 
 // flush launches what the open step has written down so far, so that Put and Get
 // stand in order with it: a step with collectives over the host runs in pieces.
-func (o *Ops) flush() {
+func (o *Ops) flush() error {
 	s := o.step
 	if s == nil || len(s.list) == 0 && len(o.seats) == 0 {
-		return
+		return nil
 	}
 	seats := o.seats
 	o.seats = nil
@@ -423,14 +466,19 @@ func (o *Ops) flush() {
 			return err
 		}
 		piece := &slot{list: s.list, names: s.names, arguments: s.arguments, meta: s.meta, metaAt: s.metaAt,
-			lists: s.lists, listsAt: s.listsAt, host: s.host, event: s.event, seats: seats}
-		err := o.submit(piece)
+			lists: s.lists, listsAt: s.listsAt, collectives: s.collectives, launched: s.launched, host: s.host, event: s.event, seats: seats}
+		err := o.submitted(o.submit(piece))
 		s.host = piece.host
 		if err == nil {
 			err = o.synchronize() // its pinned memory is used again
 		}
 		return err
 	})
+	s.list, s.names, s.arguments, s.launched = s.list[:0], s.names[:0], s.arguments[:0], s.collectives
+	if errors.Is(err, kernels.ErrUnlinked) {
+		s.err = err
+		return err
+	}
 	o.fail(err) //nolint:errcheck // sticks
-	s.list, s.names, s.arguments = s.list[:0], s.names[:0], s.arguments[:0]
+	return nil
 }

@@ -56,7 +56,7 @@ func (o *Ops) planWide(a linearArguments, rows int) (best widePlan) {
 		// each other then, so all must run at once, which clusters need not.
 		p.whole = p.tiles / p.clusters * p.clusters
 		cut := p.tiles - p.whole
-		if a.segments == 1 || t.cluster > 1 || cut == 0 || p.whole > 0 && t.rows > 192 || 2*cut > arrivals || partialBytes(cut, a, t) > 256<<20 {
+		if a.segments == 1 || o.link != nil && !o.link.early || t.cluster > 1 || cut == 0 || p.whole > 0 && t.rows > 192 || 2*cut > arrivals || partialBytes(cut, a, t) > 256<<20 {
 			continue
 		}
 		each := ceil(cut*int(a.segments), p.clusters)

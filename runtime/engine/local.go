@@ -37,13 +37,15 @@ type LocalConfig struct {
 type Local struct {
 	cfg   LocalConfig
 	ranks []localRank
+	links []kernels.Link
 }
 
 type localRank struct {
 	slice  shard.Slice
 	ops    kernels.Ops
 	model  *model.Model
-	reduce *epochReducer // nil: one tensor rank
+	reduce *epochReducer   // nil: one tensor rank
+	linked kernels.Reducer // to the others of its stage by device, or nil
 }
 
 // epochReducer is the collective that a model was loaded with: in every epoch
@@ -77,7 +79,43 @@ func LoadLocal(cfg LocalConfig) (*Local, error) {
 	if err := load.Wait(); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
+	if err := l.link(); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
 	return l, nil
+}
+
+// link joins the tensor ranks of each stage that is here whole, where their devices
+// reach each other's memory: their sums then are part of the step.
+func (l *Local) link() error {
+	for stage := range l.cfg.Layout.Pipeline {
+		var devices []kernels.Ops
+		var ranks []*localRank
+		for i := range l.ranks {
+			if r := &l.ranks[i]; r.slice.Stage == stage {
+				devices, ranks = append(devices, r.ops), append(ranks, r)
+			}
+		}
+		if len(ranks) < 2 || len(ranks) < l.cfg.Layout.Tensor {
+			continue
+		}
+		linker, ok := devices[0].(kernels.Linker)
+		if !ok {
+			continue
+		}
+		link, err := linker.Link(devices)
+		if err != nil {
+			return fmt.Errorf("engine: link the ranks of stage %d: %w", stage, err)
+		}
+		if link == nil {
+			continue
+		}
+		l.links = append(l.links, link)
+		for i, r := range ranks {
+			r.linked = link.Reducer(i)
+		}
+	}
+	return nil
 }
 
 func (l *Local) load(r *localRank) (err error) {
@@ -144,7 +182,9 @@ func (l *Local) Epoch(epoch uint64, where Where) (*Epoch, error) {
 			place.Pipe = e.Mesh.Pipe(r.slice.Stage, r.slice.Rank)
 		}
 		if r.reduce != nil {
-			r.reduce.Reducer = e.Mesh.Reducer(r.slice.Stage, r.slice.Rank)
+			if r.reduce.Reducer = r.linked; r.linked == nil {
+				r.reduce.Reducer = e.Mesh.Reducer(r.slice.Stage, r.slice.Rank)
+			}
 		}
 		member, err := NewRank(r.ops, r.model, e.limits, place)
 		if err != nil {
@@ -153,7 +193,15 @@ func (l *Local) Epoch(epoch uint64, where Where) (*Epoch, error) {
 		members = append(members, member)
 	}
 	e.Group = group.NewLocal(e.depth, members...)
-	e.Group.End = e.Mesh.Close
+	for _, link := range l.links {
+		link.Open()
+	}
+	e.Group.End = func() {
+		e.Mesh.Close()
+		for _, link := range l.links {
+			link.Close()
+		}
+	}
 	return e, nil
 }
 

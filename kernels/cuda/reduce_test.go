@@ -1,0 +1,321 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"manta/kernels"
+	"manta/parallel/comm"
+)
+
+// linkedRanks opens ranks that are joined, on as many GPUs as there are.
+func linkedRanks(t testing.TB, n int, o Options) ([]*Ops, []kernels.Reducer, kernels.Link) {
+	t.Helper()
+	// Streams that wait for each other must not share one of the device's queues.
+	if t, ok := t.(*testing.T); ok {
+		t.Setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+	}
+	list, err := Devices()
+	if err != nil || len(list) == 0 {
+		t.Skipf("no GPU: %v", err)
+	}
+	ranks, all := make([]*Ops, n), make([]kernels.Ops, n)
+	for r := range n {
+		all[r], err = New(r%len(list), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ranks[r] = all[r].(*Ops)
+		t.Cleanup(func() { ranks[r].Close() })
+	}
+	l, err := ranks[0].Link(all)
+	if err != nil || l == nil {
+		t.Fatalf("link: %v, %v", l, err)
+	}
+	l.Open()
+	t.Cleanup(l.Close)
+	reducers := make([]kernels.Reducer, n)
+	for r := range n {
+		reducers[r] = l.Reducer(r)
+	}
+	return ranks, reducers, l
+}
+
+// onRanks runs f for every rank at once.
+func onRanks(t testing.TB, n int, f func(r int) error) {
+	t.Helper()
+	errs := make([]error, n)
+	var all sync.WaitGroup
+	for r := range n {
+		all.Go(func() { errs[r] = f(r) })
+	}
+	all.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// oneRow is a batch without a model: collectives need none.
+func oneRow() *kernels.Batch {
+	return &kernels.Batch{Tokens: []int32{1}, Positions: []int32{0}, Spans: []kernels.Span{{Count: 1, Blocks: [][]int32{{0}}}}}
+}
+
+func randomBytes(random *rand.Rand, floats int) []byte {
+	b := make([]byte, 4*floats)
+	for i := range floats {
+		v := float32(random.NormFloat64() * math.Exp(random.NormFloat64()*4))
+		binary.LittleEndian.PutUint32(b[4*i:], math.Float32bits(v))
+	}
+	return b
+}
+
+// Whatever the way and the size, a sum over ranks has the bits of one over the host
+// in rank order, step after step and as a graph; so has what it is added to.
+func TestSumsOverRanksAreTheHosts(t *testing.T) {
+	for _, n := range []int{2, 3, 4} {
+		for _, way := range []int{pushed, shared, anyWay} {
+			t.Run(fmt.Sprintf("%d ranks, way %d", n, way), func(t *testing.T) {
+				ranks, reducers, _ := linkedRanks(t, n, Options{Compute: kernels.F32, Patience: 20 * time.Second, reduceWay: way})
+				for _, size := range [][2]int{{1, 1}, {1, 7}, {1, 576}, {3, 1001}, {8, 4096}, {33, 2050}} {
+					sumsOnce(t, ranks, reducers, size[0], size[1])
+				}
+			})
+		}
+	}
+}
+
+func sumsOnce(t *testing.T, ranks []*Ops, reducers []kernels.Reducer, rows, cols int) {
+	t.Helper()
+	if rows*cols*4 > pushedBytes && ranks[0].options.reduceWay == pushed {
+		return
+	}
+	const steps, sums = 6, 5 // from the third step on as a graph
+	n, random := len(ranks), rand.New(rand.NewPCG(uint64(rows), uint64(cols)))
+	x, y, parts := make([]kernels.Tensor, n), make([]kernels.Tensor, n), make([][]byte, n)
+	for r, o := range ranks {
+		x[r], _ = o.Tensor(rows, cols)
+		y[r], _ = o.Tensor(rows, cols)
+		parts[r] = randomBytes(random, rows*cols)
+	}
+	start := randomBytes(random, rows*cols)
+	sum, total := append([]byte(nil), parts[0]...), append([]byte(nil), start...)
+	for _, p := range parts[1:] {
+		if err := comm.Add(sum, p, 4); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Sums of sums: each adds what all hold by then.
+	want := append([]byte(nil), sum...)
+	for i := range sums {
+		if i > 0 {
+			again := append([]byte(nil), want...)
+			for range n - 1 {
+				if err := comm.Add(again, want, 4); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want = again
+		}
+		if err := comm.Add(total, want, 4); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for step := range steps {
+		onRanks(t, n, func(r int) error {
+			o := ranks[r]
+			if err := errors.Join(o.Put(y[r], parts[r]), o.Put(x[r], start), o.Begin(oneRow())); err != nil {
+				return err
+			}
+			for range sums {
+				if err := reducers[r].AllReduce(o, y[r]); err != nil {
+					return err
+				}
+				o.Add(x[r], y[r], nil)
+			}
+			if _, err := o.End().Wait(); err != nil {
+				return err
+			}
+			for _, is := range []struct {
+				name string
+				t    kernels.Tensor
+				want []byte
+			}{{"sum", y[r], want}, {"total", x[r], total}} {
+				got := make([]byte, len(is.want))
+				if err := o.Get(got, is.t); err != nil {
+					return err
+				}
+				for i := 0; i < len(got); i += 4 {
+					g, w := binary.LittleEndian.Uint32(got[i:]), binary.LittleEndian.Uint32(is.want[i:])
+					if g != w && !(math.IsNaN(float64(math.Float32frombits(g))) && math.IsNaN(float64(math.Float32frombits(w)))) {
+						return fmt.Errorf("%d×%d, step %d, rank %d: %s at %d is %x, want %x", rows, cols, step, r, is.name, i/4, g, w)
+					}
+				}
+			}
+			return nil
+		})
+	}
+}
+
+// Ranks' columns come to stand side by side on every rank, uneven ones too.
+func TestGatherOverRanks(t *testing.T) {
+	for _, widths := range [][]int{{8, 8}, {5, 3}, {64, 32, 96}, {1, 2, 3, 4}, {4096, 4096, 4096, 4096}} {
+		n, width := len(widths), 0
+		for _, w := range widths {
+			width += w
+		}
+		ranks, reducers, _ := linkedRanks(t, n, Options{Compute: kernels.F32, Patience: 20 * time.Second})
+		const rows = 5
+		random := rand.New(rand.NewPCG(uint64(width), 1))
+		want, at := make([]byte, 4*rows*width), 0
+		parts := make([][]byte, n)
+		for r, w := range widths {
+			parts[r] = randomBytes(random, rows*w)
+			for row := range rows {
+				copy(want[4*(row*width+at):], parts[r][4*row*w:4*(row+1)*w])
+			}
+			at += w
+		}
+		onRanks(t, n, func(r int) error {
+			o := ranks[r]
+			part, err := o.Tensor(rows, widths[r])
+			if err != nil {
+				return err
+			}
+			out, err := o.Tensor(rows, width)
+			if err != nil {
+				return err
+			}
+			for range 4 {
+				if err := errors.Join(o.Put(part, parts[r]), o.Begin(oneRow()), reducers[r].AllGather(o, out, part)); err != nil {
+					return err
+				}
+				if _, err := o.End().Wait(); err != nil {
+					return err
+				}
+				got := make([]byte, len(want))
+				if err := o.Get(got, out); err != nil {
+					return err
+				}
+				if string(got) != string(want) {
+					return fmt.Errorf("widths %v: rank %d gathered other values", widths, r)
+				}
+			}
+			return nil
+		})
+	}
+}
+
+// A rank whose kernel waits in vain says for whom, and its device counts as lost.
+func TestARankThatNeverArrivesIsNoticed(t *testing.T) {
+	for _, way := range []int{pushed, shared} {
+		ranks, reducers, l := linkedRanks(t, 2, Options{Compute: kernels.F32, Patience: 200 * time.Millisecond, reduceWay: way})
+		y := make([]kernels.Tensor, 2)
+		for r, o := range ranks {
+			y[r], _ = o.Tensor(1, 64)
+		}
+		pending := make([]kernels.Pending, 2)
+		onRanks(t, 2, func(r int) error {
+			o := ranks[r]
+			if err := o.Begin(oneRow()); err != nil {
+				return err
+			}
+			if err := reducers[r].AllReduce(o, y[r]); err != nil {
+				return err
+			}
+			if r == 1 { // it meets the other, but what it launches is nothing
+				o.step.list, o.step.names = nil, nil
+			}
+			pending[r] = o.End()
+			return nil
+		})
+		if _, err := pending[0].Wait(); !errors.Is(err, ErrDevice) {
+			t.Errorf("way %d: rank 0 says %v, want ErrDevice", way, err)
+		} else {
+			t.Log(err)
+		}
+		l.Close()
+		pending[1].Wait() //nolint:errcheck // it did nothing
+	}
+}
+
+// A step that not all ranks come to is launched on none, and the devices go on in
+// the next epoch.
+func TestAnEpochEndsWhereNotAllRanksCome(t *testing.T) {
+	ranks, reducers, l := linkedRanks(t, 2, Options{Compute: kernels.F32, Patience: 20 * time.Second})
+	sumsOnce(t, ranks, reducers, 2, 100)
+	y, _ := ranks[0].Tensor(2, 100)
+	if _, err := ranks[1].Tensor(2, 100); err != nil {
+		t.Fatal(err)
+	}
+	reducer := reducers[0].(*linked)
+	for known, parts := range reducer.known { // a tensor that both know
+		y.Mem = known
+		_ = parts
+		break
+	}
+	if err := errors.Join(ranks[0].Begin(oneRow()), reducer.AllReduce(ranks[0], y)); err != nil {
+		t.Fatal(err)
+	}
+	pending := ranks[0].End()
+	l.Close()
+	if _, err := pending.Wait(); !errors.Is(err, kernels.ErrUnlinked) || errors.Is(err, ErrDevice) {
+		t.Fatalf("got %v, want ErrUnlinked alone", err)
+	}
+	l.Open()
+	sumsOnce(t, ranks, reducers, 2, 100)
+}
+
+// BenchmarkSumsOverRanks is the time of one sum within a graph of 64. Ranks that
+// share a device tell what the kernels cost, not what a link does.
+func BenchmarkSumsOverRanks(b *testing.B) {
+	for _, n := range []int{2, 4} {
+		for _, way := range []int{pushed, shared} {
+			ranks, reducers, _ := linkedRanks(b, n, Options{Compute: kernels.F32, reduceWay: way})
+			for _, rows := range []int{1, 2, 4, 8, 16, 32, 128} {
+				const cols, sums = 4096, 64
+				if way == pushed && 4*rows*cols > pushedBytes {
+					continue
+				}
+				y := make([]kernels.Tensor, n)
+				for r, o := range ranks {
+					y[r], _ = o.Tensor(rows, cols)
+				}
+				b.Run(fmt.Sprintf("%d ranks, way %d, %d×%d", n, way, rows, cols), func(b *testing.B) {
+					step := func(r int) error {
+						o := ranks[r]
+						if err := o.Begin(oneRow()); err != nil {
+							return err
+						}
+						for range sums {
+							if err := reducers[r].AllReduce(o, y[r]); err != nil {
+								return err
+							}
+						}
+						_, err := o.End().Wait()
+						return err
+					}
+					for range captureAt + 1 {
+						onRanks(b, n, step)
+					}
+					best := time.Hour
+					for b.Loop() {
+						for range 20 {
+							since := time.Now()
+							onRanks(b, n, step)
+							best = min(best, time.Since(since))
+						}
+					}
+					b.ReportMetric(float64(best.Nanoseconds())/sums/1000, "µs/sum")
+				})
+			}
+		}
+	}
+}

@@ -1,0 +1,2 @@
+// What tensor ranks do together.
+#include "reduce.cuh"

@@ -275,7 +275,9 @@ func (o *Ops) release() {
 		cu.DestroyEvent(&(<-o.slots).event) //nolint:errcheck // as above
 	}
 	for i := range o.loading {
-		cu.DestroyEvent(&o.loading[i].event) //nolint:errcheck // as above
+		if o.loading[i].host != nil {
+			cu.DestroyEvent(&o.loading[i].event) //nolint:errcheck // as above
+		}
 	}
 	for _, m := range o.modules {
 		m.Unload() //nolint:errcheck // as above

@@ -84,7 +84,7 @@ func TestSumsOverRanksAreTheHosts(t *testing.T) {
 		for _, way := range []int{pushed, shared, anyWay} {
 			t.Run(fmt.Sprintf("%d ranks, way %d", n, way), func(t *testing.T) {
 				ranks, reducers, _ := linkedRanks(t, n, Options{Compute: kernels.F32, Patience: 20 * time.Second, reduceWay: way})
-				for _, size := range [][2]int{{1, 1}, {1, 7}, {1, 576}, {3, 1001}, {8, 4096}, {33, 2050}} {
+				for _, size := range [][2]int{{1, 1}, {1, 2}, {1, 7}, {1, 13}, {1, 576}, {3, 1001}, {8, 4096}, {33, 2050}} {
 					sumsOnce(t, ranks, reducers, size[0], size[1])
 				}
 			})

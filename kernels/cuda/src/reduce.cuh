@@ -156,7 +156,7 @@ KERNEL __launch_bounds__(reduceThreads) sumShared(const __grid_constant__ Reduce
   const unsigned number = *a.base + a.index;
   meet(a, number, false);
   const size_t share = (a.count + 4 * a.ranks - 1) / (4 * a.ranks) * 4;
-  const size_t lo = min(share * a.rank, a.count), hi = min(lo + share, a.count);
+  const size_t lo = share * a.rank, hi = min(lo + share, a.count); // past the end: none
   const size_t first = lo / 4 + blockIdx.x * size_t(reduceThreads) + threadIdx.x, step = size_t(gridDim.x) * reduceThreads;
   for (size_t q = first; 4 * q < hi; q += step) {
     if (a.vectors && 4 * q + 4 <= hi) {

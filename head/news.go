@@ -12,7 +12,7 @@ import (
 // reports, so each would have the leader look at all nodes and tell them all.
 func news(before, now wire.Report) bool {
 	return before.Draining != now.Draining || before.Leaving != now.Leaving || before.Protocol != now.Protocol || now.Sequence < before.Sequence ||
-		!slices.Equal(before.Devices, now.Devices) || !maps.Equal(before.Labels, now.Labels) ||
+		!slices.EqualFunc(before.Devices, now.Devices, wire.Device.Equal) || !maps.Equal(before.Labels, now.Labels) ||
 		!slices.EqualFunc(before.Replicas, now.Replicas, func(a, b wire.ReplicaReport) bool {
 			return a.Replica == b.Replica && a.Epoch == b.Epoch && a.Phase == b.Phase && a.Reason == b.Reason && slices.Equal(a.Lost, b.Lost)
 		})

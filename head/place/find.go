@@ -188,10 +188,29 @@ func (s *search) takes(at *slot) bool {
 	return at.mine == 0 || !s.d.Auto && at.device.Kind == "cpu"
 }
 
-// slots gives all ranks devices of one machine, those with most memory left first.
-func (s *search) slots(m *machine) []*slot {
+// choices gives all ranks devices of one machine, the ways to try in order: tensor
+// ranks where the links between them are fastest, then where most memory is left.
+func (s *search) choices(m *machine) [][]*slot {
+	plain := s.slots(m)
+	if tensor := s.d.Layout.Tensor; tensor > 1 && m.linked() {
+		if linked := wellLinked(s.free(m), tensor, s.d.Layout.Pipeline); linked != nil && !slices.Equal(linked, plain) {
+			return [][]*slot{linked, plain}
+		}
+	}
+	return [][]*slot{plain}
+}
+
+// free lists the devices of a machine that may take ranks, those with most memory
+// left first.
+func (s *search) free(m *machine) []*slot {
 	free := slices.DeleteFunc(slices.Clone(m.best), func(at *slot) bool { return !s.takes(at) })
 	slices.SortStableFunc(free, func(a, b *slot) int { return cmp.Compare(b.left(), a.left()) })
+	return free
+}
+
+// slots gives all ranks devices of one machine, those with most memory left first.
+func (s *search) slots(m *machine) []*slot {
+	free := s.free(m)
 	slots := make([]*slot, s.d.Layout.Ranks())
 	for i := range slots {
 		slots[i] = free[i%len(free)] // ranks share a CPU, never a GPU
@@ -218,9 +237,12 @@ func (s *search) together(id string) (state.Replica, bool) {
 		if best < 0 {
 			return state.Replica{}, false
 		}
-		r, err := s.replica(id, s.slots(s.p.machines[best]))
-		if err == nil {
-			return r, true
+		var err error
+		for _, slots := range s.choices(s.p.machines[best]) {
+			var r state.Replica
+			if r, err = s.replica(id, slots); err == nil {
+				return r, true
+			}
 		}
 		s.nodes[best].unfit, s.nodes[best].err = true, err
 	}

@@ -118,14 +118,14 @@ func (p *planner) nodes() {
 		bare := make([]state.Device, 0, len(report.Devices))
 		devices := make([]state.Device, 0, len(report.Devices))
 		for _, d := range settled(report.Devices, known.Devices) {
-			devices = append(devices, state.Device(d))
+			devices = append(devices, kept(d))
 			d.Speed = plan.Speed{}
 			for _, k := range known.Devices {
 				if k.ID == d.ID {
 					d.Speed = k.Speed
 				}
 			}
-			bare = append(bare, state.Device(d))
+			bare = append(bare, kept(d))
 		}
 		if !ok || !slices.Equal(known.Devices, bare) || !maps.Equal(known.Labels, report.Labels) {
 			p.change(state.Change{PutNode: &state.Node{ID: id, Devices: bare, Labels: report.Labels}})
@@ -134,6 +134,12 @@ func (p *planner) nodes() {
 			p.change(state.Change{PutNode: &state.Node{ID: id, Devices: devices, Labels: report.Labels}})
 		}
 	}
+}
+
+// kept is what the View keeps of a device: links matter to the leader alone, which
+// hears of them again and again.
+func kept(d wire.Device) state.Device {
+	return state.Device{ID: d.ID, Kind: d.Kind, Name: d.Name, Memory: d.Memory, Speed: d.Speed}
 }
 
 // forget drops the nodes that leave for good, once nothing is placed on them.

@@ -18,6 +18,8 @@ type Device struct {
 	Name  string
 	Bus   string // PCI address
 
+	Links []Link // to other GPUs that it can address
+
 	Memory, Free int64 // bytes
 	Utilisation  int   // percent of the last sample period in which a kernel ran
 	Temperature  int   // °C
@@ -29,6 +31,20 @@ type Device struct {
 	// empty. A lost GPU keeps its Index, UUID and Name only.
 	Lost string
 }
+
+// Link is the way between two GPUs.
+type Link struct {
+	UUID  string // of the other
+	Speed int64  // bytes a second, one way
+}
+
+// Speeds of one NVLink of generations 2 to 4, of PCIe behind one switch or bridge, and
+// across bridges: what such a link is sold with (gen 4 × 16), one way.
+const (
+	nvlinkSpeed = 25e9
+	pcieNear    = 32e9
+	pcieFar     = 16e9
+)
 
 // Fault is an Xid error that the driver reported.
 type Fault struct {

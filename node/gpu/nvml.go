@@ -35,11 +35,59 @@ func Open() (*Reader, error) {
 		if r != nvml.SUCCESS {
 			d.Lost = nvml.ErrorString(r)
 		} else if info, r := handle.GetPciInfo(); r == nvml.SUCCESS {
-			d.Bus = fmt.Sprintf("%08x:%02x:%02x", info.Domain, info.Bus, info.Device)
+			d.Bus = bus(info)
 		}
 		reader.known = append(reader.known, d)
 	}
+	for i := range reader.known {
+		reader.known[i].Links = links(reader.known, i)
+	}
 	return reader, nil
+}
+
+// links gives how a GPU reaches the others: over as many NVLinks as lead there or
+// into a switch, else over PCIe, if the driver lets them address each other.
+func links(all []Device, at int) (list []Link) {
+	here, code := nvml.DeviceGetHandleByUUID(all[at].UUID)
+	if code != nvml.SUCCESS {
+		return nil
+	}
+	switched, direct := int64(0), map[string]int64{}
+	for l := range nvml.NVLINK_MAX_LINKS {
+		if state, code := here.GetNvLinkState(l); code != nvml.SUCCESS || state != nvml.FEATURE_ENABLED {
+			continue
+		}
+		if kind, code := here.GetNvLinkRemoteDeviceType(l); code == nvml.SUCCESS && kind == nvml.NVLINK_DEVICE_TYPE_SWITCH {
+			switched++
+		} else if far, code := here.GetNvLinkRemotePciInfo(l); code == nvml.SUCCESS {
+			direct[bus(far)]++
+		}
+	}
+	for i, other := range all {
+		there, code := nvml.DeviceGetHandleByUUID(other.UUID)
+		if i == at || code != nvml.SUCCESS {
+			continue
+		}
+		if status, code := here.GetP2PStatus(there, nvml.P2P_CAPS_INDEX_READ); code != nvml.SUCCESS || status != nvml.P2P_STATUS_OK {
+			continue
+		}
+		speed := int64(nvlinkSpeed) * direct[other.Bus]
+		if status, code := here.GetP2PStatus(there, nvml.P2P_CAPS_INDEX_NVLINK); code == nvml.SUCCESS && status == nvml.P2P_STATUS_OK {
+			speed = max(speed, int64(nvlinkSpeed)*switched)
+		}
+		if speed == 0 {
+			speed = pcieFar
+			if level, code := here.GetTopologyCommonAncestor(there); code == nvml.SUCCESS && level <= nvml.TOPOLOGY_HOSTBRIDGE {
+				speed = pcieNear
+			}
+		}
+		list = append(list, Link{UUID: other.UUID, Speed: speed})
+	}
+	return list
+}
+
+func bus(info nvml.PciInfo) string {
+	return fmt.Sprintf("%08x:%02x:%02x", info.Domain, info.Bus, info.Device)
 }
 
 // Read gives every device that Open found, as it is now. What a GPU does not

@@ -41,7 +41,7 @@ func FindCUDA() (*CUDA, error) {
 	if err != nil {
 		return c, fmt.Errorf("serve: list GPUs: %w", err)
 	}
-	free := map[string]int64{}
+	free, links := map[string]int64{}, map[string][]gpu.Link{}
 	if len(found) > 0 {
 		// Without NVML (a driver's container may lack it) GPUs are taken for empty and well.
 		if reader, err := gpu.Open(); err == nil {
@@ -51,7 +51,7 @@ func FindCUDA() (*CUDA, error) {
 				return c, fmt.Errorf("serve: read GPUs: %w", err)
 			}
 			for _, d := range known {
-				free[d.UUID] = d.Free
+				free[d.UUID], links[d.UUID] = d.Free, d.Links
 			}
 		}
 	}
@@ -61,6 +61,15 @@ func FindCUDA() (*CUDA, error) {
 			memory = d.Memory
 		}
 		c.found = append(c.found, foundGPU{wire.Device{ID: fmt.Sprintf("%s:%d", KindCUDA, d.Index), Kind: KindCUDA, Name: d.Name, Memory: memory}, d.UUID})
+	}
+	for i, f := range c.found {
+		for _, l := range links[f.uuid] {
+			for _, other := range c.found {
+				if other.uuid == l.UUID {
+					c.found[i].device.Links = append(c.found[i].device.Links, wire.DeviceLink{To: other.device.ID, Speed: l.Speed})
+				}
+			}
+		}
 	}
 	return c, nil
 }

@@ -1,6 +1,8 @@
 package wire
 
 import (
+	"slices"
+
 	"manta/parallel/shard"
 	"manta/runtime/plan"
 )
@@ -83,6 +85,19 @@ type Device struct {
 	Memory int64  `cbor:"4,keyasint"` // bytes that shards may use
 	// Speed is that of the whole device; zero: not known.
 	Speed plan.Speed `cbor:"5,keyasint,omitzero"`
+	// Links are to the devices of the node that this one can address, the fastest way each.
+	Links []DeviceLink `cbor:"6,keyasint,omitempty"`
+}
+
+// Equal compares all of it.
+func (d Device) Equal(other Device) bool {
+	return d.ID == other.ID && d.Kind == other.Kind && d.Name == other.Name && d.Memory == other.Memory && d.Speed == other.Speed && slices.Equal(d.Links, other.Links)
+}
+
+// DeviceLink joins two devices of a node.
+type DeviceLink struct {
+	To    string `cbor:"1,keyasint"`
+	Speed int64  `cbor:"2,keyasint"` // bytes a second, one way
 }
 
 // GPU is how a GPU of a node is, by NVML.

@@ -211,7 +211,7 @@ func (p *planned) compute(lengths []int) error {
 	if p.Ranks, err = plan.Needs(p.Shapes, p.Layout, p.Budget, p.Fit.Blocks); err != nil {
 		return err
 	}
-	if p.Traffic, err = plan.TrafficOf(p.Shapes, p.Layout, plan.ActivationBytes(p.Device)); err != nil {
+	if p.Traffic, err = plan.TrafficOf(p.Shapes, p.Layout); err != nil {
 		return err
 	}
 	if !p.Fits {

@@ -63,9 +63,14 @@ type Traffic struct {
 	Logits int64
 }
 
-// TrafficOf gives a layout's traffic; activation is the bytes of one element.
-func TrafficOf(s Shapes, layout shard.Layout, activation int) (Traffic, error) {
-	row := int64(s.Hidden) * int64(activation)
+// activationBytes is the size of one element of the rows between ranks: parts of
+// sums are float32 on every kind of device.
+const activationBytes = 4
+
+// TrafficOf gives a layout's traffic, as payload. Between GPUs the words of small
+// sums are twice as long, and large sums (kernels/cuda's two shots) move 2/ranks of it.
+func TrafficOf(s Shapes, layout shard.Layout) (Traffic, error) {
+	row := int64(s.Hidden) * activationBytes
 	fellows := int64(layout.Tensor - 1)
 	var t Traffic
 	if layout.Pipeline > 1 {
@@ -77,18 +82,9 @@ func TrafficOf(s Shapes, layout shard.Layout, activation int) (Traffic, error) {
 			return Traffic{}, err
 		}
 		t.Tensor = append(t.Tensor, 2*int64(slice.Layers.Len())*fellows*row)
-		t.Logits = fellows * int64(slice.Vocab.Len()) * int64(activation)
+		t.Logits = fellows * int64(slice.Vocab.Len()) * activationBytes
 	}
 	return t, nil
-}
-
-// ActivationBytes is the size of one element of the rows between ranks on a kind
-// of device.
-func ActivationBytes(kind string) int {
-	if kind == "cpu" {
-		return 4
-	}
-	return 2
 }
 
 // ParseBytes reads a size as people write it: 80GiB, 80GB, 512MiB, or bytes.

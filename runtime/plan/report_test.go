@@ -61,11 +61,11 @@ func TestNeedsAgreeWithFit(t *testing.T) {
 // twice a layer.
 func TestTraffic(t *testing.T) {
 	s := Shapes{Layers: 4, Hidden: 100, Heads: 4, KVHeads: 4, HeadDim: 25, FFN: 40, Vocab: 30, Unit: 1}
-	got, err := TrafficOf(s, shard.Layout{Tensor: 2, Pipeline: 2}, 4)
+	got, err := TrafficOf(s, shard.Layout{Tensor: 2, Pipeline: 2})
 	if err != nil || got.Stage != 800 || len(got.Tensor) != 2 || got.Tensor[0] != 2*2*400 || got.Logits != 15*4 {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if alone, _ := TrafficOf(s, shard.Layout{Tensor: 1, Pipeline: 1}, 4); alone.Stage != 0 || alone.Tensor[0] != 0 || alone.Logits != 0 {
+	if alone, _ := TrafficOf(s, shard.Layout{Tensor: 1, Pipeline: 1}); alone.Stage != 0 || alone.Tensor[0] != 0 || alone.Logits != 0 {
 		t.Errorf("one rank: %+v", alone)
 	}
 }

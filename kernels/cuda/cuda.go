@@ -45,8 +45,6 @@ type Options struct {
 	Seats int
 	// Patience bounds how long a kernel waits for another tensor rank; 0 means 2 s.
 	Patience time.Duration
-	// reduceWay makes all sums over ranks go one way (tests).
-	reduceWay int
 	// NoGraphs launches every step kernel by kernel.
 	NoGraphs bool
 	// Images replaces the embedded kernels (tests of other machine code).

@@ -16,7 +16,7 @@ import (
 )
 
 // linkedRanks opens ranks that are joined, on as many GPUs as there are.
-func linkedRanks(t testing.TB, n int, o Options) ([]*Ops, []kernels.Reducer, kernels.Link) {
+func linkedRanks(t testing.TB, n, way int, o Options) ([]*Ops, []kernels.Reducer, kernels.Link) {
 	t.Helper()
 	// Streams that wait for each other must not share one of the device's queues.
 	if t, ok := t.(*testing.T); ok {
@@ -39,6 +39,7 @@ func linkedRanks(t testing.TB, n int, o Options) ([]*Ops, []kernels.Reducer, ker
 	if err != nil || l == nil {
 		t.Fatalf("link: %v, %v", l, err)
 	}
+	l.(*link).way = way
 	l.Open()
 	t.Cleanup(l.Close)
 	reducers := make([]kernels.Reducer, n)
@@ -91,7 +92,7 @@ func TestSumsOverRanksAreTheHosts(t *testing.T) {
 	for _, n := range []int{2, 3, 4} {
 		for _, way := range []int{pushed, shared, anyWay} {
 			t.Run(fmt.Sprintf("%d ranks, way %d", n, way), func(t *testing.T) {
-				ranks, reducers, _ := linkedRanks(t, n, Options{Compute: kernels.F32, Patience: 20 * time.Second, reduceWay: way})
+				ranks, reducers, _ := linkedRanks(t, n, way, Options{Compute: kernels.F32, Patience: 20 * time.Second})
 				for _, size := range [][2]int{{1, 1}, {1, 2}, {1, 7}, {1, 13}, {1, 576}, {3, 1001}, {8, 4096}, {33, 2050}} {
 					sumsOnce(t, ranks, reducers, size[0], size[1])
 				}
@@ -102,7 +103,7 @@ func TestSumsOverRanksAreTheHosts(t *testing.T) {
 
 func sumsOnce(t *testing.T, ranks []*Ops, reducers []kernels.Reducer, rows, cols int) {
 	t.Helper()
-	if rows*cols*4 > pushedBytes && ranks[0].options.reduceWay == pushed {
+	if rows*cols*4 > pushedBytes && ranks[0].link.way == pushed {
 		return
 	}
 	const steps, sums = 6, 5 // from the third step on as a graph
@@ -173,7 +174,7 @@ func TestGatherOverRanks(t *testing.T) {
 		for _, w := range widths {
 			width += w
 		}
-		ranks, reducers, _ := linkedRanks(t, n, Options{Compute: kernels.F32, Patience: 20 * time.Second})
+		ranks, reducers, _ := linkedRanks(t, n, anyWay, Options{Compute: kernels.F32, Patience: 20 * time.Second})
 		const rows = 5
 		random := rand.New(rand.NewPCG(uint64(width), 1))
 		want, at := make([]byte, 4*rows*width), 0
@@ -218,7 +219,7 @@ func TestGatherOverRanks(t *testing.T) {
 // A rank whose kernel waits in vain says for whom, and its device counts as lost.
 func TestARankThatNeverArrivesIsNoticed(t *testing.T) {
 	for _, way := range []int{pushed, shared} {
-		ranks, reducers, l := linkedRanks(t, 2, Options{Compute: kernels.F32, Patience: 200 * time.Millisecond, reduceWay: way})
+		ranks, reducers, l := linkedRanks(t, 2, way, Options{Compute: kernels.F32, Patience: 200 * time.Millisecond})
 		y := make([]kernels.Tensor, 2)
 		for r, o := range ranks {
 			y[r], _ = o.Tensor(1, 64)
@@ -251,7 +252,7 @@ func TestARankThatNeverArrivesIsNoticed(t *testing.T) {
 // A step that not all ranks come to is launched on none, and the devices go on in
 // the next epoch.
 func TestAnEpochEndsWhereNotAllRanksCome(t *testing.T) {
-	ranks, reducers, l := linkedRanks(t, 2, Options{Compute: kernels.F32, Patience: 20 * time.Second})
+	ranks, reducers, l := linkedRanks(t, 2, anyWay, Options{Compute: kernels.F32, Patience: 20 * time.Second})
 	sumsOnce(t, ranks, reducers, 2, 100)
 	y, _ := ranks[0].Tensor(2, 100)
 	if _, err := ranks[1].Tensor(2, 100); err != nil {
@@ -280,7 +281,7 @@ func TestAnEpochEndsWhereNotAllRanksCome(t *testing.T) {
 func BenchmarkSumsOverRanks(b *testing.B) {
 	for _, n := range []int{2, 4} {
 		for _, way := range []int{pushed, shared} {
-			ranks, reducers, _ := linkedRanks(b, n, Options{Compute: kernels.F32, reduceWay: way})
+			ranks, reducers, _ := linkedRanks(b, n, way, Options{Compute: kernels.F32})
 			for _, rows := range []int{1, 2, 4, 8, 16, 32, 128} {
 				const cols, sums = 4096, 64
 				if way == pushed && 4*rows*cols > pushedBytes {

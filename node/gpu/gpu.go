@@ -38,14 +38,6 @@ type Link struct {
 	Speed int64  // bytes a second, one way
 }
 
-// Speeds of one NVLink of generations 2 to 4, of PCIe behind one switch or bridge, and
-// across bridges: what such a link is sold with (gen 4 × 16), one way.
-const (
-	nvlinkSpeed = 25e9
-	pcieNear    = 32e9
-	pcieFar     = 16e9
-)
-
 // Fault is an Xid error that the driver reported.
 type Fault struct {
 	UUID string

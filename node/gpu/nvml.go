@@ -45,6 +45,14 @@ func Open() (*Reader, error) {
 	return reader, nil
 }
 
+// Speeds of one NVLink of generations 2 to 4, of PCIe behind one switch or bridge, and
+// across bridges: what such a link is sold with (gen 4 × 16), one way.
+const (
+	nvlinkSpeed = 25e9
+	pcieNear    = 32e9
+	pcieFar     = 16e9
+)
+
 // links gives how a GPU reaches the others: over as many NVLinks as lead there or
 // into a switch, else over PCIe, if the driver lets them address each other.
 func links(all []Device, at int) (list []Link) {

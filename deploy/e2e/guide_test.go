@@ -21,7 +21,7 @@ func curl(t *testing.T, line string) string {
 	defer stop()
 	line = strings.ReplaceAll(line, "http://localhost:8000", strings.Replace(shared.url, "127.0.0.1", "localhost", 1))
 	line = strings.ReplaceAll(line, "http://localhost:9090", strings.Replace(shared.metrics, "127.0.0.1", "localhost", 1))
-	cmd := exec.CommandContext(ctx, "sh", "-c", strings.ReplaceAll(line, "curl ", "curl -sS --fail "))
+	cmd := exec.CommandContext(ctx, "sh", "-c", strings.ReplaceAll(line, "curl ", "curl -sS --fail --noproxy '*' "))
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("%s: %v\n%s", line, err, out)

@@ -17,8 +17,12 @@ import (
 // run has done something to its server.
 const long = 400
 
+// paced are devices on which a token of a tiny model takes some 15 ms, and no less on
+// any machine: what must be seen while a stream is under way is not over before.
+var paced = []string{"--devices", "sim:1@0.005"}
+
 func story(tokens int) object {
-	return object{"prompt": "Once upon a time", "max_tokens": tokens, "temperature": 0, "ignore_eos": true}
+	return object{"prompt": "Once upon a time", "max_tokens": tokens, "temperature": 0, "seed": 1, "ignore_eos": true}
 }
 
 // running is a stream in progress, read by a goroutine of its own.
@@ -124,7 +128,7 @@ func TestKilledAndStartedAgain(t *testing.T) {
 // At SIGTERM a stream in progress goes on to its end, new requests get 503, and
 // the exit code is 0.
 func TestTerminationDrains(t *testing.T) {
-	s := start(t, "", *realModel)
+	s := start(t, "", tiny(t), paced...)
 	want, err := s.whole(t.Context(), "/v1/completions", story(long))
 	if err != nil {
 		t.Fatal(err)
@@ -148,8 +152,8 @@ func TestTerminationDrains(t *testing.T) {
 
 // A second signal does not wait for anything.
 func TestSecondSignalEndsAtOnce(t *testing.T) {
-	s := start(t, "", *realModel)
-	r := s.begin(t, t.Context(), story(4000), 1)
+	s := start(t, "", tiny(t), paced...)
+	r := s.begin(t, t.Context(), story(long), 1)
 	s.Signal(t, syscall.SIGTERM)
 	s.refusesNew(t)
 	began := time.Now()

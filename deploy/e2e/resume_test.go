@@ -121,7 +121,7 @@ func TestKeysAndOwners(t *testing.T) {
 	keys := t.TempDir() + "/keys"
 	write(t, keys, []byte("# for tests\nfirst-key\n\nsecond-key\n"))
 	s := start(t, "", tiny(t), "--host", "0.0.0.0", "--api-key", "@"+keys)
-	body := object{"prompt": "hello", "max_tokens": 16, "temperature": 1, "ignore_eos": true}
+	body := object{"prompt": "hello", "max_tokens": 16, "temperature": 1, "seed": 3, "ignore_eos": true}
 	bearer := func(key string) []string { return []string{"Authorization", "Bearer " + key} }
 
 	for _, path := range []string{"/health", "/livez", "/readyz", "/metrics"} {
@@ -153,7 +153,7 @@ func TestKeysAndOwners(t *testing.T) {
 	}, bearer("first-key")...); err != nil {
 		t.Fatal(err)
 	}
-	other := object{"prompt": "hello", "max_tokens": 17, "temperature": 1, "ignore_eos": true}
+	other := object{"prompt": "hello", "max_tokens": 17, "temperature": 1, "seed": 3, "ignore_eos": true}
 	for name, c := range map[string]struct {
 		key    string
 		body   object

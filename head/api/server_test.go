@@ -331,8 +331,8 @@ func TestSlowReaderIsDisconnected(t *testing.T) {
 	// What the driver gives by itself would take it 20 s and be 1 MB.
 	body := `{"prompt":"x","max_tokens":4000,"ignore_eos":true,"stream":true}`
 	fmt.Fprintf(connection, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-	until(t, "the request at the driver", func() bool { return b.cluster.Running() == 1 })
-	until(t, "the end of the request", func() bool { return b.cluster.Running() == 0 })
+	// It may be over between two looks: what stays is that the driver was told.
+	until(t, "the cancel", func() bool { return len(b.cluster.Cancelled()) > 0 && b.cluster.Running() == 0 })
 	if cancels := b.cluster.Cancelled(); len(cancels) != 1 {
 		t.Errorf("the driver was told %d times, want once", len(cancels))
 	}

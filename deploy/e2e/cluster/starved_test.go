@@ -26,7 +26,7 @@ func TestStarved(t *testing.T) {
 			_ = loop.Wait() // it was killed
 		}
 	}()
-	for range hogs * runtime.NumCPU() {
+	for range hogs * runtime.GOMAXPROCS(0) { // processors that a container may use, not all there are
 		loop := exec.Command("sh", "-c", "while :; do :; done")
 		if err := loop.Start(); err != nil {
 			t.Fatal(err)

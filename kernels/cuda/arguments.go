@@ -23,9 +23,9 @@ type linearArguments struct {
 type wideArguments struct {
 	linearArguments
 	whole, tiles, weightTiles, rowTiles int32
-	once                                int32
-	_                                   [127 - (unsafe.Sizeof(linearArguments{})+20+127)%128]byte
-	weight, x                           tensorMap
+	once, engine                        int32
+	_                                   [127 - (unsafe.Sizeof(linearArguments{})+24+127)%128]byte
+	weight, x, out                      tensorMap
 }
 
 type widePromptArguments struct {

@@ -43,11 +43,11 @@ static CUresult manta_capture(CUstream stream, const manta_launch *l, int n, cha
 }
 
 // One map of `rank` dimensions, the innermost first, in tiles of `box`.
-static CUresult manta_tensor_map(void *out, int type, unsigned rank, unsigned long long at, const cuuint64_t *dimensions, const cuuint64_t *strides, const cuuint32_t *box, int swizzled) {
+static CUresult manta_tensor_map(void *out, int type, unsigned rank, unsigned long long at, const cuuint64_t *dimensions, const cuuint64_t *strides, const cuuint32_t *box, int swizzle) {
   const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
   CUtensorMap map; // at a multiple of 64 bytes, which out need not be
   CUresult r = cuTensorMapEncodeTiled(&map, (CUtensorMapDataType)type, rank, (void *)at, dimensions, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      swizzle == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : swizzle ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (r == CUDA_SUCCESS) memcpy(out, &map, sizeof map);
   return r;
 }
@@ -155,7 +155,9 @@ type tiling struct {
 	dimensions [3]uint64
 	strides    [2]uint64
 	box        [3]uint32
-	swizzled   bool // 128 bytes of a row change places by its number
+	swizzled   bool // the 128 bytes of a row of the box change places by its number,
+	short      bool // or its 64
+	float      bool // elements are float32, which the engine may add
 }
 
 func (t tiling) encode() (tensorMap, error) {
@@ -164,11 +166,18 @@ func (t tiling) encode() (tensorMap, error) {
 	if t.words {
 		kind = C.CU_TENSOR_MAP_DATA_TYPE_UINT32
 	}
+	if t.float {
+		kind = C.CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+	}
+	swizzle := 128 * flag(t.swizzled)
+	if t.short {
+		swizzle = 64
+	}
 	if t.dimensions[2] == 0 {
 		rank = 2
 	}
 	r := C.manta_tensor_map(unsafe.Pointer(&m), kind, rank, C.ulonglong(t.at), (*C.cuuint64_t)(unsafe.Pointer(&t.dimensions[0])), (*C.cuuint64_t)(unsafe.Pointer(&t.strides[0])),
-		(*C.cuuint32_t)(unsafe.Pointer(&t.box[0])), flag(t.swizzled))
+		(*C.cuuint32_t)(unsafe.Pointer(&t.box[0])), swizzle)
 	return m, result(r, "tensor map")
 }
 

@@ -34,6 +34,8 @@ var linearCases = []linearCase{
 	{name: "residual of an activation", width: 1000, columns: 1088, accumulate: true, narrow: true, rows: []int{1, 3, 8, 33, 128, 200}},
 	{name: "an activation of odd width", width: 40, columns: 100, narrow: true, rows: []int{1, 5, 20}},
 	{name: "deep", width: 24, columns: 14336, accumulate: true, narrow: true, rows: []int{1, 2, 4, 8, 20}},
+	{name: "tiles of 192 rows", width: 4096, columns: 512, accumulate: true, narrow: true, rows: []int{1, 9, 570}},
+	{name: "tiles of 256 rows", width: 4096, columns: 64, norm: "rms", gated: true, activation: kernels.SiLU, rows: []int{1, 9, 1000}},
 	{name: "logits, capped", width: 4099, columns: 576, norm: "rms", softcap: 3, rows: []int{1, 7, 48}},
 }
 

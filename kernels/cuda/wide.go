@@ -19,7 +19,7 @@ func (t wideTile) kernel(suffix string) string {
 }
 
 const (
-	wideThreads, wideShared = 384, 225 << 10 // src/wide.cuh
+	wideThreads, wideShared = 384, 226<<10 + 256 // src/wide.cuh
 	// What limits the device as a whole, and what the ends of a product cost.
 	l2PerNanosecond, memoryPerNanosecond   = 8000., 4500.
 	wideStart, segmentsStart, segmentShare = 4000., 4000., 5000.
@@ -90,7 +90,35 @@ func (o *Ops) wide(a linearArguments, rows int) {
 	}
 	w := wideArguments{linearArguments: a, whole: int32(p.whole), tiles: int32(p.tiles), weightTiles: int32(p.weightTiles), rowTiles: int32(p.rowTiles),
 		once: bit(p.rowTiles == 1), weight: o.tensorMap(weight), x: o.tensorMap(x)}
+	if to, fits := outputTiling(a, rows, p.tile); fits {
+		w.engine, w.out = 1, o.tensorMap(to)
+	}
 	o.launch(p.tile.kernel(o.suffix), grid*p.tile.cluster, 1, 1, wideThreads, wideShared, bytesOf(&w))
+}
+
+// outputTiling is how the outputs leave, piece by piece, where the copy engine can
+// take them: it wants rows at multiples of 16 bytes, and adds float32 alone.
+func outputTiling(a linearArguments, rows int, tile wideTile) (tiling, bool) {
+	piece := uint32(8) // rows at a time: Wide::PIECE eights
+	switch {
+	case tile.rows == 192:
+		piece = 24
+	case tile.rows >= 128:
+		piece = 32
+	case tile.rows == 64:
+		piece = 16
+	}
+	to := tiling{at: a.out, dimensions: [3]uint64{uint64(outputs(a)), uint64(rows)}}
+	if a.outNarrow == 0 {
+		to.float, to.swizzled, to.strides, to.box = true, true, [2]uint64{4 * uint64(a.outStride)}, [3]uint32{32, piece}
+		return to, a.gated == 0 && a.outStride%4 == 0
+	}
+	to.strides, to.box = [2]uint64{2 * uint64(a.outStride)}, [3]uint32{64, piece}
+	if to.short = a.gated == 1; to.short {
+		to.box[0] = 32
+	}
+	to.swizzled = !to.short
+	return to, a.accumulate == 0 && a.outStride%8 == 0
 }
 
 const tensorMaps = 4096 // that are kept

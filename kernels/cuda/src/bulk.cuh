@@ -60,6 +60,11 @@ DEVICE void copyTile(uint32_t to, const CUtensorMap* map, int c0, int c1, uint32
 DEVICE void copyTileTo(int mask, uint32_t to, const CUtensorMap* map, int c0, int c1, uint32_t barrier) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(c0), "r"(c1), "r"(barrier), "h"((short)mask) : "memory");
 }
+// From shared memory, into memory or, of float32, onto what stands there (subnormals count as zero, as in finish).
+DEVICE void storeTile(const CUtensorMap* map, int c0, int c1, uint32_t from, int add) {
+  if (add) asm volatile("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(c0), "r"(c1), "r"(from) : "memory");
+  else asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(c0), "r"(c1), "r"(from) : "memory");
+}
 DEVICE void copyTile(uint32_t to, const CUtensorMap* map, int c0, int c1, int c2, uint32_t barrier, uint64_t policy) {
   asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to), "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(barrier), "l"(policy) : "memory");
 }

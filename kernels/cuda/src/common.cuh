@@ -115,9 +115,9 @@ template <> DEVICE void multiply<f16>(float (&d)[4], uint4 a, uint32_t b0, uint3
 
 // Activation names match kernels.Activation.
 enum Activation { identity, silu, gelu, geluTanh };
-DEVICE float activate(int kind, float x) {
+template <class T> DEVICE float activate(int kind, float x) {
   switch (kind) {
-    case silu: return x / (1.f + expf(-x));
+    case silu: return sizeof(T) == 4 ? x / (1.f + expf(-x)) : __fdividef(x, 1.f + __expf(-x));
     case gelu: return 0.5f * x * (1.f + erff(x * 0.70710678118654752f));
     case geluTanh: return 0.5f * x * (1.f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
   }

@@ -59,6 +59,26 @@ template <class T, int N> DEVICE void standing(const LinearArguments& a, int m, 
     if (n + i < limit) old[i] = a.outNarrow ? widen(((const T*)a.out)[at + i]) : ((const float*)a.out)[at + i];
 }
 
+// Each step is rounded by itself, whatever stands around it, so all kernels agree.
+DEVICE float scaled(float sum, float scale, float bias) { return __fadd_rn(__fmul_rn(sum, scale), bias); }
+// Hopper's copy engine adds in L2 and counts subnormals as zero there; so does this.
+DEVICE float added(float old, float v) {
+  float sum;
+  asm("add.rn.ftz.f32 %0, %1, %2;" : "=f"(sum) : "f"(old), "f"(v));
+  return sum;
+}
+// Stores one output.
+template <class T> DEVICE void store(const LinearArguments& a, int m, int n, float v) {
+  const size_t at = size_t(m) * a.outStride + n;
+  if (a.outNarrow) {
+    T* out = (T*)a.out + at;
+    *out = narrow<T>(a.accumulate ? added(widen(*out), v) : v);
+  } else {
+    float* out = (float*)a.out + at;
+    *out = a.accumulate ? added(*out, v) : v;
+  }
+}
+
 // Stores N neighbouring outputs (row m, columns n …) of sums v, and with a gate
 // those to multiply by, on top of what stood there.
 template <class T, int N> DEVICE void finish(const LinearArguments& a, int m, int n, float scale, const float (&sum)[N], const float (&gate)[N], const float (&old)[N]) {
@@ -67,28 +87,25 @@ template <class T, int N> DEVICE void finish(const LinearArguments& a, int m, in
   float v[N];
 #pragma unroll
   for (int i = 0; i < N; i++) {
-    v[i] = sum[i] * scale;
-    if (a.bias && n + i < limit) v[i] += a.bias[n + i];
+    v[i] = scaled(sum[i], scale, a.bias && n + i < limit ? a.bias[n + i] : -0.f);
   }
   if (a.softcap > 0)
 #pragma unroll
     for (int i = 0; i < N; i++) v[i] = softcapped(a.softcap, v[i]);
   if (a.activation == silu)
 #pragma unroll
-    for (int i = 0; i < N; i++) v[i] = activate(silu, v[i]);
+    for (int i = 0; i < N; i++) v[i] = activate<T>(silu, v[i]);
   else if (a.activation)
 #pragma unroll
-    for (int i = 0; i < N; i++) v[i] = activate(a.activation, v[i]);
+    for (int i = 0; i < N; i++) v[i] = activate<T>(a.activation, v[i]);
   if (a.gated)
 #pragma unroll
     for (int i = 0; i < N; i++) {
-      float up = gate[i] * scale;
-      if (a.bias && n + i < limit) up += a.bias[n + i + limit];
-      v[i] *= up;
+      v[i] = __fmul_rn(v[i], scaled(gate[i], scale, a.bias && n + i < limit ? a.bias[n + i + limit] : -0.f));
     }
   if (a.accumulate)
 #pragma unroll
-    for (int i = 0; i < N; i++) v[i] += old[i];
+    for (int i = 0; i < N; i++) v[i] = added(old[i], v[i]);
   if (N == 4 && fourTogether(a, n)) {
     if (a.outNarrow) *(uint2*)((T*)a.out + at) = make_uint2(pair<T>(v[0], v[1 % N]), pair<T>(v[2 % N], v[3 % N]));
     else *(float4*)((float*)a.out + at) = make_float4(v[0], v[1 % N], v[2 % N], v[3 % N]);

@@ -64,7 +64,7 @@ template <class T> DEVICE void gate(const GateArguments& a) {
   chain();
   const float* y = a.y + size_t(blockIdx.x) * 2 * a.half;
   for (int i = threadIdx.x; i < a.half; i += blockDim.x) {
-    float v = activate(a.activation, softcapped(a.softcap, y[i])) * y[i + a.half];
+    float v = activate<T>(a.activation, softcapped(a.softcap, y[i])) * y[i + a.half];
     size_t to = size_t(blockIdx.x) * a.outStride + i;
     if (a.outNarrow) ((T*)a.out)[to] = narrow<T>(v + (a.accumulate ? widen(((T*)a.out)[to]) : 0.f));
     else ((float*)a.out)[to] = v + (a.accumulate ? ((float*)a.out)[to] : 0.f);

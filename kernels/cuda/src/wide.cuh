@@ -21,22 +21,25 @@ struct alignas(128) WideArguments {
   LinearArguments a;
   int whole, tiles; // tiles (of a cluster) taken whole; all
   int weightTiles, rowTiles;
-  int once; // weights are read once: they leave L2 first
+  int once;    // weights are read once: they leave L2 first
+  int engine;  // outputs leave through shared memory and the copy engine, else by threads
   CUtensorMap weight; // words of 4 bytes of a block, (half,) block
   CUtensorMap x;                  // columns, rows; tiles of 64 columns under the 128-byte swizzle
+  CUtensorMap out;                // columns, rows; a piece of wide rows: see Wide::put
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-constexpr int wideWeights = 128, wideThreads = 384, widePitch = 68;
-constexpr int wideShared = 225 * 1024; // of the 227 KB that a block may have
+constexpr int wideWeights = 128, wideThreads = 384;
+constexpr int wideShared = 226 * 1024 + 256; // of the 227 KB that a block may have
 
 template <class T, int N, int CL> struct Wide {
-  static constexpr int EIGHTS = N / 8, PIECE = EIGHTS < 4 ? EIGHTS : 4; // eights of rows; those that go to the output at a time
+  static constexpr int EIGHTS = N / 8, PIECE = N == 192 ? 3 : N >= 128 ? 4 : N == 64 ? 2 : 1; // eights of rows; those that go to the output at a time
+  static constexpr int PIECES = EIGHTS / PIECE, pieceBytes = 64 * PIECE * 8 * 4; // of a warpgroup, in float32
   static constexpr int weightBytes = wideWeights * 128, stageBytes = weightBytes + N * 128;
-  static constexpr int stagingBytes = 2 * PIECE * 8 * widePitch * 4;
-  static constexpr int stagesThatFit = (wideShared - stagingBytes - 1024) / stageBytes, STAGES = stagesThatFit > 8 ? 8 : stagesThatFit;
+  static constexpr int afterStages = 4 * pieceBytes + 2 * N * 4 + 128; // two pieces and the rows' scales of each warpgroup, barriers
+  static constexpr int stagesThatFit = (wideShared - afterStages) / stageBytes, STAGES = stagesThatFit > 8 ? 8 : stagesThatFit;
   static constexpr bool totals = N <= 192; // registers for sums of segments
-  static constexpr int GROUP = 16;         // row tiles that share weights in L2
+  static constexpr int GROUP = N == 256 ? 8 : 16; // row tiles that share weights in L2
 
   // What a block works on, one after the other: whole tiles, then segments of tiles.
   struct Work {
@@ -98,46 +101,87 @@ template <class T, int N, int CL> struct Wide {
     }
   }
 
-  // Takes up to PIECE eights of rows' sums of this warpgroup's 64 weight rows to the output, count
-  // eights of rows from m0 on: sums(at) lays them into shared memory. What the
-  // outputs are added to and multiplied by is on its way before the sums are asked for.
-  template <class Sums> static DEVICE void put(const LinearArguments& a, float* staged, int weightTile, int m0, int count, int group, Sums sums) {
-    const int thread = threadIdx.x % 128, lane = thread % 32, r = lane / 4, q = lane % 4, units = unitsOf(a);
-    const int across = a.gated ? 8 : 16; // fours of outputs of a row
-    float old[PIECE][4], scale[PIECE];
-    auto place = [&](int k, int& m, int& n, int& b) {
-      const int i = k * 128 + thread, four = i % across;
-      m = i / across, n = a.gated ? four / 2 * 16 + four % 2 * 4 : four * 4;
-      b = a.gated ? weightTile * 8 + group * 4 + n / 16 : weightTile * 16 + group * 8 + n / 8;
-      return m < count * 8 && b < units && m0 + m < a.rows;
-    };
-#pragma unroll
-    for (int k = 0; k < PIECE; k++) {
-      int m, n, b;
-      if (!place(k, m, n, b)) continue;
-      scale[k] = a.scale ? a.scale[m0 + m] : 1.f;
-      standing<T, 4>(a, m0 + m, b * 8 + n % 8, old[k]);
-    }
-    sums(staged + 2 * q * widePitch + thread / 32 * 16 + r);
-    syncSome(1 + group, 128);
-#pragma unroll
-    for (int k = 0; k < PIECE; k++) {
-      int m, n, b;
-      if (!place(k, m, n, b)) continue;
-      float v[4], up[4] = {0, 0, 0, 0};
-      *(float4*)v = *(const float4*)(staged + m * widePitch + n);
-      if (a.gated) *(float4*)up = *(const float4*)(staged + m * widePitch + n + 8);
-      finish<T, 4>(a, m0 + m, b * 8 + n % 8, scale[k], v, up, old[k]);
-    }
-    syncSome(1 + group, 128);
-  }
-  // Lays one eight of rows into `staged`.
-  static DEVICE void lay(float* at, int j, const float (&d)[4]) {
-    float* to = at + j * 8 * widePitch;
-    to[0] = d[0], to[widePitch] = d[1], to[8] = d[2], to[widePitch + 8] = d[3];
+  // Has the scales of a tile's rows on their way into shared memory.
+  static DEVICE void fetchScales(const LinearArguments& a, const float* scales, int m0) {
+    if (a.scale)
+      for (int m = threadIdx.x % 128; m < N; m += 128)
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared(scales + m)), "l"(a.scale + min(m0 + m, a.rows - 1)), "r"(m0 + m < a.rows ? 4 : 0) : "memory");
+    commitCopies();
   }
 
-  static DEVICE void consume(const WideArguments& w, uint32_t tiles, uint32_t full, uint32_t empty, float* staged, int group, int rank) {
+  // Takes a piece, `PIECE` eights of rows from m0 on, of this warpgroup's 64 weight rows
+  // to the output. d is what wgmma leaves: rows r and r + 8 of a warp's 16, so with a
+  // gate both factors are in one lane. With the engine, threads lay finished values
+  // into one of two buffers, under the swizzle that makes a warp's stores hit all
+  // banks, and go on while they leave; sums onto what stands there are made in L2.
+  static DEVICE void put(const WideArguments& w, char* buffers, int buffer, const float* scales, int weightTile, int m0, int group, float (&d)[PIECE][4]) {
+    const LinearArguments& a = w.a;
+    const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32, r = lane / 4, q = lane % 4;
+    const int limit = a.gated ? a.width / 2 : a.width;
+    const int n = a.gated ? (weightTile * 8 + group * 4 + warp) * 8 + r : weightTile * 128 + group * 64 + warp * 16 + r;
+    char* staged = buffers + (group * 2 + buffer) * pieceBytes;
+    if (w.engine && thread == 0) asm volatile("cp.async.bulk.wait_group.read 1;" ::: "memory");
+    waitCopies<0>();
+    syncSome(1 + group, 128);
+    const float bias0 = a.bias && n < limit ? a.bias[n] : -0.f, bias1 = !a.bias ? -0.f : a.gated ? n < limit ? a.bias[n + limit] : -0.f : n + 8 < limit ? a.bias[n + 8] : -0.f;
+#pragma unroll
+    for (int j = 0; j < PIECE; j++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) d[j][e] = scaled(d[j][e], scales[j * 8 + 2 * q + e % 2], e < 2 ? bias0 : bias1);
+    auto each = [&](auto change) {
+#pragma unroll
+      for (int j = 0; j < PIECE; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          if (e < 2 || !a.gated) d[j][e] = change(d[j][e]);
+    };
+    if (a.softcap > 0) each([&](float v) { return softcapped(a.softcap, v); });
+    if (a.activation == silu) each([](float v) { return activate<T>(silu, v); });
+    else if (a.activation) each([&](float v) { return activate<T>(a.activation, v); });
+    if (a.gated)
+#pragma unroll
+      for (int j = 0; j < PIECE; j++) d[j][0] = __fmul_rn(d[j][0], d[j][2]), d[j][1] = __fmul_rn(d[j][1], d[j][3]);
+    if (!w.engine) {
+#pragma unroll
+      for (int j = 0; j < PIECE; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const int m = m0 + j * 8 + 2 * q + e % 2, at = n + e / 2 * 8;
+          if (m >= a.rows || at >= limit || a.gated && e > 1) continue;
+          store<T>(a, m, at, d[j][e]);
+        }
+      syncSome(1 + group, 128); // the scales were read
+      return;
+    }
+    const uint32_t to = shared(staged);
+    if (!a.outNarrow) {
+#pragma unroll
+      for (int j = 0; j < PIECE; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const int m = j * 8 + 2 * q + e % 2, word = warp % 2 * 16 + e / 2 * 8 + r;
+          asm volatile("st.shared.f32 [%0], %1;" ::"r"(to + warp / 2 * (PIECE * 1024) + m * 128 + ((word / 4 ^ m % 8) << 4) + word % 4 * 4), "f"(d[j][e]) : "memory");
+        }
+    } else {
+#pragma unroll
+      for (int j = 0; j < PIECE; j++) {
+        const int m = j * 8 + lane % 8;
+        if (a.gated) asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(to + m * 64 + ((warp ^ m / 2 % 4) << 4)), "r"(pair<T>(d[j][0], d[j][1])) : "memory");
+        else
+          asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to + m * 128 + ((warp * 2 + lane / 8 % 2 ^ m % 8) << 4)), "r"(pair<T>(d[j][0], d[j][1])), "r"(pair<T>(d[j][2], d[j][3]))
+                       : "memory");
+      }
+    }
+    fenceEngine();
+    syncSome(1 + group, 128);
+    if (thread) return;
+    const int column = a.gated ? weightTile * 64 + group * 32 : weightTile * 128 + group * 64;
+    for (int half = 0; half < (a.outNarrow ? 1 : 2); half++)
+      if (column + half * 32 < limit) storeTile(&w.out, column + half * 32, m0, to + half * (PIECE * 1024), a.accumulate);
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+  }
+
+  static DEVICE void consume(const WideArguments& w, uint32_t tiles, uint32_t full, uint32_t empty, char* buffers, float* scales, int group, int rank) {
     const LinearArguments& a = w.a;
     const int thread = threadIdx.x % 256;
     float4* partial = (float4*)a.partial; // (segment, block of cluster, eight of rows, thread)
@@ -161,10 +205,14 @@ template <class T, int N, int CL> struct Wide {
       for (int c = 0; c < 4; c++) Warpgroup<T, N>::multiply(sum, weights + c * 16, rows + c * 2, c > 0 || keep);
       commitProducts();
     };
+    if (!a.scale)
+      for (int m = thread % 128; m < N; m += 128) scales[m] = 1;
     dependency();
     Work k;
-    int weightTile, rowTile, i = 0;
+    int weightTile, rowTile, i = 0, buffer = 0;
     for (; work(w, i, k); i++) {
+      place(w, k.tile, rank, weightTile, rowTile);
+      if (k.segment < 0) fetchScales(a, scales, rowTile * N);
       for (int stage = k.stage; stage < k.end; stage += a.segment / 2) {
         const int end = min(stage + a.segment / 2, k.end);
         int before = ring.slot;
@@ -185,7 +233,6 @@ template <class T, int N, int CL> struct Wide {
 #pragma unroll
           for (int e = 0; e < N / 2; e++) result(e) = stage > k.stage ? result(e) + sum[e] : sum[e];
       }
-      place(w, k.tile, rank, weightTile, rowTile);
       if (k.segment >= 0) {
         const int at = ((k.tile - w.whole) * CL + rank) * a.segments + k.segment;
 #pragma unroll
@@ -197,12 +244,16 @@ template <class T, int N, int CL> struct Wide {
         continue;
       }
 #pragma unroll 1
-      for (int p = 0; p < EIGHTS / PIECE; p++)
-        put(a, staged, weightTile, rowTile * N + p * PIECE * 8, PIECE, group, [&](float* at) {
+      for (int p = 0; p < PIECES; p++, buffer ^= 1) {
+        float d[PIECE][4];
 #pragma unroll
-          for (int j = 0; j < EIGHTS; j++)
-            if (j / PIECE == p) lay(at, j % PIECE, {result(4 * j), result(4 * j + 1), result(4 * j + 2), result(4 * j + 3)});
-        });
+        for (int j = 0; j < EIGHTS; j++)
+          if (j / PIECE == p) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) d[j % PIECE][e] = result(4 * j + e);
+          }
+        put(w, buffers, buffer, scales + p * PIECE * 8, weightTile, rowTile * N + p * PIECE * 8, group, d);
+      }
     }
     // The segments' tiles: this block finishes a share of each that it has a segment of.
     const int block = blockIdx.x / CL;
@@ -210,31 +261,30 @@ template <class T, int N, int CL> struct Wide {
       const int s = unit % a.segments, tile = unit / a.segments, at = tile * CL + rank;
       place(w, w.whole + tile, rank, weightTile, rowTile);
       unsigned* arrived = a.arrived + 2 * at;
-      const int first = s * EIGHTS / a.segments, last = (s + 1) * EIGHTS / a.segments;
+      const int first = s * PIECES / a.segments, last = (s + 1) * PIECES / a.segments;
+      waitForAll(arrived, a.segments, thread % 128, group);
+      if (first < last) fetchScales(a, scales, rowTile * N);
 #pragma unroll 1
-      for (int j0 = first; j0 < last; j0 += PIECE)
-        put(a, staged, weightTile, rowTile * N + j0 * 8, min(PIECE, last - j0), group, [&](float* to) {
-          if (j0 == first) waitForAll(arrived, a.segments, thread % 128, group);
-          float4 v[PIECE];
-          const float4* from = partial + size_t(at) * a.segments * EIGHTS * 256 + thread;
-          for (int k = 0; k < a.segments; k += 4) {
-            float4 u[4][PIECE];
+      for (int p = first; p < last; p++, buffer ^= 1) {
+        float v[PIECE][4];
+        const float4* from = (const float4*)a.partial + (size_t(at) * a.segments * EIGHTS + p * PIECE) * 256 + thread;
+        for (int k = 0; k < a.segments; k += 4) {
+          float4 u[4][PIECE];
 #pragma unroll
-            for (int n = 0; n < 4; n++)
+          for (int n = 0; n < 4; n++)
 #pragma unroll
-              for (int j = 0; j < PIECE; j++) u[n][j] = __ldcg(from + (min(k + n, a.segments - 1) * EIGHTS + min(j0 + j, EIGHTS - 1)) * 256);
+            for (int j = 0; j < PIECE; j++) u[n][j] = __ldcg(from + (min(k + n, a.segments - 1) * EIGHTS + j) * 256);
 #pragma unroll
-            for (int n = 0; n < 4; n++)
+          for (int n = 0; n < 4; n++)
 #pragma unroll
-              for (int j = 0; j < PIECE; j++)
-                if (k + n == 0) v[j] = u[n][j];
-                else if (k + n < a.segments) v[j].x += u[n][j].x, v[j].y += u[n][j].y, v[j].z += u[n][j].z, v[j].w += u[n][j].w;
-          }
-#pragma unroll
-          for (int j = 0; j < PIECE; j++) lay(to, j, {v[j].x, v[j].y, v[j].z, v[j].w});
-        });
-      if (first == last) waitForAll(arrived, a.segments, thread % 128, group);
+            for (int j = 0; j < PIECE; j++)
+              if (k + n == 0) v[j][0] = u[n][j].x, v[j][1] = u[n][j].y, v[j][2] = u[n][j].z, v[j][3] = u[n][j].w;
+              else if (k + n < a.segments) v[j][0] += u[n][j].x, v[j][1] += u[n][j].y, v[j][2] += u[n][j].z, v[j][3] += u[n][j].w;
+        }
+        put(w, buffers, buffer, scales + p * PIECE * 8, weightTile, rowTile * N + p * PIECE * 8, group, v);
+      }
     }
+    if (w.engine && thread % 128 == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
   }
   // Waits until all segments of a tile are there; the last warpgroup that has seen it
   // sets the counters back.
@@ -249,10 +299,10 @@ template <class T, int N, int CL> struct Wide {
   }
 
   static DEVICE void run(const WideArguments& w) {
-    extern __shared__ __align__(128) char memory[];
-    __shared__ __align__(8) uint64_t barriers[2 * STAGES];
-    char* aligned = memory + (1024 - shared(memory) % 1024) % 1024; // the swizzle counts from 1 KB bounds
-    const uint32_t full = shared(barriers), empty = full + 8 * STAGES;
+    extern __shared__ __align__(1024) char wideMemory[]; // the swizzle counts from 1 KB bounds
+    char* buffers = wideMemory + STAGES * stageBytes;
+    float* scales = (float*)(buffers + 4 * pieceBytes); // per warpgroup
+    const uint32_t full = shared(scales + 2 * N), empty = full + 8 * STAGES;
     const int group = threadIdx.x / 128, rank = CL == 1 ? 0 : clusterRank();
     if (threadIdx.x == 0) {
       for (int s = 0; s < STAGES; s++) initBarrier(full + 8 * s, 1), initBarrier(empty + 8 * s, 2 * CL);
@@ -261,13 +311,12 @@ template <class T, int N, int CL> struct Wide {
     if (CL == 1) __syncthreads();
     else syncCluster();
     release();
-    float* staged = (float*)(aligned + STAGES * stageBytes);
     if (group == 2) {
       lowerRegisters<40>();
-      if (threadIdx.x == 256) produce(w, shared(aligned), full, empty, rank);
+      if (threadIdx.x == 256) produce(w, shared(wideMemory), full, empty, rank);
     } else {
       raiseRegisters<232>();
-      consume(w, shared(aligned), full, empty, staged + group * PIECE * 8 * widePitch, group, rank);
+      consume(w, shared(wideMemory), full, empty, buffers, scales + group * N, group, rank);
     }
     if (CL > 1) syncCluster(); // no block ends while another may write to it
   }

@@ -109,7 +109,7 @@ template <class T, int N, int CL> struct Wide {
     commitCopies();
   }
 
-  // Takes a piece, `PIECE` eights of rows from m0 on, of this warpgroup's 64 weight rows
+  // Takes a piece, PIECE eights of rows from m0 on, of this warpgroup's 64 weight rows
   // to the output. d is what wgmma leaves: rows r and r + 8 of a warp's 16, so with a
   // gate both factors are in one lane. With the engine, threads lay finished values
   // into one of two buffers, under the swizzle that makes a warp's stores hit all

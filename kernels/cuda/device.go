@@ -237,7 +237,7 @@ func (o *Ops) loadImage(image string, names []string) error {
 	o.modules = append(o.modules, module)
 	for _, name := range names {
 		f, err := module.Function(name)
-		if err != nil && strings.HasPrefix(name, "wide") {
+		if err != nil && strings.HasPrefix(name, "wide_") {
 			continue // only in sm_90a's machine code
 		}
 		if err != nil {
@@ -253,7 +253,7 @@ func (o *Ops) loadImage(image string, names []string) error {
 			return fmt.Errorf("kernel %s: %w", name, err)
 		}
 		o.kernels[name] = &kernel{name: name, function: handle(f), shared: usable}
-		o.wideKernels = o.wideKernels || strings.HasPrefix(name, "wide")
+		o.wideKernels = o.wideKernels || strings.HasPrefix(name, "wide_")
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ type linearArguments struct {
 	eps, softcap                                        float32
 	activation, gated, accumulate                       int32
 	xNarrow, outNarrow                                  int32
+	slots                                               int32
 }
 
 // wideArguments and widePromptArguments: tensor maps stand at multiples of 128 bytes.

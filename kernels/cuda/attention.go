@@ -147,13 +147,16 @@ func (o *Ops) decode(args attentionArguments, it *items) {
 	for most < chunks { // steps of like length share a graph
 		most = max(most+1, most*5/4)
 	}
+	args.items, args.chunksMax = it.rows, int32(most)
+	if most > 1 && o.spread(args, it.rowCount) {
+		return
+	}
 	pairs := it.rowCount * int(args.kvHeads)
 	name += fmt.Sprintf("%s_%d", o.suffix, args.size)
 	args.stages = o.decodeStages(o.kernels[name], pairs, stageBytesOf(args))
 	if bytes := pairs * most * int(args.group) * int(args.size+4) * 4; pairs < 2*o.info.Multiprocessor && most > 1 && bytes <= 256<<20 {
 		splits, args.partial, args.stages = most, o.need("partial", bytes).at, 1
 	}
-	args.items, args.chunksMax = it.rows, int32(most)
 	o.launch(name, int(args.kvHeads), it.rowCount, splits, 128,
 		int(args.stages)*stageBytesOf(args), bytesOf(&args))
 }
@@ -175,6 +178,27 @@ func (o *Ops) decodeStages(k *kernel, pairs, stageBytes int) int32 {
 		return 2
 	}
 	return 3
+}
+
+// spreadRows is how many rows at most are spread over clusters: with more, decode's
+// blocks are enough to fill the device.
+const spreadRows = 8
+
+// spread puts the chunks of each row on the blocks of a cluster, where the device can
+// and what they leave behind fits into their memory.
+func (o *Ops) spread(args attentionArguments, rows int) bool {
+	blocks := 1
+	for 2*blocks < int(args.chunksMax) && blocks < 8 && 2*blocks*rows <= 16 {
+		blocks *= 2
+	}
+	slots := ceil(int(args.chunksMax), blocks)
+	args.stages = int32(min(2, ceil(slots, 2)))
+	shared := 2*int(args.stages)*stageBytesOf(args) + slots*int(args.group*args.size)*4 + ceil(slots*int(args.group), 2)*16 + int(args.group*args.chunksMax)*16
+	if !o.overlap || rows > spreadRows || args.group > 8 || shared > o.shared-staticShared {
+		return false
+	}
+	o.launchClusters(fmt.Sprintf("spread%s_%d", o.suffix, args.size), int(args.kvHeads), rows, blocks, 256, shared, blocks, bytesOf(&args))
+	return true
 }
 
 // stageBytesOf is the shared memory of one chunk's keys and values.

@@ -60,14 +60,11 @@ func Devices() ([]Info, error) {
 
 // Ops is one GPU. Its methods belong to one goroutine at a time.
 type Ops struct {
-	options Options
-	half    bool   // weights and narrow tensors are of 2 bytes
-	suffix  string // of kernels of the compute type
-	info    Info
-	shared  int // bytes of shared memory that a block may have
-	// gemvShared is the least that the products of few rows take: beyond half of a
-	// multiprocessor's, the next kernel's blocks cannot stand beside them.
-	gemvShared  int
+	options     Options
+	half        bool   // weights and narrow tensors are of 2 bytes
+	suffix      string // of kernels of the compute type
+	info        Info
+	shared      int  // bytes of shared memory that a block may have
 	wideKernels bool // the image has machine code for Hopper's copy engine and warpgroups
 	// overlap: kernels may start before the one before has ended. Code for older
 	// devices does not wait for it by itself, so it must not.
@@ -211,7 +208,6 @@ func (o *Ops) open(device int) (err error) {
 		return fmt.Errorf("%w: open %s: %v", ErrDevice, o.info.Name, err)
 	}
 	o.overlap = o.info.Major >= 9
-	o.gemvShared = min(120<<10, o.shared-staticShared)
 	for image, names := range kernelNames() {
 		if err := o.loadImage(image+".fatbin", names); err != nil {
 			return err
@@ -353,11 +349,14 @@ func kernelNames() map[string][]string {
 		for _, n := range []string{"1", "2", "4", "8"} {
 			products = append(products, "gemv"+t+"_"+n)
 		}
+		for _, k := range []string{"plain", "gated", "added"} {
+			products = append(products, "gemv_"+k+t+"_1")
+		}
 		for _, n := range []string{"16", "32", "64", "128"} {
 			products = append(products, "gemm"+t+"_"+n)
 		}
 		for _, n := range []string{"64", "128"} {
-			attention = append(attention, "decode"+t+"_"+n, "decode_wide"+t+"_"+n, "prompt"+t+"_"+n, "wide_prompt"+t+"_"+n)
+			attention = append(attention, "spread"+t+"_"+n, "decode"+t+"_"+n, "decode_wide"+t+"_"+n, "prompt"+t+"_"+n, "wide_prompt"+t+"_"+n)
 		}
 	}
 	return map[string][]string{"products": products, "attention": attention, "rows": rows, "collectives": {"sumPushed", "sumShared", "gatherParts"}}

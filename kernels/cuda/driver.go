@@ -8,22 +8,30 @@ package cuda
 
 typedef struct {
   CUfunction function;
-  unsigned x, y, z, threads, shared, arguments;
+  unsigned x, y, z, threads, shared, arguments, cluster;
 } manta_launch;
 
 // Launches n kernels, each with one struct as its argument. With overlap a kernel
 // may start before the one before it has ended (programmatic dependent launch).
+// With a cluster, so many blocks that follow each other in z stand together.
 static CUresult manta_launch_all(CUstream stream, const manta_launch *l, int n, char *arguments, int overlap, int *failed) {
-  CUlaunchAttribute attribute = {0};
-  attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-  attribute.value.programmaticStreamSerializationAllowed = 1;
   for (int i = 0; i < n; i++) {
     CUlaunchConfig c = {0};
+    CUlaunchAttribute attributes[2] = {{0}};
     void *argument = arguments + l[i].arguments;
     c.gridDimX = l[i].x, c.gridDimY = l[i].y, c.gridDimZ = l[i].z;
     c.blockDimX = l[i].threads, c.blockDimY = 1, c.blockDimZ = 1;
     c.sharedMemBytes = l[i].shared, c.hStream = stream;
-    c.attrs = &attribute, c.numAttrs = overlap ? 1 : 0;
+    c.attrs = attributes;
+    if (overlap) {
+      attributes[c.numAttrs].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+      attributes[c.numAttrs++].value.programmaticStreamSerializationAllowed = 1;
+    }
+    if (l[i].cluster) {
+      attributes[c.numAttrs].id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+      attributes[c.numAttrs].value.clusterDim.x = attributes[c.numAttrs].value.clusterDim.y = 1;
+      attributes[c.numAttrs++].value.clusterDim.z = l[i].cluster;
+    }
     CUresult r = cuLaunchKernelEx(&c, l[i].function, &argument, 0);
     if (r != CUDA_SUCCESS) { *failed = i; return r; }
   }
@@ -64,8 +72,8 @@ import (
 // launch is one kernel of a step; arguments is where its struct begins in the
 // step's bytes. It mirrors manta_launch.
 type launch struct {
-	function                           uintptr
-	x, y, z, threads, shared, argument uint32
+	function                                    uintptr
+	x, y, z, threads, shared, argument, cluster uint32
 }
 
 func handle(f cu.Function) uintptr { return *(*uintptr)(unsafe.Pointer(&f)) }

@@ -141,7 +141,7 @@ func (o *Ops) product(a linearArguments, w *weight, x kernels.Tensor, n *kernels
 	}
 	// Where the inverse of the root can wait until the sum is there, it does.
 	postponed := n != nil && n.Kind == kernels.RMSNorm && n.Bias == nil && n.Weight != nil && o.options.Compute == kernels.BF16 && !b.narrow
-	if rows, shared := o.gemvFits(w, x.Rows); rows > 0 {
+	if kernel, shared := o.gemvFits(&a, w, x.Rows); kernel > 0 {
 		switch {
 		case n == nil:
 		case postponed && x.Rows <= 4:
@@ -149,8 +149,7 @@ func (o *Ops) product(a linearArguments, w *weight, x kernels.Tensor, n *kernels
 		default:
 			o.prepare(&a, x, n, 64*ceil(x.Cols, 64), postponed)
 		}
-		grid := min(o.info.Multiprocessor, units(a))
-		o.launch(fmt.Sprintf("gemv%s_%d", o.suffix, rows), grid, 1, 1, 512, max(shared, o.gemvShared), bytesOf(&a))
+		o.launch(gemvKernel(a, o.suffix, kernel), min(o.info.Multiprocessor, units(a)), 1, 1, 512, shared, bytesOf(&a))
 		return
 	}
 	if n != nil || !b.narrow || x.Cols%64 != 0 {
@@ -182,16 +181,52 @@ func (o *Ops) ungated(a linearArguments, w *weight, x kernels.Tensor, n *kernels
 }
 
 const (
-	gemvRing     = 16 * 10 * 512
+	pieceBytes   = 4 * 512
+	gemvWarps    = 16
 	gemvSums     = 16384
+	gemvSlots    = 48       // pieces of a block: what covers memory's latency
+	gemvOldSlots = 3        // of a warp, without the copy engine
 	staticShared = 12 << 10 // at most, of any kernel
+	// More than half of a multiprocessor's memory. Small weights are in the rings before
+	// x is there, beside the kernel before; where a block streams more than its rings
+	// hold, the next one's must not stand beside it (7.1 ms for a step of 8B).
+	gemvAlone = 120 << 10
 )
 
-// gemvFits gives the kernel for so many rows, or 0 where they do not fit.
-func (o *Ops) gemvFits(w *weight, rows int) (kernel, shared int) {
+// gemvKernel is the one that knows most of a product (src/gemv.cuh).
+func gemvKernel(a linearArguments, suffix string, rows int) string {
+	kind, plain := "", a.bias == 0 && a.scale == 0 && a.softcap == 0 && a.columns%64 == 0
+	switch {
+	case !plain || rows > 1:
+	case a.gain != 0 && a.gated == 1 && a.activation == int32(kernels.SiLU) && a.outNarrow == 1 && a.accumulate == 0 && a.xNarrow == 0:
+		kind = "_gated"
+	case a.gain != 0 && a.gated == 0 && a.activation == 0 && a.outNarrow == 0 && a.accumulate == 0 && a.xNarrow == 0:
+		kind = "_plain"
+	case a.gain == 0 && a.gated == 0 && a.activation == 0 && a.outNarrow == 0 && a.accumulate == 1 && a.xNarrow == 1 && a.xStride%8 == 0:
+		kind = "_added"
+	}
+	return fmt.Sprintf("gemv%s%s_%d", kind, suffix, rows)
+}
+
+// gemvFits gives the kernel for so many rows, or 0 where they do not fit, and sets
+// how many pieces of the weight the rings hold.
+func (o *Ops) gemvFits(a *linearArguments, w *weight, rows int) (kernel, shared int) {
 	for kernel = 1; kernel < rows; kernel *= 2 {
 	}
-	shared = gemvRing + w.chunks*kernel*64 + gemvSums
+	tasks := ceil(units(*a), min(o.info.Multiprocessor, units(*a))) * w.segments // of a block
+	if a.gated == 1 {
+		tasks *= 2
+	}
+	rings := min(gemvWarps, tasks)
+	all := ceil(tasks, gemvWarps) * ceil(w.segment, 4) // pieces of a warp
+	a.slots = gemvOldSlots
+	if o.overlap {
+		a.slots = int32(min(gemvSlots/rings, all))
+	}
+	shared = rings*int(a.slots)*pieceBytes + w.chunks*kernel*64 + min(gemvSums, tasks*kernel*32)
+	if int(a.slots) < all {
+		shared = max(shared, min(gemvAlone, o.shared-staticShared))
+	}
 	if kernel > 8 || shared > o.shared-staticShared {
 		return 0, 0
 	}

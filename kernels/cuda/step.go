@@ -160,6 +160,11 @@ func checkBatch(b *kernels.Batch) (groups, stride int, err error) {
 
 // launch writes a kernel down; arguments is its struct.
 func (o *Ops) launch(name string, x, y, z, threads, shared int, arguments []byte) {
+	o.launchClusters(name, x, y, z, threads, shared, 0, arguments)
+}
+
+// launchClusters does so for a kernel whose blocks stand together in clusters along z.
+func (o *Ops) launchClusters(name string, x, y, z, threads, shared, cluster int, arguments []byte) {
 	k := o.kernels[name]
 	if k == nil {
 		panic("cuda: no kernel " + name)
@@ -174,7 +179,7 @@ func (o *Ops) launch(name string, x, y, z, threads, shared int, arguments []byte
 	for len(s.arguments)%16 != 0 {
 		s.arguments = append(s.arguments, 0)
 	}
-	s.list = append(s.list, launch{k.function, uint32(x), uint32(y), uint32(z), uint32(threads), uint32(shared), uint32(len(s.arguments))})
+	s.list = append(s.list, launch{k.function, uint32(x), uint32(y), uint32(z), uint32(threads), uint32(shared), uint32(len(s.arguments)), uint32(cluster)})
 	s.names = append(s.names, name)
 	s.arguments = append(s.arguments, arguments...)
 }

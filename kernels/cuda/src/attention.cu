@@ -1,4 +1,5 @@
 // Attention over the paged cache.
 #include "decode.cuh"
+#include "spread.cuh"
 #include "prompt.cuh"
 #include "wideprompt.cuh"

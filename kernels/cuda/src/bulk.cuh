@@ -4,10 +4,17 @@
 #include "common.cuh"
 #include <cuda.h>
 
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// A barrier among some warps of the block.
+DEVICE void syncSome(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+#if __CUDA_ARCH__ >= 900
 DEVICE void initBarrier(uint32_t at, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory"); }
 DEVICE void fenceBarriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 DEVICE void arrive(uint32_t at) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory"); }
+// Bytes that lie together, to a barrier of this block.
+DEVICE void copyBulk(uint32_t to, const void* from, int bytes, uint32_t barrier, uint64_t policy) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
+}
 // The same barrier in a block of this cluster.
 DEVICE void arriveAt(uint32_t at, int rank) {
   asm volatile(
@@ -34,9 +41,6 @@ DEVICE int clusterRank() {
 }
 // What the engine and the tensor cores read next was written by ordinary stores.
 DEVICE void fenceEngine() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-// A barrier among some warps of the block.
-DEVICE void syncSome(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
-
 template <int N> DEVICE void raiseRegisters() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N> DEVICE void lowerRegisters() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 

@@ -26,6 +26,7 @@ struct LinearArguments {
   float eps, softcap;
   int activation, gated, accumulate;
   int xNarrow, outNarrow;
+  int slots; // gemv: pieces of a warp's ring
 };
 
 // Blocks of 8 weight rows that a unit of output takes: one, or with a gate two.
@@ -126,7 +127,7 @@ template <class T, int N> DEVICE void finish(const LinearArguments& a, int m, in
 
 // Reads row x and hands on (column, value · gain) in fours; gives this thread's
 // part of the sum of squares. 512 threads, one fixed order.
-template <class Put> DEVICE float stageWide(const float* x, const float* gain, int columns, int thread, Put put) {
+template <class Put> DEVICE float stageWide(const float* x, const float* gain, int columns, int thread, const float4* gains, Put put) {
   float squares = 0;
   auto take = [&](int e, float (&v)[4], const float (&g)[4]) {
 #pragma unroll
@@ -144,7 +145,7 @@ template <class Put> DEVICE float stageWide(const float* x, const float* gain, i
 #pragma unroll
       for (int k = 0; k < AHEAD; k++) {
         const int e = min(base + k * 2048, columns - 4);
-        float4 u = *(const float4*)(x + e), w = gain ? *(const float4*)(gain + e) : make_float4(0, 0, 0, 0);
+        float4 u = *(const float4*)(x + e), w = !gain ? make_float4(0, 0, 0, 0) : gains && base == 4 * thread ? gains[k] : *(const float4*)(gain + e);
         v[k][0] = u.x, v[k][1] = u.y, v[k][2] = u.z, v[k][3] = u.w;
         g[k][0] = w.x, g[k][1] = w.y, g[k][2] = w.z, g[k][3] = w.w;
       }

@@ -50,7 +50,7 @@ template <class T, class Put> DEVICE void normalise(const NormArguments& a, Put 
   if (a.kind != noNorm) {
     float squares = 0;
     if (a.kind == rmsNorm && !a.xNarrow)
-      squares = stageWide((const float*)a.x + row, nullptr, a.columns, threadIdx.x, [](int, float, float, float, float) {});
+      squares = stageWide((const float*)a.x + row, nullptr, a.columns, threadIdx.x, nullptr, [](int, float, float, float, float) {});
     else
       for (int i = threadIdx.x; i < a.columns; i += normThreads) {
         float v = at<T>(a.x, a.xNarrow, row + i) - mean;
@@ -77,7 +77,7 @@ template <class T> DEVICE void prepare(const NormArguments& a) {
   T* out = (T*)a.out + size_t(blockIdx.x) * a.outStride;
   if (sizeof(T) == 2 && a.postponed && a.columns % 4 == 0) { // one pass: the root is not needed to go on
     __shared__ float squares[16];
-    float sum = stageWide((const float*)a.x + size_t(blockIdx.x) * a.xStride, a.gain, a.columns, threadIdx.x,
+    float sum = stageWide((const float*)a.x + size_t(blockIdx.x) * a.xStride, a.gain, a.columns, threadIdx.x, nullptr,
                           [&](int i, float v0, float v1, float v2, float v3) { *(uint2*)(out + i) = make_uint2(pair<T>(v0, v1), pair<T>(v2, v3)); });
     for (int i = a.columns + threadIdx.x; i < a.outStride; i += normThreads) out[i] = narrow<T>(0.f);
     sum = warpSum(sum);

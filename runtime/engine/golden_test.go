@@ -190,17 +190,23 @@ const rest = -1
 // takes leaves out arrangements that a device has no time for.
 var takes = func(shard.Layout) bool { return true }
 
-func shapeOf(t *testing.T, path string) shard.Shape {
+// opened gives a model's weights, which close with the test, and what they describe.
+func opened(t *testing.T, path string) (*weights.Model, *model.Spec) {
 	t.Helper()
 	w, err := weights.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.Close()
+	t.Cleanup(func() { w.Close() })
 	spec, err := model.Describe(w)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return w, spec
+}
+
+func shapeOf(t *testing.T, path string) shard.Shape {
+	_, spec := opened(t, path)
 	return spec.Shape()
 }
 

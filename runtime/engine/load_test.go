@@ -12,9 +12,7 @@ import (
 	"manta/kernels/cpu"
 	"manta/parallel/shard"
 	"manta/runtime/engine"
-	"manta/runtime/model"
 	"manta/runtime/sched"
-	"manta/runtime/weights"
 )
 
 // counting is a device that counts the bytes of the weights that it is given. The
@@ -43,15 +41,7 @@ func (c *counting) Weight(parts ...kernels.Matrix) (kernels.Weight, error) {
 // model's embedding.
 func loadedBytes(t *testing.T, path string, layout shard.Layout) (each []int64, embedding int64) {
 	t.Helper()
-	w, err := weights.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Close()
-	spec, err := model.Describe(w)
-	if err != nil {
-		t.Fatal(err)
-	}
+	w, spec := opened(t, path)
 	var all sync.WaitGroup
 	all.Add(layout.Ranks())
 	met := make(chan struct{})

@@ -68,18 +68,24 @@ func TestStagesStayEven(t *testing.T) {
 	}
 }
 
+// randomShapes is a small model; its windows are the caller's.
+func randomShapes(r *rand.Rand) Shapes {
+	s := Shapes{
+		Layers: 2 + r.IntN(9), Hidden: 64, Heads: 4, KVHeads: 2, HeadDim: 16, FFN: 128, Vocab: 100 + r.IntN(4000), Context: 512, Unit: 1,
+		AttentionBytes: 1 << 16, FFNBytes: int64(1 + r.IntN(1<<18)), Tied: r.IntN(2) == 0,
+	}
+	s.EmbeddingBytes = int64(s.Vocab) * 128
+	if !s.Tied {
+		s.OutputBytes = s.EmbeddingBytes
+	}
+	return s
+}
+
 // No cut is worth more than the one that is taken, and it is the same each time.
 func TestStagesAreTheBest(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		s := Shapes{
-			Layers: 2 + r.IntN(9), Hidden: 64, Heads: 4, KVHeads: 2, HeadDim: 16, FFN: 128, Vocab: 100 + r.IntN(4000), Context: 512, Unit: 1,
-			AttentionBytes: 1 << 16, FFNBytes: int64(1 + r.IntN(1<<18)), Tied: r.IntN(2) == 0,
-		}
-		s.EmbeddingBytes = int64(s.Vocab) * 128
-		if !s.Tied {
-			s.OutputBytes = s.EmbeddingBytes
-		}
+		s := randomShapes(r)
 		for range s.Layers {
 			s.Windows = append(s.Windows, []int{0, 64}[r.IntN(2)])
 		}
@@ -178,14 +184,7 @@ func TestStagesBySpeed(t *testing.T) {
 func TestStagesBySpeedAreTheBest(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 2))
-		s := Shapes{
-			Layers: 2 + r.IntN(9), Hidden: 64, Heads: 4, KVHeads: 2, HeadDim: 16, FFN: 128, Vocab: 100 + r.IntN(4000), Context: 512, Unit: 1,
-			AttentionBytes: 1 << 16, FFNBytes: int64(1 + r.IntN(1<<18)), Tied: r.IntN(2) == 0,
-		}
-		s.EmbeddingBytes = int64(s.Vocab) * 128
-		if !s.Tied {
-			s.OutputBytes = s.EmbeddingBytes
-		}
+		s := randomShapes(r)
 		s.Windows = make([]int, s.Layers)
 		layout := shard.Layout{Tensor: 1 + r.IntN(2), Pipeline: min(s.Layers, 2+r.IntN(3))}
 		b := Budget{KVType: kernels.F32, MaxLen: 512, MaxSequences: 8, MaxRows: 64, Memory: 1 << 62}

@@ -189,5 +189,33 @@ type Link interface {
 	Close()
 }
 
-// ErrUnlinked: the epoch ended before all ranks had come to a step.
+// ErrUnlinked: the epoch ended before all ranks had come to a step. It is never why
+// the epoch ended.
 var ErrUnlinked = errors.New("kernels: the epoch has ended")
+
+// A Stager is an Ops whose steps pass rows between stages by themselves: who writes
+// a step down waits for none.
+type Stager interface {
+	// Bring fills t with what rows gives, before all else of the step. The device's
+	// thread calls it; an error is of this step alone.
+	Bring(t Tensor, rows func() ([]byte, error))
+	// Take gives t, as the step leaves it, to send. Whoever waits for the device calls
+	// it, while further steps run; the step has ended when it has returned.
+	Take(t Tensor, send func(rows []byte) error)
+	// Hop joins the device to that of the next stage, for steps of up to rows × cols
+	// values, depth of them in flight; nil where they don't reach each other.
+	Hop(next Ops, rows, cols, depth int) (Hop, error)
+}
+
+// A Hop takes rows from a stage's device to the next one's without the host. It
+// outlives epochs; one at a time is open.
+type Hop interface {
+	// Open begins an epoch. Both are idle.
+	Open()
+	// Send gives t, as the step leaves it, to the next stage; Receive fills t with that
+	// before all else of the step. Steps with rows call them in the same order.
+	Send(t Tensor)
+	Receive(t Tensor)
+	// Close ends the epoch, at any time: a step that waits for rows ends with ErrUnlinked.
+	Close()
+}

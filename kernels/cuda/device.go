@@ -80,12 +80,14 @@ type Ops struct {
 	context   cu.CUContext
 	modules   []cu.Module
 	stream    cu.Stream
+	side      cu.Stream // rows between host and device, once there are any
 	kernels   map[string]*kernel
 	graphs    map[string]*captured
 	tick      uint64
 	hits      int
 	allocated []cu.DevicePtr
-	host      [][]byte // pinned
+	host      [][]byte   // pinned
+	events    []cu.Event // of rows between stages
 	loading   [2]stage
 	seatRoom  buffer
 	early     map[int32]seatCall
@@ -275,8 +277,14 @@ func (o *Ops) release() {
 			cu.DestroyEvent(&o.loading[i].event) //nolint:errcheck // as above
 		}
 	}
+	for i := range o.events {
+		cu.DestroyEvent(&o.events[i]) //nolint:errcheck // as above
+	}
 	for _, m := range o.modules {
 		m.Unload() //nolint:errcheck // as above
+	}
+	if o.side != (cu.Stream{}) {
+		o.side.Destroy() //nolint:errcheck // as above
 	}
 	o.stream.Destroy() //nolint:errcheck // as above
 	if d, err := cu.GetDevice(o.info.Index); err == nil {

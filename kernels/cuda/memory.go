@@ -94,10 +94,7 @@ func (o *Ops) need(name string, bytes int) *buffer {
 	if b != nil && b.bytes >= bytes {
 		return b
 	}
-	size := 1 << 16
-	for size < bytes {
-		size *= 2
-	}
+	size := roomFor(bytes)
 	if b == nil {
 		b = &buffer{}
 		o.scratch[name] = b
@@ -109,6 +106,15 @@ func (o *Ops) need(name string, bytes int) *buffer {
 	}
 	b.at, b.bytes = p, size
 	return b
+}
+
+// roomFor is how much memory is taken where so much is needed now.
+func roomFor(bytes int) int {
+	size := 1 << 16
+	for size < bytes {
+		size *= 2
+	}
+	return size
 }
 
 // Tensor gives zeroed memory.

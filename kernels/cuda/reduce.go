@@ -77,8 +77,10 @@ func (o *Ops) Link(ranks []kernels.Ops) (kernels.Link, error) {
 		}
 	}
 	for _, r := range l.ranks {
-		if reached, err := l.reach(r); err != nil || !reached {
-			return nil, err
+		for _, other := range l.ranks {
+			if reached, err := r.reach(other); err != nil || !reached {
+				return nil, err
+			}
 		}
 	}
 	for i, r := range l.ranks {
@@ -106,34 +108,28 @@ func (o *Ops) Link(ranks []kernels.Ops) (kernels.Link, error) {
 	return l, nil
 }
 
-// reach lets a rank address what the others have.
-func (l *link) reach(r *Ops) (reached bool, err error) {
-	for _, other := range l.ranks {
-		if r.info.Index == other.info.Index {
-			continue
-		}
-		here, err := cu.GetDevice(r.info.Index)
-		if err != nil {
-			return false, wrapDevice(err, "device")
-		}
-		there, err := cu.GetDevice(other.info.Index)
-		if err != nil {
-			return false, wrapDevice(err, "device")
-		}
-		if can, err := here.CanAccessPeer(there); err != nil || can == 0 {
-			return false, wrapDevice(err, "peer access")
-		}
-		err = r.do(func() error {
-			if err := other.context.EnablePeerAccess(0); err != nil && err != cu.PeerAccessAlreadyEnabled {
-				return wrapDevice(err, "peer access")
-			}
-			return nil
-		})
-		if err != nil {
-			return false, err
-		}
+// reach lets a device address what another has.
+func (o *Ops) reach(other *Ops) (reached bool, err error) {
+	if o.info.Index == other.info.Index {
+		return true, nil
 	}
-	return true, nil
+	here, err := cu.GetDevice(o.info.Index)
+	if err != nil {
+		return false, wrapDevice(err, "device")
+	}
+	there, err := cu.GetDevice(other.info.Index)
+	if err != nil {
+		return false, wrapDevice(err, "device")
+	}
+	if can, err := here.CanAccessPeer(there); err != nil || can == 0 {
+		return false, wrapDevice(err, "peer access")
+	}
+	return true, o.do(func() error {
+		if err := other.context.EnablePeerAccess(0); err != nil && err != cu.PeerAccessAlreadyEnabled {
+			return wrapDevice(err, "peer access")
+		}
+		return nil
+	})
 }
 
 // Open begins an epoch: all devices are idle, and count their collectives alike.

@@ -53,10 +53,14 @@ type slot struct {
 	launched    int     // of them
 	err         error   // of this step alone
 
-	host   []byte // pinned: meta and lists up, results down
-	event  cu.Event
-	sent   time.Time // when the step began to be handed to the device
-	answer chan answer
+	bring, take func(*slot) error // rows of other stages
+	taken       func() error      // sends those that were taken, once they are here
+
+	host      []byte // pinned: meta and lists up, results down
+	crossings [2]crossing
+	event     cu.Event
+	sent      time.Time // when the step began to be handed to the device
+	answer    chan answer
 }
 
 type answer struct {
@@ -94,7 +98,7 @@ func (o *Ops) Begin(b *kernels.Batch) error {
 		stride++
 	}
 	s := <-o.slots
-	*s = slot{batch: b, stride: stride, items: map[int]*items{}, host: s.host, event: s.event, answer: make(chan answer, 1),
+	*s = slot{batch: b, stride: stride, items: map[int]*items{}, host: s.host, crossings: s.crossings, event: s.event, answer: make(chan answer, 1),
 		list: s.list[:0], names: s.names[:0], arguments: s.arguments[:0], meta: s.meta[:0], lists: s.lists[:0], tables: s.tables[:0]}
 	rows, spans := len(b.Tokens), len(b.Spans)
 	s.metaRoom = 4*(12*rows+2*spans+8+len(b.Wanted)+groups*spans*stride) + 1<<16
@@ -204,16 +208,27 @@ func (o *Ops) submitted(err error) error {
 	if err != nil && o.link != nil {
 		o.link.Close()
 	}
-	if errors.Is(err, kernels.ErrUnlinked) {
+	if ofEpoch(err) {
 		return err
 	}
 	return o.fail(err)
+}
+
+// ofEpoch tells whether an error is of a step and its epoch, not of the device.
+func ofEpoch(err error) bool {
+	var step ofStep
+	return errors.Is(err, kernels.ErrUnlinked) || errors.As(err, &step)
 }
 
 // submit copies the step's data up, launches it, and copies what it draws down.
 func (o *Ops) submit(s *slot) error {
 	if err := o.seat(s.seats, false); err != nil {
 		return err
+	}
+	if s.bring != nil {
+		if err := s.bring(s); err != nil {
+			return err
+		}
 	}
 	s.sent = time.Now()
 	results := len(s.samples)*16 + s.tops*8
@@ -253,6 +268,11 @@ func (o *Ops) submit(s *slot) error {
 	}
 	if err := o.launchStep(s, graph); err != nil {
 		return err
+	}
+	if s.take != nil {
+		if err := s.take(s); err != nil {
+			return err
+		}
 	}
 	down := len(s.meta) + len(s.lists)
 	for _, r := range []struct {
@@ -343,6 +363,9 @@ func (o *Ops) wait() {
 			o.fail(o.absent())                                //nolint:errcheck // sticks
 		}
 		o.spent.ended(s.sent, time.Now())
+		if s.taken != nil && s.err == nil && o.sticky() == nil {
+			s.err = s.taken()
+		}
 		a := answer{err: cmp.Or(o.sticky(), s.err)}
 		if a.err == nil {
 			a.sampled = s.results()
@@ -461,7 +484,7 @@ func (o *Ops) Get(dst []byte, t kernels.Tensor) error {
 // stand in order with it: a step with collectives over the host runs in pieces.
 func (o *Ops) flush() error {
 	s := o.step
-	if s == nil || len(s.list) == 0 && len(o.seats) == 0 {
+	if s == nil || len(s.list) == 0 && len(o.seats) == 0 && s.bring == nil {
 		return nil
 	}
 	seats := o.seats
@@ -471,16 +494,16 @@ func (o *Ops) flush() error {
 			return err
 		}
 		piece := &slot{list: s.list, names: s.names, arguments: s.arguments, meta: s.meta, metaAt: s.metaAt,
-			lists: s.lists, listsAt: s.listsAt, collectives: s.collectives, launched: s.launched, host: s.host, event: s.event, seats: seats}
+			lists: s.lists, listsAt: s.listsAt, collectives: s.collectives, launched: s.launched, host: s.host, crossings: s.crossings, bring: s.bring, event: s.event, seats: seats}
 		err := o.submitted(o.submit(piece))
-		s.host = piece.host
+		s.host, s.crossings, s.bring = piece.host, piece.crossings, nil
 		if err == nil {
 			err = o.synchronize() // its pinned memory is used again
 		}
 		return err
 	})
 	s.list, s.names, s.arguments, s.launched = s.list[:0], s.names[:0], s.arguments[:0], s.collectives
-	if errors.Is(err, kernels.ErrUnlinked) {
+	if ofEpoch(err) {
 		s.err = err
 		return err
 	}

@@ -22,7 +22,6 @@ import (
 
 // replica is a golden model served by an engine.
 type replica struct {
-	local   *engine.Local
 	engine  *engine.Engine
 	outputs chan engine.Output
 	stop    func()
@@ -40,6 +39,12 @@ func serve(t testing.TB, path string, layout shard.Layout, limits sched.Limits) 
 }
 
 func serveOn(t testing.TB, path string, layout shard.Layout, limits sched.Limits, options cpu.Options, depth int) *replica {
+	t.Helper()
+	return serveFrom(t, path, layout, limits, options, depth, false)
+}
+
+// serveFrom may make a process of its own of each stage.
+func serveFrom(t testing.TB, path string, layout shard.Layout, limits sched.Limits, options cpu.Options, depth int, apart bool) *replica {
 	t.Helper()
 	w, err := weights.Open(path)
 	if err != nil {
@@ -59,38 +64,49 @@ func serveOn(t testing.TB, path string, layout shard.Layout, limits sched.Limits
 	for range spec.Shapes().Groups()[1:] {
 		limits.Blocks = append(limits.Blocks, limits.Blocks[0])
 	}
-	local, err := engine.LoadLocal(engine.LocalConfig{
+	cfg := engine.LocalConfig{
 		Weights: w, Spec: spec, Layout: layout, Limits: limits, CacheType: kernels.F32, Depth: depth,
 		Open: func(int, int) (kernels.Ops, error) { return openDevice(options) },
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
-	r := &replica{local: local, outputs: make(chan engine.Output, 1<<16)}
+	r := &replica{outputs: make(chan engine.Output, 1<<16)}
 	for _, window := range spec.Shapes().Groups() {
 		r.windowed = r.windowed || window > 0
 	}
-	epoch, err := local.Epoch(1, engine.Where{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, _, run, err := epoch.Drive(func(outputs []engine.Output) {
+	deliver := func(outputs []engine.Output) {
 		for _, o := range outputs {
 			r.outputs <- o
 		}
-	})
+	}
+	var locals []*engine.Local
+	var run func(context.Context) error
+	if apart {
+		if locals, err = loadApart(cfg); err == nil {
+			r.engine, run, err = driveApart(locals, stagesApart(layout.Pipeline, layout.Tensor), deliver)
+		}
+	} else {
+		var local *engine.Local
+		var epoch *engine.Epoch
+		if local, err = engine.LoadLocal(cfg); err == nil {
+			locals = append(locals, local)
+			epoch, err = local.Epoch(1, engine.Where{})
+		}
+		if err == nil {
+			r.engine, _, run, err = epoch.Drive(deliver)
+		}
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.engine = e
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- run(ctx) }()
 	r.stop = func() {
 		cancel()
 		<-ended
-		if err := local.Close(); err != nil {
-			t.Error(err)
+		for _, local := range locals {
+			if err := local.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 		if err := w.Close(); err != nil {
 			t.Error(err)
@@ -135,6 +151,7 @@ type arrangement struct {
 	rows   int // of a step: prompts are cut into such chunks
 	blocks int // few force preemption
 	cache  bool
+	apart  bool // each stage is a process of its own
 }
 
 func folders(t *testing.T) []string {
@@ -150,22 +167,24 @@ func folders(t *testing.T) []string {
 // company in the batch, prefix hits, preemption, tensor ranks and stages.
 func TestGoldenThroughTheEngine(t *testing.T) {
 	arrangements := []arrangement{
-		{"whole", shard.Layout{Tensor: 1, Pipeline: 1}, 512, 400, false},
-		{"chunks of 7, prefix cache", shard.Layout{Tensor: 1, Pipeline: 1}, 7, 400, true},
-		{"chunks of 64, preempted", shard.Layout{Tensor: 1, Pipeline: 1}, 64, 17, true},
-		{"one row a step", shard.Layout{Tensor: 1, Pipeline: 1}, 1, 400, true},
-		{"2 tensor ranks", shard.Layout{Tensor: 2, Pipeline: 1}, 64, 400, true},
-		{"2 stages", shard.Layout{Tensor: 1, Pipeline: 2}, 64, 60, true},
-		{"2 tensor ranks of 2 stages", shard.Layout{Tensor: 2, Pipeline: 2}, 16, 400, true},
-		{"3 tensor ranks", shard.Layout{Tensor: 3, Pipeline: 1}, 32, 400, true},
-		{"4 tensor ranks", shard.Layout{Tensor: 4, Pipeline: 1}, 64, 400, true},
-		{"4 tensor ranks of 2 stages", shard.Layout{Tensor: 4, Pipeline: 2}, 64, 60, true},
-		{"3 stages", shard.Layout{Tensor: 1, Pipeline: 3}, 24, 60, true},
-		{"2 uneven stages", shard.Layout{Tensor: 1, Pipeline: 2, StageLayers: []int{1, rest}}, 64, 60, true},
-		{"2 tensor ranks of 2 uneven stages", shard.Layout{Tensor: 2, Pipeline: 2, StageLayers: []int{rest, 1}}, 16, 400, true},
-		{"2 tensor ranks of 3 stages", shard.Layout{Tensor: 2, Pipeline: 3}, 64, 400, false},
-		{"3 tensor ranks of 2 stages", shard.Layout{Tensor: 3, Pipeline: 2}, 64, 400, true},
-		{"3 tensor ranks of 3 stages", shard.Layout{Tensor: 3, Pipeline: 3}, 16, 60, true},
+		{"whole", shard.Layout{Tensor: 1, Pipeline: 1}, 512, 400, false, false},
+		{"chunks of 7, prefix cache", shard.Layout{Tensor: 1, Pipeline: 1}, 7, 400, true, false},
+		{"chunks of 64, preempted", shard.Layout{Tensor: 1, Pipeline: 1}, 64, 17, true, false},
+		{"one row a step", shard.Layout{Tensor: 1, Pipeline: 1}, 1, 400, true, false},
+		{"2 tensor ranks", shard.Layout{Tensor: 2, Pipeline: 1}, 64, 400, true, false},
+		{"2 stages", shard.Layout{Tensor: 1, Pipeline: 2}, 64, 60, true, false},
+		{"2 tensor ranks of 2 stages", shard.Layout{Tensor: 2, Pipeline: 2}, 16, 400, true, false},
+		{"3 tensor ranks", shard.Layout{Tensor: 3, Pipeline: 1}, 32, 400, true, false},
+		{"4 tensor ranks", shard.Layout{Tensor: 4, Pipeline: 1}, 64, 400, true, false},
+		{"4 tensor ranks of 2 stages", shard.Layout{Tensor: 4, Pipeline: 2}, 64, 60, true, false},
+		{"3 stages", shard.Layout{Tensor: 1, Pipeline: 3}, 24, 60, true, false},
+		{"2 uneven stages", shard.Layout{Tensor: 1, Pipeline: 2, StageLayers: []int{1, rest}}, 64, 60, true, false},
+		{"2 tensor ranks of 2 uneven stages", shard.Layout{Tensor: 2, Pipeline: 2, StageLayers: []int{rest, 1}}, 16, 400, true, false},
+		{"2 tensor ranks of 3 stages", shard.Layout{Tensor: 2, Pipeline: 3}, 64, 400, false, false},
+		{"3 tensor ranks of 2 stages", shard.Layout{Tensor: 3, Pipeline: 2}, 64, 400, true, false},
+		{"3 tensor ranks of 3 stages", shard.Layout{Tensor: 3, Pipeline: 3}, 16, 60, true, false},
+		{"2 stages apart", shard.Layout{Tensor: 1, Pipeline: 2}, 64, 60, true, true},
+		{"2 tensor ranks of 2 stages apart", shard.Layout{Tensor: 2, Pipeline: 2}, 16, 400, true, true},
 	}
 	for _, path := range folders(t) {
 		shape := shapeOf(t, path)
@@ -219,7 +238,7 @@ func checkGolden(t *testing.T, path string, a arrangement) {
 		Blocks: []int{a.blocks}, MaxSequences: min(8, a.rows), MaxRows: a.rows, MaxWanted: 16,
 		MaxLen: 256, PrefixCaching: a.cache, Seed: kv.Seed([32]byte{}),
 	}
-	r := serve(t, path, a.layout, limits)
+	r := serveFrom(t, path, a.layout, limits, cpu.Options{Threads: 1}, 0, a.apart)
 	defer r.stop()
 	rng := rand.New(rand.NewPCG(5, 5))
 	for round := range 2 { // the second meets the first's blocks in the index

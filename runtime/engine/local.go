@@ -37,15 +37,22 @@ type LocalConfig struct {
 type Local struct {
 	cfg   LocalConfig
 	ranks []localRank
-	links []kernels.Link
+	joins []join
+}
+
+// A join is what joins devices, epoch by epoch: a kernels.Link or a kernels.Hop.
+type join interface {
+	Open()
+	Close()
 }
 
 type localRank struct {
-	slice  shard.Slice
-	ops    kernels.Ops
-	model  *model.Model
-	reduce *epochReducer   // nil: one tensor rank
-	linked kernels.Reducer // to the others of its stage by device, or nil
+	slice         shard.Slice
+	ops           kernels.Ops
+	model         *model.Model
+	reduce        *epochReducer   // nil: one tensor rank
+	linked        kernels.Reducer // to the others of its stage by device, or nil
+	before, after kernels.Hop     // to the stages beside it by device, or nil
 }
 
 // epochReducer is the collective that a model was loaded with: in every epoch
@@ -79,10 +86,37 @@ func LoadLocal(cfg LocalConfig) (*Local, error) {
 	if err := load.Wait(); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	if err := l.link(); err != nil {
+	if err := errors.Join(l.link(), l.hop()); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
+}
+
+// hop joins ranks to those of the next stage that are here too, where their devices
+// pass rows on by themselves.
+func (l *Local) hop() error {
+	for i := range l.ranks {
+		from := &l.ranks[i]
+		stager, ok := from.ops.(kernels.Stager)
+		if !ok {
+			continue
+		}
+		for k := range l.ranks {
+			to := &l.ranks[k]
+			if to.slice.Stage != from.slice.Stage+1 || to.slice.Rank != from.slice.Rank {
+				continue
+			}
+			hop, err := stager.Hop(to.ops, l.cfg.Limits.MaxRows, to.model.Input().Cols, l.cfg.Depth)
+			if err != nil {
+				return fmt.Errorf("engine: join stages %d and %d: %w", from.slice.Stage, to.slice.Stage, err)
+			}
+			if hop != nil {
+				from.after, to.before = hop, hop
+				l.joins = append(l.joins, hop)
+			}
+		}
+	}
+	return nil
 }
 
 // link joins the tensor ranks of each stage that is here whole, where their devices
@@ -110,7 +144,7 @@ func (l *Local) link() error {
 		if link == nil {
 			continue
 		}
-		l.links = append(l.links, link)
+		l.joins = append(l.joins, link)
 		for i, r := range ranks {
 			r.linked = link.Reducer(i)
 		}
@@ -177,7 +211,7 @@ func (l *Local) Epoch(epoch uint64, where Where) (*Epoch, error) {
 	var members []group.Rank
 	for i := range l.ranks {
 		r := &l.ranks[i]
-		place := Place{First: r.slice.First(), Last: r.slice.Last(), Samples: r.slice.Last() && r.slice.Rank == 0}
+		place := Place{First: r.slice.First(), Last: r.slice.Last(), Samples: r.slice.Last() && r.slice.Rank == 0, Before: r.before, After: r.after}
 		if l.cfg.Layout.Ranks() > 1 {
 			place.Pipe = e.Mesh.Pipe(r.slice.Stage, r.slice.Rank)
 		}
@@ -193,13 +227,13 @@ func (l *Local) Epoch(epoch uint64, where Where) (*Epoch, error) {
 		members = append(members, member)
 	}
 	e.Group = group.NewLocal(e.depth, members...)
-	for _, link := range l.links {
-		link.Open()
+	for _, j := range l.joins {
+		j.Open()
 	}
 	e.Group.End = func() {
 		e.Mesh.Close()
-		for _, link := range l.links {
-			link.Close()
+		for _, j := range l.joins {
+			j.Close()
 		}
 	}
 	return e, nil

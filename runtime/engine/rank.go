@@ -41,6 +41,9 @@ type Place struct {
 	Samples bool
 	// Pipe joins the rank to the others; nil if it is alone.
 	Pipe Pipe
+	// Before and After take hidden rows from the stage before and to the next one,
+	// where devices do so by themselves; nil: Pipe does.
+	Before, After kernels.Hop
 }
 
 // Alone is the place of the only rank.
@@ -120,8 +123,12 @@ func (r *Rank) compute(step *sched.Step, result *sched.Result) (func() error, er
 	if err != nil {
 		return nil, err
 	}
-	if err := r.hear(step); err != nil {
-		return nil, err
+	// A device that computes later knows tokens early enough when all is written down.
+	_, later := r.ops.(kernels.Stager)
+	if !later {
+		if err := r.hear(step); err != nil {
+			return nil, err
+		}
 	}
 	if err := r.ops.Begin(b); err != nil {
 		return nil, err
@@ -138,6 +145,11 @@ func (r *Rank) compute(step *sched.Step, result *sched.Result) (func() error, er
 		err = r.send(step, out)
 	case r.place.Samples && len(rows) > 0:
 		r.ops.Sample(out, rows)
+	}
+	if later {
+		if err := r.hear(step); err != nil {
+			return nil, err
+		}
 	}
 	pending := r.ops.End()
 	if err != nil {

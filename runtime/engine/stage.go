@@ -9,24 +9,46 @@ import (
 	"manta/runtime/sched"
 )
 
-// receive puts the hidden rows of the stage before into the model.
+// receive puts the hidden rows of the stage before into the model, or has the device
+// do so when they come.
 func (r *Rank) receive(step *sched.Step, b *kernels.Batch) error {
 	if r.place.First {
 		return nil
 	}
-	rows, err := r.place.Pipe.Receive(uint64(step.ID))
+	input := r.model.Input().Top(len(b.Tokens))
+	if r.place.Before != nil {
+		r.place.Before.Receive(input)
+		return nil
+	}
+	await := func() ([]byte, error) {
+		rows, err := r.place.Pipe.Receive(uint64(step.ID))
+		if want := len(b.Tokens) * r.ops.RowBytes(input); err == nil && len(rows) != want {
+			err = fmt.Errorf("received %d bytes of hidden rows, want %d", len(rows), want)
+		}
+		return rows, err
+	}
+	if s, ok := r.ops.(kernels.Stager); ok {
+		s.Bring(input, await)
+		return nil
+	}
+	rows, err := await()
 	if err != nil {
 		return err
-	}
-	input := r.model.Input().Top(len(b.Tokens))
-	if want := len(b.Tokens) * r.ops.RowBytes(input); len(rows) != want {
-		return fmt.Errorf("received %d bytes of hidden rows, want %d", len(rows), want)
 	}
 	return r.ops.Put(input, rows)
 }
 
-// send gives the hidden rows to the next stage.
+// send gives the hidden rows to the next stage, or has the device do so.
 func (r *Rank) send(step *sched.Step, hidden kernels.Tensor) error {
+	if r.place.After != nil {
+		r.place.After.Send(hidden)
+		return nil
+	}
+	give := func(rows []byte) error { return r.place.Pipe.Send(uint64(step.ID), rows) }
+	if s, ok := r.ops.(kernels.Stager); ok {
+		s.Take(hidden, give)
+		return nil
+	}
 	size := hidden.Rows * r.ops.RowBytes(hidden)
 	if cap(r.rows) < size {
 		r.rows = make([]byte, size)
@@ -35,7 +57,7 @@ func (r *Rank) send(step *sched.Step, hidden kernels.Tensor) error {
 	if err := r.ops.Get(r.rows, hidden); err != nil {
 		return err
 	}
-	return r.place.Pipe.Send(uint64(step.ID), r.rows)
+	return give(r.rows)
 }
 
 // tell gives the drawn tokens to the first stage.

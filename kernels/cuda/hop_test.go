@@ -96,7 +96,7 @@ func TestRowsBetweenStages(t *testing.T) {
 					came <- to.End()
 				}
 			}()
-			for i := range steps {
+			for range steps {
 				for _, p := range []kernels.Pending{<-sent, <-came} {
 					if p == nil {
 						t.FailNow()

@@ -24,7 +24,7 @@ func benchLoad() *cobra.Command {
 	var workloads, shapes []string
 	command := &cobra.Command{
 		Use: "load [MODEL]", Short: "Measure the engine under load, without a server", Args: cobra.MaximumNArgs(1),
-		Long: "Measure the engine under load, without a server, on this machine's first devices: each of --streams (N×IN×OUT: so many equal\n" +
+		Long: "Measure the engine under load, without a server, on this machine's devices, which ranks take in turn: each of --streams (N×IN×OUT: so many equal\n" +
 			"requests at once) and each --workload, all of it handed over at once, in order.",
 		RunE: func(command *cobra.Command, args []string) error {
 			ctx, out := command.Context(), command.OutOrStdout()
@@ -36,13 +36,15 @@ func benchLoad() *cobra.Command {
 				return err
 			}
 			kind, devices := kinds[0], kinds[0].Devices()
-			if cfg.Ranks < 1 || cfg.Ranks > len(devices) {
-				return fmt.Errorf("--tensor-parallel-size %d: this machine has %d devices", cfg.Ranks, len(devices))
+			if cfg.Layout.Tensor < 1 || cfg.Layout.Pipeline < 1 || len(devices) == 0 {
+				return fmt.Errorf("--tensor-parallel-size %d, --pipeline-parallel-size %d: each must be at least 1; this machine has %d devices", cfg.Layout.Tensor, cfg.Layout.Pipeline, len(devices))
 			}
-			cfg.Kind, cfg.Budget.Memory = kind.Name(), int64(utilization*float64(devices[0].Memory))
+			each := (cfg.Layout.Ranks() + len(devices) - 1) / len(devices)
+			cfg.Kind, cfg.Budget.Memory = kind.Name(), int64(utilization*float64(devices[0].Memory))/int64(each)
 			seats := cfg.Budget.Defaults(cfg.Kind).MaxSequences
-			cfg.Open = func(rank int) (kernels.Ops, error) {
-				return kind.Open(devices[rank].ID, serve.Want{DType: cfg.DType, Seats: seats})
+			cfg.Open = func(stage, rank int) (kernels.Ops, error) {
+				d := devices[(stage*cfg.Layout.Tensor+rank)%len(devices)]
+				return kind.Open(d.ID, serve.Want{DType: cfg.DType, Seats: seats})
 			}
 			e, err := measure.Start(ctx, cfg)
 			if err != nil {
@@ -79,7 +81,8 @@ func benchLoad() *cobra.Command {
 	f.IntVar(&cfg.Budget.MaxLen, "max-model-len", 0, "most tokens of one sequence; what fits by default")
 	f.IntVar(&cfg.Budget.MaxSequences, "max-num-seqs", 0, "most sequences that run at once")
 	f.IntVar(&cfg.Budget.MaxRows, "max-num-batched-tokens", 0, "most tokens of one step")
-	f.IntVar(&cfg.Ranks, "tensor-parallel-size", 1, "tensor ranks")
+	f.IntVar(&cfg.Layout.Tensor, "tensor-parallel-size", 1, "tensor ranks")
+	f.IntVar(&cfg.Layout.Pipeline, "pipeline-parallel-size", 1, "pipeline stages")
 	f.StringSliceVar(&shapes, "streams", nil, "equal requests at once, N×IN×OUT (an x will do)")
 	f.StringSliceVar(&workloads, "workload", nil, "files of [[input tokens, output tokens], …]")
 	return command

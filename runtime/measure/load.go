@@ -24,8 +24,8 @@ type LoadConfig struct {
 	KVCache    string // kv_cache_dtype
 	Kind       string // of the devices
 	Budget     plan.Budget
-	Ranks      int // tensor ranks
-	Open       func(rank int) (kernels.Ops, error)
+	Layout     shard.Layout
+	Open       func(stage, rank int) (kernels.Ops, error)
 }
 
 // Engine is one that takes many requests at once, as under a server: its
@@ -36,7 +36,7 @@ type Engine struct {
 	vocabulary int
 	outputs    chan []engine.Output
 	stop       func() error
-	device     kernels.Ops   // of rank 0
+	device     kernels.Ops   // of rank (0, 0)
 	Loaded     time.Duration // from Start to the end of the first step
 	Fit        plan.Fit
 }
@@ -61,20 +61,19 @@ func Start(ctx context.Context, cfg LoadConfig) (_ *Engine, err error) {
 	if b.KVType, err = spec.Shapes().CacheType(cfg.Kind, cfg.KVCache, cfg.DType); err != nil {
 		return nil, err
 	}
-	layout := shard.Layout{Tensor: cfg.Ranks, Pipeline: 1}
-	fit, err := plan.Compute(spec.Shapes(), layout, b)
+	fit, err := plan.Compute(spec.Shapes(), cfg.Layout, b)
 	if err != nil {
 		return nil, err
 	}
 	e := &Engine{outputs: make(chan []engine.Output, 1<<10), vocabulary: spec.Shapes().Vocab, Fit: fit}
 	local, err := engine.LoadLocal(engine.LocalConfig{
-		Weights: source, Spec: spec, Layout: layout, CacheType: b.KVType,
+		Weights: source, Spec: spec, Layout: cfg.Layout, CacheType: b.KVType,
 		Limits: sched.Limits{
 			Blocks: fit.Blocks, MaxSequences: b.MaxSequences, MaxRows: b.MaxRows, MaxWanted: plan.Wanted(b.MaxSequences), MaxLen: fit.MaxLen,
 		},
-		Open: func(_, rank int) (kernels.Ops, error) {
-			ops, err := cfg.Open(rank)
-			if rank == 0 {
+		Open: func(stage, rank int) (kernels.Ops, error) {
+			ops, err := cfg.Open(stage, rank)
+			if stage == 0 && rank == 0 {
 				e.device = ops
 			}
 			return ops, err

@@ -25,12 +25,15 @@ import (
 	"manta/runtime/weights"
 )
 
-const (
-	pipelineStreams = 64
-	pipelineOutput  = 64
-	pipelinePrompt  = 16
-	pipelineRounds  = 5
-)
+// pipelineWork is what BenchmarkPipeline's streams are.
+var pipelineWork = streams{64, 16, 64}
+
+const pipelineRounds = 5
+
+// streams are so many at once, of so many tokens.
+type streams struct{ count, prompt, output int }
+
+func (s streams) tokens() int { return s.count * s.output }
 
 // BenchmarkPipeline decodes 64 streams of SmolLM2 with its two stages on two nodes,
 // each with a link of its own, and with both in one process, in turns: a device of one
@@ -41,12 +44,17 @@ const (
 func BenchmarkPipeline(b *testing.B) {
 	path := smollm2(b)
 	for b.Loop() {
-		one, two := newPipeline(b, path, false, "n1"), newPipeline(b, path, false, "n1", "n2")
+		replica := func(nodes ...string) wire.Assignment { return smollm2Stages(path, nodes) }
+		start := func(counted bool, nodes ...string) *pipeline {
+			device := serve.CPU{Count: 3 - len(nodes), Threads: 1, Memory: 4 << 30}
+			return newPipeline(b, replica(nodes...), device, counted, nodes...)
+		}
+		one, two := start(false, "n1"), start(false, "n1", "n2")
 		var here, there []cost
-		one.decode(b)
-		two.decode(b)
+		one.decode(b, pipelineWork)
+		two.decode(b, pipelineWork)
 		for range pipelineRounds {
-			here, there = append(here, one.decode(b)), append(there, two.decode(b))
+			here, there = append(here, one.decode(b, pipelineWork)), append(there, two.decode(b, pipelineWork))
 		}
 		one.stop()
 		two.stop()
@@ -58,24 +66,36 @@ func BenchmarkPipeline(b *testing.B) {
 			slices.Sort(values)
 			return values[pipelineRounds/2]
 		}
-		const tokens = pipelineStreams * pipelineOutput
+		tokens := float64(pipelineWork.tokens())
 		b.ReportMetric(0, "ns/op")
 		b.ReportMetric(median(func(i int) float64 { return tokens / here[i].clock }), "one-process-tokens/s")
 		b.ReportMetric(median(func(i int) float64 { return tokens / there[i].clock }), "two-nodes-tokens/s")
 		b.ReportMetric(median(func(i int) float64 { return there[i].clock / here[i].clock }), "clock-ratio")
 		b.ReportMetric(median(func(i int) float64 { return there[i].cpu / here[i].cpu }), "cpu-ratio")
 
-		counted := newPipeline(b, path, true, "n1", "n2")
-		counted.decode(b)
+		counted := start(true, "n1", "n2")
+		counted.decode(b, pipelineWork)
 		before := counted.carried()
-		counted.decode(b)
+		counted.decode(b, pipelineWork)
 		b.ReportMetric(float64(counted.carried()-before)/tokens, "wire-bytes/token")
 		b.ReportMetric(576*4+4, "least-bytes/token")
 		counted.stop()
 	}
 }
 
-type cost struct{ clock, cpu float64 } // seconds
+// A cost is in seconds, from when all streams had their first token; first until then.
+type cost struct{ first, clock, cpu float64 }
+
+// smollm2Stages is a replica of two stages on one node or two.
+func smollm2Stages(path string, nodes []string) wire.Assignment {
+	last := len(nodes) - 1
+	return wire.Assignment{
+		Replica: "r1", Deployment: "smollm2", Epoch: 1, Model: path, Layout: shard.Layout{Tensor: 1, Pipeline: 2},
+		Shards: []wire.Shard{{Node: nodes[0], Device: "cpu:0"}, {Stage: 1, Node: nodes[last], Device: []string{"cpu:1", "cpu:0"}[last]}},
+		Blocks: []int{pipelineWork.count * ((pipelineWork.prompt+pipelineWork.output)/16 + 2)}, MaxLen: 256,
+		Settings: wire.Settings{MaxNumSeqs: pipelineWork.count, MaxNumBatchedTokens: 512},
+	}
+}
 
 // pipeline is a replica of two stages on one node or two.
 type pipeline struct {
@@ -102,7 +122,7 @@ func (p *pipeline) Send(ctx context.Context, _, _ string, data []byte) error {
 	return nil
 }
 
-func newPipeline(b *testing.B, path string, counted bool, nodes ...string) *pipeline {
+func newPipeline(b *testing.B, replica wire.Assignment, device serve.Kind, counted bool, nodes ...string) *pipeline {
 	b.Helper()
 	p := &pipeline{frames: make(chan wire.Frame, 1<<12)}
 	log := slog.New(slog.DiscardHandler)
@@ -132,7 +152,7 @@ func newPipeline(b *testing.B, path string, counted bool, nodes ...string) *pipe
 			addresses[node] = way.Address()
 		}
 		server := serve.New(serve.Config{
-			Node: node, Send: p, Logger: log, Devices: []serve.Kind{serve.CPU{Count: 3 - len(nodes), Threads: 1, Memory: 4 << 30}},
+			Node: node, Send: p, Logger: log, Devices: []serve.Kind{device},
 			Peers: Peers{Link: l, Ranks: func(node, _ string) trust.Identity {
 				return trust.Identity{Role: trust.Node, ID: node}
 			}},
@@ -159,14 +179,7 @@ func newPipeline(b *testing.B, path string, counted bool, nodes ...string) *pipe
 			way.Close()
 		}
 	}
-	last := len(nodes) - 1
-	blocks := pipelineStreams * ((pipelinePrompt+pipelineOutput)/16 + 2)
-	assignments := wire.Assignments{Version: wire.Version, Index: 1, Replicas: []wire.Assignment{{
-		Replica: "r1", Deployment: "smollm2", Epoch: 1, Model: path, Layout: shard.Layout{Tensor: 1, Pipeline: 2},
-		Shards: []wire.Shard{{Node: nodes[0], Device: "cpu:0"}, {Stage: 1, Node: nodes[last], Device: []string{"cpu:1", "cpu:0"}[last]}},
-		Blocks: []int{blocks}, MaxLen: 256,
-		Settings: wire.Settings{MaxNumSeqs: pipelineStreams, MaxNumBatchedTokens: 512},
-	}}}
+	assignments := wire.Assignments{Version: wire.Version, Index: 1, Replicas: []wire.Assignment{replica}}
 	for _, server := range p.servers {
 		server.Assign(assignments)
 	}
@@ -192,15 +205,16 @@ func (p *pipeline) carried() (bytes int64) {
 
 // decode answers all streams, and tells what that took from the moment when the last
 // of them had its first token.
-func (p *pipeline) decode(b *testing.B) cost {
-	for range pipelineStreams {
+func (p *pipeline) decode(b *testing.B, work streams) cost {
+	asked := time.Now()
+	for range work.count {
 		p.asked++
 		r := wire.Request{
 			Version: wire.Version, Attempt: 1, Replica: "r1", Epoch: 1, Head: "h1", Choices: 1, Params: sample.Default(), Owner: [32]byte{1},
 		}
 		binary.LittleEndian.PutUint64(r.ID[:], p.asked)
-		r.Params.Temperature, r.Params.MaxTokens, r.Params.IgnoreEOS = 0, pipelineOutput, true
-		for i := range pipelinePrompt {
+		r.Params.Temperature, r.Params.MaxTokens, r.Params.IgnoreEOS = 0, work.output, true
+		for i := range work.prompt {
 			r.Prompt = append(r.Prompt, int32((uint64(i)*7919+p.asked*104729)%49152))
 		}
 		p.servers[0].Request(r)
@@ -209,14 +223,14 @@ func (p *pipeline) decode(b *testing.B) cost {
 	var used time.Duration
 	first := map[wire.RequestID]bool{}
 	tokens, counted := 0, 0
-	for open := pipelineStreams; open > 0; {
+	for open := work.count; open > 0; {
 		f := <-p.frames
 		if f.Err != nil {
 			b.Fatal(f.Err)
 		}
 		if tokens += len(f.Tokens); !first[f.Request] {
 			first[f.Request] = true
-			if len(first) == pipelineStreams {
+			if len(first) == work.count {
 				began, used, counted = time.Now(), cpuTime(b), tokens
 			}
 		}
@@ -224,8 +238,8 @@ func (p *pipeline) decode(b *testing.B) cost {
 			open--
 		}
 	}
-	share := float64(pipelineStreams*pipelineOutput) / float64(tokens-counted)
-	return cost{clock: time.Since(began).Seconds() * share, cpu: (cpuTime(b) - used).Seconds() * share}
+	share := float64(work.tokens()) / float64(max(1, tokens-counted))
+	return cost{first: began.Sub(asked).Seconds(), clock: time.Since(began).Seconds() * share, cpu: (cpuTime(b) - used).Seconds() * share}
 }
 
 func cpuTime(b *testing.B) time.Duration {

@@ -122,7 +122,7 @@ func (s Shapes) ranks(layout shard.Layout, b Budget) ([]rank, error) {
 			if err != nil {
 				return nil, err
 			}
-			ranks = append(ranks, s.rank(slice, b))
+			ranks = append(ranks, s.rank(layout, slice, b))
 		}
 	}
 	if len(ranks) == 0 {
@@ -131,7 +131,7 @@ func (s Shapes) ranks(layout shard.Layout, b Budget) ([]rank, error) {
 	return ranks, nil
 }
 
-func (s Shapes) rank(slice shard.Slice, b Budget) rank {
+func (s Shapes) rank(layout shard.Layout, slice shard.Slice, b Budget) rank {
 	groups := s.Groups()
 	r := rank{memory: b.memory(slice.Stage), windows: groups, block: make([]int64, len(groups))}
 	share := func(bytes int64, part, whole int) int64 { return (bytes*int64(part) + int64(whole) - 1) / int64(whole) }
@@ -155,6 +155,14 @@ func (s Shapes) rank(slice shard.Slice, b Budget) rank {
 	// between two products.
 	inner := max((slice.Heads.Len()+2*slice.KVHeads.Len())*s.HeadDim, 2*slice.FFN.Len())
 	r.scratch += 4 * int64(b.MaxRows) * int64(2*s.Hidden+2*inner)
+	// Rows from the stage before and to the next one: of all steps in flight, and one more.
+	between := int64(layout.Pipeline+2) * 4 * int64(b.MaxRows) * int64(s.Hidden)
+	if !slice.First() {
+		r.scratch += between
+	}
+	if !slice.Last() {
+		r.scratch += between
+	}
 	return r
 }
 

@@ -68,11 +68,11 @@ func newCutter(s Shapes, layout shard.Layout, b Budget) (*cutter, error) {
 				c.even = append(c.even, slice.Layers.Len())
 			}
 			slice.Layers = shard.Range{}
-			bare := s.rank(slice, b)
+			bare := s.rank(layout, slice, b)
 			r := stageRank{room: b.memory(stage) - bare.weights - bare.scratch, sequence: make([]int64, s.Layers+1)}
 			for l := range s.Layers {
 				slice.Layers = shard.Range{Lo: l, Hi: l + 1}
-				one := s.rank(slice, b)
+				one := s.rank(layout, slice, b)
 				r.layer = one.weights - bare.weights
 				r.sequence[l+1] = r.sequence[l] + one.sequence(b, tokens)
 			}

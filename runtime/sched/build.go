@@ -15,7 +15,8 @@ type builder struct {
 	*Scheduler
 	step      *Step
 	rows      []flightRow
-	used      int // rows of the budget
+	budget    int // rows
+	used      int // of them
 	wanted    int
 	preempted bool
 }
@@ -49,6 +50,7 @@ func (b *builder) settle() error {
 // the others are in the later ones, and no stage waits for a token that is still
 // being sampled. Known tokens may follow in consecutive steps.
 func (b *builder) run() error {
+	b.budget = b.chunk()
 	b.turn()
 	for i := 0; i < len(b.running); i++ {
 		q := b.running[i]
@@ -56,7 +58,7 @@ func (b *builder) run() error {
 			continue
 		}
 		behind := len(b.running) - 1 - i
-		n := b.count(q, b.limits.MaxRows-b.used-behind, b.limits.MaxWanted-b.wanted-behind)
+		n := b.count(q, b.budget-b.used-behind, b.limits.MaxWanted-b.wanted-behind)
 		if n == 0 {
 			continue
 		}
@@ -65,6 +67,32 @@ func (b *builder) run() error {
 		}
 	}
 	return nil
+}
+
+const (
+	// leastChunk rows keep a device as busy as more would.
+	leastChunk = 512
+	// parts of what is known are steps before the last stage has its first rows, for
+	// each stage before it: the pipeline fills and empties in 1/parts of the time that
+	// it works (Huang et al. 2019, §2.3).
+	parts = 4
+)
+
+// chunk is how many rows the step may have. With several stages known tokens are
+// cut, so that later ones need not wait until the first has computed all.
+func (b *builder) chunk() int {
+	most, before := b.limits.MaxRows, b.limits.Stages-1
+	if before < 1 {
+		return most
+	}
+	known := 0
+	for _, q := range b.running {
+		known += q.remaining(b.limits.MaxLen)
+	}
+	for i := 0; i < len(b.waiting) && known < parts*before*most; i++ {
+		known += len(b.waiting[i].Tokens)
+	}
+	return min(most, max(leastChunk, b.limits.MaxSequences, (known+parts*before-1)/(parts*before)))
 }
 
 // turn picks the next cohort that has something to run.
@@ -196,7 +224,7 @@ func (b *builder) preempt(q *Sequence) error {
 func (b *builder) admit() error {
 	for !b.preempted && len(b.waiting) > 0 && len(b.running) < b.limits.MaxSequences {
 		q := b.waiting[0]
-		n := b.count(q, b.limits.MaxRows-b.used, b.limits.MaxWanted-b.wanted)
+		n := b.count(q, b.budget-b.used, b.limits.MaxWanted-b.wanted)
 		if q.Pending > 0 || n == 0 {
 			return nil // it starts again only when its answers in flight have come
 		}
@@ -207,7 +235,7 @@ func (b *builder) admit() error {
 		if err := b.open(q, hits); err != nil {
 			return err
 		}
-		n = b.count(q, b.limits.MaxRows-b.used, b.limits.MaxWanted-b.wanted)
+		n = b.count(q, b.budget-b.used, b.limits.MaxWanted-b.wanted)
 		if err := b.grow(q, n); err != nil {
 			return err
 		}

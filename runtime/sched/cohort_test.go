@@ -91,3 +91,41 @@ func pipeline(t *testing.T, s *sched.Scheduler, rank *schedtest.Rank, stages int
 		t.Error("no row took its token from a step in flight")
 	}
 }
+
+// With several stages a prompt that is alone is cut so that all of them work on it.
+// Where a row takes each stage 1/S of its time, S stages need little more than 1/S of
+// what one would; a step of few rows is not worth cutting.
+func TestStagesShareALonePrompt(t *testing.T) {
+	for stages, bound := range map[int]float64{1: 1, 2: 0.64, 3: 0.46, 4: 0.36} {
+		s, err := sched.New(sched.Limits{
+			Blocks: []int{600}, Windows: []int{0}, MaxSequences: 8, MaxRows: 8192, MaxWanted: 16, MaxLen: 8300, Stages: stages,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := sample.Default()
+		p.MaxTokens = 1
+		if err := s.Add(&sched.Sequence{ID: 1, Tokens: make([]int32, 8192), Prompt: 8192, Params: p}); err != nil {
+			t.Fatal(err)
+		}
+		idle, rows := make([]int, stages), 0 // idle: when each stage is, in rows
+		for rows < 8192 {
+			step, err := s.Next()
+			if err != nil || step == nil {
+				t.Fatalf("no step after %d rows: %v", rows, err)
+			}
+			n := step.RowCount()
+			if rows += n; n < 512 && rows < 8192 {
+				t.Errorf("%d stages: a step of %d rows", stages, n)
+			}
+			at := 0
+			for i := range idle {
+				at = max(at, idle[i]) + n
+				idle[i] = at
+			}
+		}
+		if took := float64(idle[stages-1]) / float64(stages) / 8192; took > bound {
+			t.Errorf("%d stages: %.2f of the time of one, want at most %.2f", stages, took, bound)
+		}
+	}
+}

@@ -11,17 +11,20 @@ import (
 	"manta/parallel/shard"
 )
 
-// onGPU makes every rank of a test use device 0, in float32.
+// onGPU makes the ranks of a test take the GPUs in turn, in float32.
 func onGPU(t *testing.T) {
 	t.Helper()
-	if list, err := cuda.Devices(); err != nil || len(list) == 0 {
+	list, err := cuda.Devices()
+	if err != nil || len(list) == 0 {
 		t.Skipf("no GPU: %v", err)
 	}
 	// Streams that wait for each other must not share one of the device's queues.
 	t.Setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 	open, all := openDevice, takes
 	t.Cleanup(func() { openDevice, takes = open, all })
-	openDevice = func(cpu.Options) (kernels.Ops, error) { return cuda.New(0, cuda.Options{Compute: kernels.F32}) }
+	openDevice = func(rank int, _ cpu.Options) (kernels.Ops, error) {
+		return cuda.New(rank%len(list), cuda.Options{Compute: kernels.F32})
+	}
 	takes = func(l shard.Layout) bool { return l.Ranks() == 1 }
 }
 

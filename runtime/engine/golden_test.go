@@ -29,8 +29,8 @@ type replica struct {
 	windowed bool
 }
 
-// openDevice gives each rank of a test its device.
-var openDevice = func(options cpu.Options) (kernels.Ops, error) { return cpu.New(options) }
+// openDevice gives each rank of a test its device; rank counts through the stages.
+var openDevice = func(_ int, options cpu.Options) (kernels.Ops, error) { return cpu.New(options) }
 
 // serve loads a model folder onto ranks of the CPU backend.
 func serve(t testing.TB, path string, layout shard.Layout, limits sched.Limits) *replica {
@@ -66,7 +66,7 @@ func serveFrom(t testing.TB, path string, layout shard.Layout, limits sched.Limi
 	}
 	cfg := engine.LocalConfig{
 		Weights: w, Spec: spec, Layout: layout, Limits: limits, CacheType: kernels.F32, Depth: depth,
-		Open: func(int, int) (kernels.Ops, error) { return openDevice(options) },
+		Open: func(stage, rank int) (kernels.Ops, error) { return openDevice(stage*layout.Tensor+rank, options) },
 	}
 	r := &replica{outputs: make(chan engine.Output, 1<<16)}
 	for _, window := range spec.Shapes().Groups() {

@@ -170,7 +170,7 @@ func (c *control) tell(view *state.View, changes []state.Change) {
 		switch {
 		case change.StartReplica != nil:
 			r := view.Replicas[change.StartReplica.Replica.ID]
-			c.log.Info("replica placed", "replica", r.ID, "epoch", r.Epoch, "shards", len(r.Shards), "blocks", r.Blocks, "memory", r.Memory)
+			c.log.Info("replica placed", "replica", r.ID, "epoch", r.Epoch, "nodes", r.Nodes(), "shards", len(r.Shards), "blocks", r.Blocks, "memory", r.Memory)
 		case change.SetPhase != nil:
 			p := change.SetPhase
 			c.log.Info("replica", "replica", p.Replica, "epoch", p.Epoch, "phase", p.Phase, "reason", p.Reason)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -342,7 +343,11 @@ func (s *Stream) recover(cause error) {
 	s.resends++
 	s.request.Trace.Lost(cause, s.outputs())
 	s.request.Trace.Queue()
-	d.log.Warn("request resumes", "request", s.request.ID, "resends", s.resends, "cause", cause)
+	level := slog.LevelWarn
+	if s.refusals > 0 && errors.Is(cause, errUnsure) && !isDeath(cause) {
+		level = slog.LevelInfo // it asks again and again until its replica is there
+	}
+	d.log.Log(context.Background(), level, "request resumes", "request", s.request.ID, "resends", s.resends, "cause", cause)
 	if errors.Is(cause, errLost) {
 		d.requeue(s)
 		return

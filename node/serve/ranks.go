@@ -211,6 +211,7 @@ func (s *Server) join(ctx context.Context, a wire.Assignment) error {
 			if err == nil {
 				break
 			}
+			s.cfg.Logger.Info("replica waits for ranks", "replica", a.Replica, "epoch", a.Epoch, "node", node, "err", err)
 			select {
 			case <-ctx.Done():
 				return fmt.Errorf("serve: node %s did not join: %w", node, errors.Join(err, ctx.Err()))

@@ -291,6 +291,7 @@ func (r *replica) set(epoch uint64, phase wire.Phase, reason string) {
 	r.mu.Lock()
 	r.state = wire.ReplicaReport{Replica: r.assignment.Replica, Epoch: epoch, Phase: phase, Reason: reason}
 	r.mu.Unlock()
+	r.server.cfg.Logger.Info("replica", "replica", r.assignment.Replica, "epoch", epoch, "phase", phase)
 	r.server.changed()
 }
 

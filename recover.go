@@ -37,7 +37,7 @@ func recoverCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(command.OutOrStdout(), "%s is the only voter now (of %s), at index %d with %d deployments: start it, then the others with empty data directories\n",
+				fmt.Fprintf(command.OutOrStdout(), "%s is the only voter now (of %s), at index %d, deployments: %d; start it, then the others with empty data directories\n",
 					r.ID, strings.Join(r.Were, ", "), r.View.Index, len(r.View.Deployments))
 				return nil
 			})

@@ -18,6 +18,8 @@ const (
 	// mergeEvery is between two attempts to meet members that gossip gave up while
 	// the network was cut: it does not look for them by itself.
 	mergeEvery = time.Minute
+	// aloneFor is how long a head may belong to no cluster before it says so.
+	aloneFor = 10 * time.Second
 )
 
 // assemble makes a cluster of the first heads, keeps raft's members those that
@@ -27,6 +29,7 @@ func (h *Head) assemble(ctx context.Context) error {
 	ticker := time.NewTicker(membershipEvery)
 	defer ticker.Stop()
 	var joined time.Time
+	alone := time.After(aloneFor)
 	for {
 		members := h.members.Load()
 		due := mergeEvery
@@ -47,6 +50,11 @@ func (h *Head) assemble(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-members.Changed():
+		case <-alone:
+			if h.raft.Fresh() {
+				h.log.Warn("no cluster yet", "heads", len(h.heads()), "bootstrap-expect", h.cfg.Expect, "join", h.cfg.Join,
+					"hint", "it begins when so many heads know each other; one that is there takes this head in")
+			}
 		case <-ticker.C:
 		}
 	}

@@ -215,6 +215,11 @@ func (c *control) hasFailed(r state.Replica) bool {
 	return false
 }
 
+// Lives implements api.Heard.
+func (c *control) Lives(head string) bool {
+	return slices.ContainsFunc(c.head.heads(), func(m member.Member) bool { return m.ID == head })
+}
+
 // Report implements api.Heard.
 func (c *control) Report(node string) (wire.Report, bool) {
 	c.mu.Lock()

@@ -278,11 +278,15 @@ func (n *Node) wake() {
 func (n *Node) join(ctx context.Context) error {
 	ticker := time.NewTicker(rejoinEvery)
 	defer ticker.Stop()
+	told := len(n.cfg.Join) > 0
 	for {
 		members := n.members.Load()
 		if !slices.ContainsFunc(members.Members(), func(m member.Member) bool { return m.Role == trust.Head }) {
 			if err := members.Join(n.cfg.Join...); err != nil {
 				n.log.Warn("join", "error", err)
+			} else if !told {
+				told = true
+				n.log.Warn("no head is known", "hint", "give --join, or a head that names this node there")
 			}
 		}
 		select {

@@ -197,6 +197,7 @@ type Head struct {
 	ID   string `json:"id"`
 	Name string `json:"name"`
 	API  string `json:"api"`
+	Lost bool   `json:"lost,omitempty"` // gossip has given it up, or has not met it yet
 }
 
 // Node is a worker.

@@ -38,7 +38,7 @@ func (s *Server) clusterState(w http.ResponseWriter, r *http.Request) {
 		Heads: []Head{}, Nodes: s.describeNodes(view), Warnings: []Event{}, Deployments: s.describeAll(view),
 	}
 	for _, head := range view.Heads {
-		answer.Heads = append(answer.Heads, Head{ID: head.ID, Name: head.Name, API: head.API})
+		answer.Heads = append(answer.Heads, Head{ID: head.ID, Name: head.Name, API: head.API, Lost: s.heard != nil && !s.heard.Lives(head.ID)})
 	}
 	slices.SortFunc(answer.Heads, func(a, b Head) int { return cmp.Compare(a.ID, b.ID) })
 	var err error

@@ -55,6 +55,7 @@ func TestLogsAPI(t *testing.T) {
 type heardOf map[string]wire.Report
 
 func (h heardOf) Report(node string) (wire.Report, bool) { r, ok := h[node]; return r, ok }
+func (h heardOf) Lives(string) bool                      { return true }
 
 // Nodes are listed with what they tell, drained, undrained and forgotten, by id or
 // by stable name; a deployment is scaled and explained; what happened is told.

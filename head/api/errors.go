@@ -13,6 +13,7 @@ import (
 	"manta/head/dispatch"
 	"manta/head/jobs"
 	"manta/head/state"
+	"manta/head/store"
 	"manta/runtime/sample"
 )
 
@@ -112,7 +113,7 @@ func describe(err error) *Error {
 		return &Error{Status: http.StatusInternalServerError, Type: "InternalServerError", Message: err.Error()}
 	case errors.Is(err, dispatch.ErrDraining), errors.Is(err, dispatch.ErrReplica):
 		return unavailable(1)
-	case errors.Is(err, dispatch.ErrUnavailable), errors.Is(err, ErrNoLeader):
+	case errors.Is(err, dispatch.ErrUnavailable), errors.Is(err, ErrNoLeader), errors.Is(err, store.ErrNoMajority):
 		return unavailable(5)
 	case errors.Is(err, dispatch.ErrDeadline), errors.Is(err, context.DeadlineExceeded):
 		return &Error{Status: http.StatusGatewayTimeout, Type: "TimeoutError", Message: "the request took longer than it may"}

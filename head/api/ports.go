@@ -69,8 +69,10 @@ type Cluster interface {
 	Fresh(ctx context.Context) error
 }
 
-// Heard gives what living nodes told this head last.
+// Heard gives who lives, as this head knows, and what nodes told it last.
 type Heard interface {
+	// Lives is false for a head that gossip has given up.
+	Lives(head string) bool
 	// Report is false for a node that this head has not heard of lately.
 	Report(node string) (wire.Report, bool)
 }

@@ -68,8 +68,13 @@ says why; with --force it goes too, and its streams wait until there is a place.
 			if p.self && force {
 				return errors.New("--force goes through the API: give the name of the node instead of --self")
 			}
+			say := func(line string) { fmt.Fprintln(command.ErrOrStderr(), line) }
 			if p.self {
-				return local(ctx, p.dataDir, "drain")
+				err := local(ctx, p.dataDir, "drain")
+				if err == nil {
+					say("this node has no shards, and takes none until it starts again or manta undrain --self")
+				}
+				return err
 			}
 			c := at.client()
 			defer c.Close()
@@ -81,7 +86,7 @@ says why; with --force it goes too, and its streams wait until there is a place.
 			if err := c.Post(ctx, path, nil, &node); err != nil {
 				return err
 			}
-			return emptied(ctx, c, node, func(line string) { fmt.Fprintln(command.ErrOrStderr(), line) })
+			return emptied(ctx, c, node, say)
 		},
 	}
 	at.register(command)
@@ -106,7 +111,7 @@ func emptied(ctx context.Context, c *client.Client, node api.Node, say func(stri
 		}
 		select {
 		case <-ctx.Done():
-			return why(c, node, ctx.Err())
+			return why(c, node, late(ctx))
 		case <-ticker.C:
 		}
 		if err := c.Get(ctx, nodePath(node.ID), &node); err != nil && ctx.Err() == nil {
@@ -115,6 +120,14 @@ func emptied(ctx context.Context, c *client.Client, node api.Node, say func(stri
 	}
 	say(node.ID + " has no shards")
 	return nil
+}
+
+// late is why a wait ended.
+func late(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return errors.New("not within --timeout")
+	}
+	return ctx.Err()
 }
 
 // why adds to the end of a wait what the cluster says of it.
@@ -144,12 +157,26 @@ func undrainCommand(local Local) *cobra.Command {
 			if err := p.named(args); err != nil {
 				return err
 			}
+			say := func(line string) { fmt.Fprintln(command.ErrOrStderr(), line) }
 			if p.self {
-				return local(command.Context(), p.dataDir, "undrain")
+				err := local(command.Context(), p.dataDir, "undrain")
+				if err == nil {
+					say("this node takes shards")
+				}
+				return err
 			}
 			c := at.client()
 			defer c.Close()
-			return c.Post(command.Context(), nodePath(args[0])+"/undrain", nil, nil)
+			var node api.Node
+			if err := c.Post(command.Context(), nodePath(args[0])+"/undrain", nil, &node); err != nil {
+				return err
+			}
+			if strings.Contains(node.Status, "Stopping") {
+				say(node.ID + " takes none yet: it drains by itself, until it starts again or manta undrain --self on its machine")
+				return nil
+			}
+			say(node.ID + " takes shards")
+			return nil
 		},
 	}
 	at.register(command)

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,10 +27,13 @@ type listing struct {
 	head string // columns, with tabs
 	wide string // further ones of -o wide
 	rows []row
-	data any
 }
 
-type row struct{ name, line, wide string }
+type row struct {
+	name, line, wide string
+	data             any    // what -o json shows of it
+	news             string // what of it is worth showing again; "": line and wide
+}
 
 // listings are the kinds that can be got, by kubectl's way to name them.
 var listings = map[string]func(context.Context, *client.Client) (listing, error){
@@ -53,19 +58,21 @@ func getCommand() *cobra.Command {
 			}
 			c := at.client()
 			defer c.Close()
-			show := func() (string, error) {
+			show := func() ([]part, error) {
 				l, err := list(command.Context(), c)
 				if err != nil {
-					return "", err
+					return nil, err
 				}
 				return l.print(output, name)
 			}
 			if watch {
 				return watched(command.Context(), command.OutOrStdout(), show)
 			}
-			text, err := show()
-			if err == nil {
-				_, err = io.WriteString(command.OutOrStdout(), text)
+			parts, err := show()
+			for _, p := range parts {
+				if _, err := io.WriteString(command.OutOrStdout(), p.text); err != nil {
+					return err
+				}
 			}
 			return err
 		},
@@ -76,20 +83,23 @@ func getCommand() *cobra.Command {
 	return command
 }
 
+// A part of what is shown is shown again when its news is another.
+type part struct{ text, news string }
+
 // watched prints what has changed, until it is interrupted.
-func watched(ctx context.Context, out io.Writer, show func() (string, error)) error {
+func watched(ctx context.Context, out io.Writer, show func() ([]part, error)) error {
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
 	was := map[string]bool{}
 	for {
-		text, err := show()
+		parts, err := show()
 		if err != nil && !unanswered(err) {
 			return err
 		}
 		now := map[string]bool{}
-		for line := range strings.Lines(text) {
-			if now[line] = true; !was[line] {
-				if _, err := io.WriteString(out, line); err != nil {
+		for _, p := range parts {
+			if now[p.news] = true; !was[p.news] {
+				if _, err := io.WriteString(out, p.text); err != nil {
 					return err
 				}
 			}
@@ -111,51 +121,68 @@ func unanswered(err error) bool {
 	return !errors.As(err, &refused) || refused.Status == 503
 }
 
-func (l listing) print(output, name string) (string, error) {
-	var text strings.Builder
-	switch output {
-	case "json":
-		encoder := json.NewEncoder(&text)
-		encoder.SetIndent("", "    ")
-		encoder.SetEscapeHTML(false)
-		err := encoder.Encode(l.data)
-		return text.String(), err
-	case "yaml":
-		// By way of JSON, so that both have the same names.
-		data, err := json.Marshal(l.data)
-		if err != nil {
-			return "", err
-		}
-		var plain any
-		if err := yaml.Unmarshal(data, &plain); err != nil {
-			return "", err
-		}
-		data, err = yaml.Marshal(plain)
-		return string(data), err
-	case "", "wide":
-	default:
-		return "", fmt.Errorf("--output must be json, yaml or wide, got %q", output)
-	}
-	table := tabwriter.NewWriter(&text, 0, 4, 3, ' ', 0)
-	line := func(narrow, more string) {
-		if output == "wide" && more != "" {
-			narrow += "\t" + more
-		}
-		fmt.Fprintln(table, narrow)
-	}
-	line(l.head, l.wide)
-	found := name == ""
+// print gives what is shown of all rows, or of those with a name: a part each as a
+// table, one as data.
+func (l listing) print(output, name string) ([]part, error) {
+	rows := []row{}
 	for _, r := range l.rows {
 		if name == "" || r.name == name || strings.HasPrefix(r.name, name+"-") || strings.HasPrefix(r.name, name+"/") {
-			line(r.line, r.wide)
-			found = true
+			rows = append(rows, r)
 		}
 	}
-	if !found {
-		return "", fmt.Errorf("there is no %q", name)
+	if name != "" && len(rows) == 0 {
+		return nil, fmt.Errorf("there is no %q", name)
 	}
-	err := table.Flush()
-	return text.String(), err
+	switch output {
+	case "json", "yaml":
+		text, err := encoded(output, rows)
+		return []part{{text, text}}, err
+	case "", "wide":
+	default:
+		return nil, fmt.Errorf("--output must be json, yaml or wide, got %q", output)
+	}
+	var text strings.Builder
+	table := tabwriter.NewWriter(&text, 0, 4, 3, ' ', 0)
+	var parts []part
+	for _, r := range append([]row{{line: l.head, wide: l.wide}}, rows...) {
+		line := r.line
+		if output == "wide" && r.wide != "" {
+			line += "\t" + r.wide
+		}
+		line = strings.ReplaceAll(line, "\n", " ")
+		fmt.Fprintln(table, line)
+		parts = append(parts, part{news: cmp.Or(r.news, line)})
+	}
+	if err := table.Flush(); err != nil {
+		return nil, err
+	}
+	i := 0
+	for line := range strings.Lines(text.String()) {
+		parts[i].text = line
+		i++
+	}
+	return parts, nil
+}
+
+// encoded gives rows as data.
+func encoded(output string, rows []row) (string, error) {
+	list := make([]any, len(rows))
+	for i, r := range rows {
+		list[i] = r.data
+	}
+	var text bytes.Buffer
+	encoder := json.NewEncoder(&text)
+	encoder.SetIndent("", "    ")
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(list); err != nil || output == "json" {
+		return text.String(), err
+	}
+	var plain any // by way of JSON, so that both have the same names
+	if err := yaml.Unmarshal(text.Bytes(), &plain); err != nil {
+		return "", err
+	}
+	data, err := yaml.Marshal(plain)
+	return string(data), err
 }
 
 func nodes(ctx context.Context, c *client.Client) (listing, error) {
@@ -163,7 +190,7 @@ func nodes(ctx context.Context, c *client.Client) (listing, error) {
 		Nodes []api.Node `json:"nodes"`
 	}
 	err := c.Get(ctx, "/api/cluster/nodes", &answer)
-	l := listing{head: "NAME\tSTATUS\tDEVICES\tMEMORY\tREPLICAS", wide: "LABELS\tHARDWARE", data: answer.Nodes}
+	l := listing{head: "NAME\tSTATUS\tDEVICES\tMEMORY\tREPLICAS", wide: "LABELS\tHARDWARE"}
 	for _, n := range answer.Nodes {
 		var memory int64
 		hardware := map[string]int{}
@@ -179,9 +206,9 @@ func nodes(ctx context.Context, c *client.Client) (listing, error) {
 			kinds = append(kinds, fmt.Sprintf("%dx %s", hardware[name], name))
 		}
 		l.rows = append(l.rows, row{
-			n.ID,
-			fmt.Sprintf("%s\t%s\t%d\t%.1f GiB\t%d", n.ID, n.Status, len(n.Devices), gib(memory), len(n.Replicas)),
-			orNone(strings.Join(labels, ",")) + "\t" + orNone(strings.Join(kinds, ", ")),
+			name: n.ID, data: n,
+			line: fmt.Sprintf("%s\t%s\t%d\t%.1f GiB\t%d", n.ID, n.Status, len(n.Devices), gib(memory), len(n.Replicas)),
+			wide: orNone(strings.Join(labels, ",")) + "\t" + orNone(strings.Join(kinds, ", ")),
 		})
 	}
 	return l, err
@@ -189,7 +216,7 @@ func nodes(ctx context.Context, c *client.Client) (listing, error) {
 
 func deployments(ctx context.Context, c *client.Client) (listing, error) {
 	all, err := allDeployments(ctx, c)
-	l := listing{head: "NAME\tREADY\tUP-TO-DATE\tWAITING\tAGE", wide: "MODEL\tREVISION\tTP\tPP\tMAX-MODEL-LEN", data: all}
+	l := listing{head: "NAME\tREADY\tUP-TO-DATE\tWAITING\tAGE", wide: "MODEL\tREVISION\tTP\tPP\tMAX-MODEL-LEN"}
 	for _, d := range all {
 		current := 0
 		for _, r := range d.Replicas {
@@ -201,10 +228,9 @@ func deployments(ctx context.Context, c *client.Client) (listing, error) {
 		if d.Auto {
 			ready += " (auto)"
 		}
-		l.rows = append(l.rows, row{
-			d.Name, fmt.Sprintf("%s\t%s\t%d\t%d\t%s", d.Name, ready, current, d.Waiting, age(d.Created)),
-			fmt.Sprintf("%s\t%s\t%d\t%d\t%d", d.Model, orNone(d.Revision), d.Tensor, d.Pipeline, d.MaxModelLen),
-		})
+		line := fmt.Sprintf("%s\t%s\t%d\t%d\t", d.Name, ready, current, d.Waiting)
+		wide := fmt.Sprintf("%s\t%s\t%d\t%d\t%d", d.Model, orNone(d.Revision), d.Tensor, d.Pipeline, d.MaxModelLen)
+		l.rows = append(l.rows, row{name: d.Name, data: d, line: line + age(d.Created), wide: wide, news: line + wide})
 	}
 	return l, err
 }
@@ -212,21 +238,19 @@ func deployments(ctx context.Context, c *client.Client) (listing, error) {
 func replicas(ctx context.Context, c *client.Client) (listing, error) {
 	all, err := allDeployments(ctx, c)
 	l := listing{head: "NAME\tSTATUS\tEPOCH\tNODES", wide: "BLOCKS\tSHARDS"}
-	list := []api.Replica{}
 	for _, d := range all {
 		for _, r := range d.Replicas {
-			list = append(list, r)
 			status := state(r)
 			if r.Outdated {
 				status += " (outdated)"
 			}
 			l.rows = append(l.rows, row{
-				r.ID, fmt.Sprintf("%s\t%s\t%d\t%s", r.ID, status, r.Epoch, strings.Join(r.Nodes, ",")),
-				fmt.Sprintf("%v\t%s", r.Blocks, strings.Join(r.Shards, ", ")),
+				name: r.ID, data: r,
+				line: fmt.Sprintf("%s\t%s\t%d\t%s", r.ID, status, r.Epoch, strings.Join(r.Nodes, ",")),
+				wide: fmt.Sprintf("%v\t%s", r.Blocks, strings.Join(r.Shards, ", ")),
 			})
 		}
 	}
-	l.data = list
 	return l, err
 }
 
@@ -243,15 +267,18 @@ func heads(ctx context.Context, c *client.Client) (listing, error) {
 	if err != nil {
 		return listing{}, err
 	}
-	l := listing{head: "NAME\tROLE\tAPI", data: s.Heads}
+	l := listing{head: "NAME\tROLE\tAPI"}
 	for _, h := range s.Heads {
-		l.rows = append(l.rows, row{h.ID, fmt.Sprintf("%s\t%s\t%s", h.ID, role(s, h), h.API), ""})
+		l.rows = append(l.rows, row{name: h.ID, data: h, line: fmt.Sprintf("%s\t%s\t%s", h.ID, role(s, h), h.API)})
 	}
 	return l, nil
 }
 
 func role(s *api.ClusterState, h api.Head) string {
-	if s.Leader == h.ID {
+	switch {
+	case h.Lost:
+		return "lost"
+	case s.Leader == h.ID:
 		return "leader"
 	}
 	return "follower"
@@ -262,10 +289,13 @@ func events(ctx context.Context, c *client.Client) (listing, error) {
 		Events []api.Event `json:"events"`
 	}
 	err := c.Get(ctx, "/api/cluster/events", &answer)
-	l := listing{head: eventColumns, data: answer.Events}
+	l := listing{head: eventColumns}
 	for _, e := range answer.Events {
 		_, name, _ := strings.Cut(e.Object, "/")
-		l.rows = append(l.rows, row{name, eventLine(e), ""})
+		l.rows = append(l.rows, row{
+			name: name, data: e, line: eventLine(e),
+			news: strings.Join([]string{e.At.String(), e.Reason, e.Object, e.Message}, "\t"),
+		})
 	}
 	return l, err
 }

@@ -1,11 +1,13 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 )
 
 // answering is a server that gives fixed answers by method and path.
@@ -50,6 +52,8 @@ func TestClusterCommands(t *testing.T) {
 		{"get nodes other", []string{"!no \"other\""}},
 		{"get nodes -o json", []string{`"id": "n-1"`}},
 		{"get nodes -o yaml", []string{"id: n-1", "status: NotReady"}},
+		{"get nodes m -o json", []string{"[\n    {\n        \"id\": \"m-1\""}},
+		{"get nodes other -o yaml", []string{"!no \"other\""}},
 		{"get nodes -o xml", []string{"!json, yaml or wide"}},
 		{"get things", []string{"!get what?"}},
 		{"get deployments", []string{"org/x", "1/2"}},
@@ -82,5 +86,35 @@ func TestClusterCommands(t *testing.T) {
 		if len(c.want) == 0 && err != nil {
 			t.Errorf("%s: %v", c.command, err)
 		}
+	}
+}
+
+// What is shown again is what is new: a row whose age or columns' widths alone have
+// changed is not, and data is shown whole.
+func TestWatchShowsNews(t *testing.T) {
+	looks := []listing{
+		{head: "AGE\tNAME", rows: []row{{name: "a", line: "1s\ta", news: "a", data: 1}}},
+		{head: "AGE\tNAME", rows: []row{{name: "a", line: "2s\ta", news: "a", data: 1}, {name: "long one", line: "1s\tlong one", news: "b", data: 2}}},
+		{head: "AGE\tNAME", rows: []row{{name: "a", line: "200s\ta", news: "a", data: 1}, {name: "long one", line: "3s\tlong one", news: "b", data: 2}}},
+	}
+	for output, want := range map[string]string{
+		"":     "AGE   NAME\n1s    a\n1s    long one\n",
+		"json": "[\n    1\n]\n[\n    1,\n    2\n]\n",
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, stop := context.WithCancel(t.Context())
+			var out strings.Builder
+			look := 0
+			err := watched(ctx, &out, func() ([]part, error) {
+				l := looks[min(look, len(looks)-1)]
+				if look++; look == len(looks) {
+					stop()
+				}
+				return l.print(output, "")
+			})
+			if err != nil || out.String() != want {
+				t.Errorf("-o %q: %q, %v, want %q", output, out.String(), err, want)
+			}
+		})
 	}
 }

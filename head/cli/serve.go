@@ -34,7 +34,7 @@ ready. Flags have vLLM's names.`,
 				return err
 			}
 			out := command.OutOrStdout()
-			fmt.Fprintf(out, "deployment %s: %s, %s replicas\n", d.Name, d.Model, wanted(d))
+			fmt.Fprintf(out, "deployment %s: %s, replicas: %s\n", d.Name, d.Model, wanted(d))
 			if !wait {
 				return nil
 			}
@@ -65,7 +65,7 @@ func served(ctx context.Context, c *client.Client, name string, say func(string)
 		err := c.Get(ctx, explainPath(name), &e)
 		switch {
 		case ctx.Err() != nil:
-			return fmt.Errorf("%s: %w; last seen: %s", name, ctx.Err(), said)
+			return fmt.Errorf("%s: not ready: %w; last seen: %s", name, late(ctx), said)
 		case err != nil && !unanswered(err):
 			return err
 		case err == nil && e.Deployment.Current() && len(e.Pending) == 0:

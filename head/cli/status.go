@@ -45,7 +45,11 @@ func statusCommand() *cobra.Command {
 // and a replica.
 func writeStatus(out io.Writer, s *api.ClusterState) error {
 	if s.Stale {
-		fmt.Fprintln(out, "no head leads: this is what one knows, and nothing is placed")
+		text := "no head leads: this is what one knows, and nothing is placed"
+		if len(s.Heads) == 0 {
+			text = "this head belongs to no cluster yet: it founds one with --bootstrap-expect heads, or one takes it in"
+		}
+		fmt.Fprintln(out, text)
 	}
 	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintf(table, "HEAD\tROLE\tAPI\n")

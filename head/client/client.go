@@ -113,9 +113,11 @@ func (c *Client) call(ctx context.Context, method, path string, body, into any) 
 	for at := range c.all() {
 		response, err := c.send(ctx, at, method, path, data, nil)
 		if err != nil {
-			failure = err
 			if ctx.Err() != nil || answered(err) && !unavailable(err) {
 				return err
+			}
+			if !answered(failure) { // what a head says tells more than that another is not there
+				failure = err
 			}
 			continue // no one is there, or it stops; ask the next head
 		}

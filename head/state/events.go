@@ -65,7 +65,7 @@ func (c Change) events(before *View, at time.Time) []Event {
 		return one("Removed", "replica", c.DeleteReplica, "")
 	case c.PutNode != nil:
 		if _, ok := before.Nodes[c.PutNode.ID]; !ok {
-			return one("Joined", "node", c.PutNode.ID, "%d devices", len(c.PutNode.Devices))
+			return one("Joined", "node", c.PutNode.ID, "%s", counted(len(c.PutNode.Devices), "device"))
 		}
 	case c.DrainNode != nil && c.DrainNode.Drained != before.Nodes[c.DrainNode.ID].Drained:
 		if c.DrainNode.Drained {
@@ -91,7 +91,14 @@ func replicas(n int, auto bool) string {
 	if auto {
 		return "as many replicas as fit"
 	}
-	return fmt.Sprintf("%d replicas", n)
+	return counted(n, "replica")
+}
+
+func counted(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
 
 // Nodes lists the nodes of a replica's shards, each once.

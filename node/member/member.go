@@ -185,6 +185,9 @@ func (l *List) Join(addresses ...string) error {
 		return nil
 	}
 	if reached, err := l.list.Join(addresses); reached == 0 {
+		if err != nil && strings.Contains(err.Error(), "no installed keys") {
+			return fmt.Errorf("%w: another secret is used there: %w", ErrJoin, err)
+		}
 		return fmt.Errorf("%w: %w", ErrJoin, err)
 	}
 	return nil
@@ -379,8 +382,10 @@ func (w logWriter) Write(line []byte) (int, error) {
 	text := string(bytes.TrimSpace(line))
 	switch {
 	case w.leaving.Load():
-	case strings.Contains(text, "[ERR"), strings.Contains(text, "[WARN]"):
+	case strings.Contains(text, "[ERR"):
 		w.log.Warn("gossip", "message", text)
+	case strings.Contains(text, "[WARN]"): // members that come and go
+		w.log.Info("gossip", "message", text)
 	default:
 		w.log.Debug("gossip", "message", text)
 	}

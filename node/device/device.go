@@ -118,12 +118,12 @@ type Peers struct {
 var _ serve.Peers = Peers{}
 
 // Send implements serve.Peers.
-func (p Peers) Send(ctx context.Context, node, replica string, bulk bool, kind string, data []byte) error {
+func (p Peers) Send(ctx context.Context, node, replica string, bulk bool, kind string, parts ...[]byte) error {
 	lane := link.Control
 	if bulk {
 		lane = link.Bulk
 	}
-	return p.Link.Send(ctx, p.Ranks(node, replica), lane, kind, data)
+	return p.Link.Send(ctx, p.Ranks(node, replica), lane, kind, parts...)
 }
 
 // Call implements serve.Peers.

@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,14 +12,15 @@ import (
 	"manta/node/wire"
 	"manta/parallel/comm"
 	"manta/parallel/group"
+	"manta/parallel/link"
 	"manta/runtime/engine"
 )
 
 // Peers reaches the ranks of a replica on other nodes. Send keeps the order of
 // messages to a node within a lane, of which bulk has its own; it may block while
-// the peer reads.
+// the peer reads. A message is all its parts.
 type Peers interface {
-	Send(ctx context.Context, node, replica string, bulk bool, kind string, data []byte) error
+	Send(ctx context.Context, node, replica string, bulk bool, kind string, parts ...[]byte) error
 	// Without a replica it is the node itself that is called.
 	Call(ctx context.Context, node, replica, kind string, data []byte) ([]byte, error)
 }
@@ -148,15 +150,22 @@ func driver(a wire.Assignment) string {
 	return ""
 }
 
-// tell sends a message about an epoch to another node.
-func (s *Server) tell(ctx context.Context, a wire.Assignment, node string, bulk bool, kind string, payload []byte, failure string) error {
-	data, err := wire.Marshal(wire.Ranks{Version: wire.Version, Replica: a.Replica, Epoch: a.Epoch, Payload: payload, Err: failure})
+// tell sends a message about an epoch to another node; its payload is all parts.
+func (s *Server) tell(ctx context.Context, a wire.Assignment, node string, bulk bool, kind, failure string, payload ...[]byte) error {
+	size := 0
+	for _, p := range payload {
+		size += len(p)
+	}
+	head, err := wire.Marshal(wire.Ranks{Version: wire.Version, Replica: a.Replica, Epoch: a.Epoch, Err: failure})
 	if err != nil {
 		return err
 	}
+	if size > 0 {
+		head = link.Field(head, 4, size)
+	}
 	ctx, stop := context.WithTimeout(ctx, peerTimeout)
 	defer stop()
-	if err := s.cfg.Peers.Send(ctx, node, a.Replica, bulk, kind, data); err != nil {
+	if err := s.cfg.Peers.Send(ctx, node, a.Replica, bulk, kind, append([][]byte{head}, payload...)...); err != nil {
 		return &lostNode{node, err}
 	}
 	return nil
@@ -164,8 +173,8 @@ func (s *Server) tell(ctx context.Context, a wire.Assignment, node string, bulk 
 
 // carrier takes the mesh's messages to other nodes.
 func (s *Server) carrier(ctx context.Context, a wire.Assignment) comm.Carrier {
-	return func(node string, bulk bool, message []byte) error {
-		return s.tell(ctx, a, node, bulk, wire.KindMesh, message, "")
+	return func(node string, bulk bool, head, rows []byte) error {
+		return s.tell(ctx, a, node, bulk, wire.KindMesh, "", head, rows)
 	}
 }
 
@@ -174,7 +183,7 @@ func (s *Server) remotes(a wire.Assignment) []group.Remote {
 	var remotes []group.Remote
 	for node, ranks := range s.others(a) {
 		remotes = append(remotes, group.Remote{Node: node, Ranks: ranks, Send: func(ctx context.Context, payload []byte) error {
-			return s.tell(ctx, a, node, false, wire.KindStep, payload, "")
+			return s.tell(ctx, a, node, false, wire.KindStep, "", payload)
 		}})
 	}
 	return remotes
@@ -186,7 +195,7 @@ func (s *Server) answer(ctx context.Context, a wire.Assignment, answer group.Ans
 	if answer.Err != nil {
 		failure = answer.Err.Error()
 	}
-	return s.tell(ctx, a, driver(a), false, wire.KindAnswer, answer.Payload, failure)
+	return s.tell(ctx, a, driver(a), false, wire.KindAnswer, failure, answer.Payload)
 }
 
 // join waits until the ranks on every other node stand ready in this epoch.
@@ -273,11 +282,11 @@ func (s *Server) Peer(from, kind string, m wire.Ranks) {
 	var err error
 	switch {
 	case kind == wire.KindStep:
-		err = live.epoch.Group.Send(m.Payload)
+		err = live.epoch.Group.Send(bytes.Clone(m.Payload))
 	case kind == wire.KindMesh:
 		err = live.epoch.Mesh.Deliver(m.Payload)
 	case kind == wire.KindAnswer && live.spread != nil:
-		answer := group.Answer{Node: from, Payload: m.Payload}
+		answer := group.Answer{Node: from, Payload: bytes.Clone(m.Payload)}
 		if m.Err != "" {
 			answer.Err = errors.New(m.Err)
 		}

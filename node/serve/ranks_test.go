@@ -34,13 +34,13 @@ type wiresOf struct {
 	self string
 }
 
-func (w wiresOf) Send(_ context.Context, node, _ string, _ bool, kind string, data []byte) error {
+func (w wiresOf) Send(_ context.Context, node, _ string, _ bool, kind string, parts ...[]byte) error {
 	s, err := w.to(node)
 	if err != nil {
 		return err
 	}
 	var m wire.Ranks
-	if err := wire.Unmarshal(data, &m); err != nil {
+	if err := wire.Unmarshal(slices.Concat(parts...), &m); err != nil {
 		return err
 	}
 	s.Peer(w.self, kind, m)

@@ -3,6 +3,7 @@ package wire
 import (
 	"slices"
 
+	"manta/parallel/link"
 	"manta/parallel/shard"
 	"manta/runtime/plan"
 )
@@ -159,8 +160,9 @@ type Ranks struct {
 	Version int    `cbor:"1,keyasint"`
 	Replica string `cbor:"2,keyasint"`
 	Epoch   uint64 `cbor:"3,keyasint"`
-	Payload []byte `cbor:"4,keyasint,omitempty"`
-	Err     string `cbor:"5,keyasint,omitempty"` // of an answer: the ranks there are lost
+	// Payload is a part of what was decoded, and valid as long.
+	Payload link.Borrowed `cbor:"4,keyasint,omitempty"`
+	Err     string        `cbor:"5,keyasint,omitempty"` // of an answer: the ranks there are lost
 }
 
 // Resolve asks a node what a model reference stands for.

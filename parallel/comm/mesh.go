@@ -14,6 +14,8 @@ import (
 	"sync"
 
 	"github.com/fxamacker/cbor/v2"
+
+	"manta/parallel/link"
 )
 
 // Errors of a mesh.
@@ -30,11 +32,11 @@ type Place struct {
 	Rank  int `cbor:"2,keyasint"`
 }
 
-// A Carrier takes a message to another node, whose Mesh of the same epoch gets it
-// by Deliver. Messages to one node arrive in the order of the calls or not at all;
+// A Carrier takes a message, head and then rows, to another node, whose Mesh of the
+// same epoch gets it by Deliver; it keeps neither. Messages to one node arrive in the order of the calls or not at all;
 // bulk ones (hidden rows, parts of sums) may overtake the others. It may block
 // until the peer reads.
-type Carrier func(node string, bulk bool, message []byte) error
+type Carrier func(node string, bulk bool, head, rows []byte) error
 
 // Drawn is a token that the last stage sampled for a sequence.
 type Drawn struct {
@@ -54,12 +56,12 @@ const (
 
 // message is what travels.
 type message struct {
-	Kind   kind    `cbor:"1,keyasint"`
-	From   Place   `cbor:"2,keyasint"`
-	To     Place   `cbor:"3,keyasint"`
-	Number uint64  `cbor:"4,keyasint"` // the step, or for a part the how-manieth
-	Data   []byte  `cbor:"5,keyasint,omitempty"`
-	Drawn  []Drawn `cbor:"6,keyasint,omitempty"`
+	Kind   kind          `cbor:"1,keyasint"`
+	From   Place         `cbor:"2,keyasint"`
+	To     Place         `cbor:"3,keyasint"`
+	Number uint64        `cbor:"4,keyasint"` // the step, or for a part the how-manieth
+	Data   link.Borrowed `cbor:"5,keyasint,omitempty"`
+	Drawn  []Drawn       `cbor:"6,keyasint,omitempty"`
 }
 
 // boxKey names a queue of messages to one local rank.
@@ -79,6 +81,7 @@ type Mesh struct {
 
 	mu    sync.Mutex // guards what follows
 	boxes map[boxKey]chan message
+	free  [][]byte // for hidden rows: memory of this size is dear to clear and collect
 }
 
 // NewMesh joins ranks; nodes[stage][rank] is where each runs and self where the
@@ -119,26 +122,32 @@ func (m *Mesh) box(key boxKey) chan message {
 func (m *Mesh) put(msg message) error {
 	node := m.nodes[msg.To.Stage][msg.To.Rank]
 	if node == m.self {
-		msg.Data, msg.Drawn = slices.Clone(msg.Data), slices.Clone(msg.Drawn)
+		msg.Drawn = slices.Clone(msg.Drawn)
 		return m.accept(msg)
 	}
-	data, err := cbor.Marshal(msg)
+	rows := msg.Data
+	msg.Data = nil
+	head, err := cbor.Marshal(msg)
 	if err != nil {
 		return fmt.Errorf("comm: encode: %w", err)
+	}
+	if len(rows) > 0 {
+		head = link.Field(head, 5, len(rows))
 	}
 	select {
 	case <-m.ended:
 		return ErrClosed
 	default:
 	}
-	if err := m.carrier(node, msg.Kind != drawn, data); err != nil {
+	if err := m.carrier(node, msg.Kind != drawn, head, rows); err != nil {
 		return fmt.Errorf("comm: rank (%d, %d) on node %s: %w", msg.To.Stage, msg.To.Rank, node, err)
 	}
 	return nil
 }
 
-// accept queues a message for a local rank.
+// accept queues a message with a copy of its rows for a local rank.
 func (m *Mesh) accept(msg message) error {
+	msg.Data = append(m.room(msg.Kind), msg.Data...)
 	select {
 	case m.box(boxKey{msg.Kind, msg.From, msg.To}) <- msg:
 		return nil
@@ -149,8 +158,29 @@ func (m *Mesh) accept(msg message) error {
 	}
 }
 
-// Deliver takes a message that another node's mesh of this epoch sent. It never
-// blocks.
+// room gives memory for rows, which keep takes back when nobody reads them any more.
+func (m *Mesh) room(k kind) []byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := len(m.free)
+	if k != hidden || n == 0 {
+		return nil
+	}
+	b := m.free[n-1]
+	m.free = m.free[:n-1]
+	return b[:0]
+}
+
+func (m *Mesh) keep(rows []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if rows != nil && len(m.free) < m.depth+2 {
+		m.free = append(m.free, rows)
+	}
+}
+
+// Deliver takes a message that another node's mesh of this epoch sent, and copies
+// what it needs of it. It never blocks.
 func (m *Mesh) Deliver(data []byte) error {
 	var msg message
 	if err := cbor.Unmarshal(data, &msg); err != nil {
@@ -189,7 +219,8 @@ func (m *Mesh) Pipe(stage, rank int) *Pipe {
 type Pipe struct {
 	mesh   *Mesh
 	at     Place
-	teller Place // the rank that draws
+	teller Place  // the rank that draws
+	rows   []byte // received last
 }
 
 // Send gives a copy of the hidden rows to the same tensor rank of the next stage.
@@ -200,7 +231,9 @@ func (p *Pipe) Send(step uint64, rows []byte) error {
 
 // Receive waits for the hidden rows of a step.
 func (p *Pipe) Receive(step uint64) ([]byte, error) {
+	p.mesh.keep(p.rows)
 	msg, err := p.mesh.take(boxKey{hidden, Place{p.at.Stage - 1, p.at.Rank}, p.at}, step)
+	p.rows = msg.Data
 	return msg.Data, err
 }
 

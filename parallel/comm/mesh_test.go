@@ -123,8 +123,8 @@ func TestMeshAcrossNodes(t *testing.T) {
 	nodes := [][]string{{"a", "b"}, {"b", "a"}}
 	meshes := make(map[string]*Mesh)
 	for _, self := range []string{"a", "b"} {
-		meshes[self] = NewMesh(nodes, self, 2, func(node string, _ bool, message []byte) error {
-			return meshes[node].Deliver(slices.Clone(message))
+		meshes[self] = NewMesh(nodes, self, 2, func(node string, _ bool, head, rows []byte) error {
+			return meshes[node].Deliver(slices.Concat(head, rows))
 		})
 	}
 	rows := []byte{1, 2, 3, 4}

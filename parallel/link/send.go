@@ -61,22 +61,28 @@ type lane struct {
 }
 
 // Send sends a message of a kind to a peer. A nil error means that it is on its
-// way, not that it arrived; see Config.Lost. Data is not used after the return.
-func (l *Link) Send(ctx context.Context, to trust.Identity, which Lane, kind string, data []byte) error {
-	return l.send(ctx, to, which, kind, header{form: formMessage}, data)
+// way, not that it arrived; see Config.Lost. The message is all parts, one after the
+// other; they are not used after the return.
+func (l *Link) Send(ctx context.Context, to trust.Identity, which Lane, kind string, parts ...[]byte) error {
+	return l.send(ctx, to, which, kind, header{form: formMessage}, parts...)
 }
 
-func (l *Link) send(ctx context.Context, to trust.Identity, which Lane, kind string, h header, data []byte) error {
-	if len(data) > l.cfg.MaxMessage {
-		return fmt.Errorf("%w: %s of %d bytes to %s, at most %d", ErrTooLarge, kind, len(data), to, l.cfg.MaxMessage)
+func (l *Link) send(ctx context.Context, to trust.Identity, which Lane, kind string, h header, parts ...[]byte) error {
+	size := 0
+	for _, p := range parts {
+		size += len(p)
 	}
+	if size > l.cfg.MaxMessage {
+		return fmt.Errorf("%w: %s of %d bytes to %s, at most %d", ErrTooLarge, kind, size, to, l.cfg.MaxMessage)
+	}
+	h.total = uint64(size)
 	// A lane that had ended before it took anything of this is replaced once.
 	for try := 0; ; try++ {
 		lane, err := l.lane(to, which)
 		if err != nil {
 			return fmt.Errorf("%s to %s: %w", kind, to, err)
 		}
-		ended, err := lane.send(ctx, kind, h, data)
+		ended, err := lane.send(ctx, kind, h, parts)
 		if err == nil {
 			return nil
 		}
@@ -107,7 +113,7 @@ func (l *Link) lane(to trust.Identity, which Lane) (*lane, error) {
 }
 
 // send reports whether the lane had ended before this message's turn came.
-func (n *lane) send(ctx context.Context, kind string, h header, data []byte) (ended bool, err error) {
+func (n *lane) send(ctx context.Context, kind string, h header, parts [][]byte) (ended bool, err error) {
 	select {
 	case <-n.turn:
 		defer func() { n.turn <- struct{}{} }()
@@ -123,7 +129,7 @@ func (n *lane) send(ctx context.Context, kind string, h header, data []byte) (en
 	if err := n.connect(ctx); err != nil {
 		return false, err
 	}
-	return false, n.chunks(ctx, kind, h, data)
+	return false, n.chunks(ctx, kind, h, parts)
 }
 
 // An encryptedDialer speaks TLS itself and keeps the connection: chunks are written
@@ -156,19 +162,19 @@ func (d *encryptedDialer) Dial(network, address string) (net.Conn, error) {
 }
 
 // chunks publishes a message. The caller holds the turn.
-func (n *lane) chunks(ctx context.Context, kind string, h header, data []byte) error {
+func (n *lane) chunks(ctx context.Context, kind string, h header, parts [][]byte) error {
 	target := subject(n.key.peer, n.key.which, n.link.self, kind)
 	room := recordBytes - len("PUB  16384\r\n\r\n") - len(target) - headerBytes
-	h.total, h.flags = uint64(len(data)), flagFirst
+	left, part := int(h.total), []byte(nil)
+	h.flags = flagFirst
 	buffer := *buffers.Get().(*[]byte)
 	defer func() { buffers.Put(&buffer) }()
 	for {
-		chunk := data[:min(len(data), room)]
-		data = data[len(chunk):]
-		if len(data) == 0 {
+		size := min(left, room)
+		if left -= size; left == 0 {
 			h.flags |= flagLast
 		}
-		if err := n.await(ctx, len(chunk)); err != nil {
+		if err := n.await(ctx, size); err != nil {
 			if h.flags&flagFirst == 0 { // nothing may follow half a message
 				n.close(err)
 			}
@@ -182,18 +188,28 @@ func (n *lane) chunks(ctx context.Context, kind string, h header, data []byte) e
 		conn := n.direct
 		h.session, h.seq = n.session, n.seq
 		n.seq++
-		n.sent += uint64(len(chunk))
+		n.sent += uint64(size)
 		now := time.Now()
 		n.last = now
 		n.mu.Unlock()
 		buffer = append(append(append(buffer[:0], "PUB "...), target...), ' ')
-		buffer = append(strconv.AppendInt(buffer, int64(headerBytes+len(chunk)), 10), "\r\n"...)
-		buffer = append(append(h.append(buffer), chunk...), "\r\n"...)
-		n.socket.hold(len(data) > 0)
+		buffer = append(strconv.AppendInt(buffer, int64(headerBytes+size), 10), "\r\n"...)
+		buffer = h.append(buffer)
+		for size > 0 {
+			if len(part) == 0 {
+				part, parts = parts[0], parts[1:]
+				continue
+			}
+			taken := part[:min(size, len(part))]
+			buffer = append(buffer, taken...)
+			part, size = part[len(taken):], size-len(taken)
+		}
+		buffer = append(buffer, "\r\n"...)
+		n.socket.hold(left > 0)
 		if _, err := conn.Write(buffer); err != nil {
 			return n.broken(err)
 		}
-		if len(data) == 0 {
+		if left == 0 {
 			return nil
 		}
 		h.flags = 0

@@ -28,8 +28,8 @@ func loadApart(cfg engine.LocalConfig) ([]*engine.Local, error) {
 // driveApart begins an epoch of such stages, which share nothing but messages.
 func driveApart(stages []*engine.Local, layout [][]string, deliver func([]engine.Output)) (*engine.Engine, func(context.Context) error, error) {
 	epochs := map[string]*engine.Epoch{}
-	carrier := func(node string, _ bool, message []byte) error {
-		return epochs[node].Mesh.Deliver(slices.Clone(message))
+	carrier := func(node string, _ bool, head, rows []byte) error {
+		return epochs[node].Mesh.Deliver(slices.Concat(head, rows))
 	}
 	var remotes []group.Remote
 	for i, local := range stages {

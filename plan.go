@@ -273,7 +273,7 @@ func (p *planned) write(out io.Writer, each []int64, utilization float64) error 
 		for stage, bytes := range p.Traffic.Tensor {
 			fmt.Fprintf(out, "  %s from each tensor rank of stage %d to its fellows, in two sums a layer\n", plan.Bytes(bytes), stage)
 		}
-		fmt.Fprintf(out, "  %s from each tensor rank of the last stage, for a token that is drawn\n", plan.Bytes(p.Traffic.Logits))
+		fmt.Fprintf(out, "  %s to tensor rank 0 of the last stage from each other, for a token that is drawn\n", plan.Bytes(p.Traffic.Logits))
 	}
 	return nil
 }

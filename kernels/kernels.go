@@ -166,8 +166,8 @@ type Reducer interface {
 	Size() int
 	// AllReduce adds t over all ranks, in place.
 	AllReduce(ops Ops, t Tensor) error
-	// AllGather puts the columns of every rank's part side by side into out.
-	AllGather(ops Ops, out, part Tensor) error
+	// Gather puts the columns of every rank's part side by side into out, on rank 0.
+	Gather(ops Ops, out, part Tensor) error
 }
 
 // A Linker is an Ops whose device may address the memory of others.

@@ -14,11 +14,11 @@ import (
 )
 
 const (
-	reduceRanks, reduceBlocks, reduceThreads = 8, 32, 512 // src/reduce.cuh
+	reduceRanks, reduceBlocks, reduceThreads = 8, 128, 512 // src/reduce.cuh
 	signalBytes                              = 4 * (2*reduceRanks*reduceBlocks + 1)
 	// pushedBytes bounds what a rank pushes to all others of one sum; larger ones
 	// go in two shots. The words that carry them are twice as long.
-	pushedBytes = 512 << 10
+	pushedBytes = 1 << 20
 	boxWords    = pushedBytes / 8
 )
 
@@ -38,6 +38,7 @@ type link struct {
 	signals []pointer
 	boxes   []pointer
 	early   bool
+	blocks  int // of a collective, at most
 	way     int // of all sums
 
 	launches, tables meeting
@@ -58,7 +59,7 @@ var _ kernels.Linker = (*Ops)(nil)
 
 // Link joins the ranks of a stage; nil where their devices don't reach each other.
 func (o *Ops) Link(ranks []kernels.Ops) (kernels.Link, error) {
-	l := &link{early: true, over: make(chan struct{}), ended: true}
+	l := &link{early: true, blocks: reduceBlocks, over: make(chan struct{}), ended: true}
 	if len(ranks) > reduceRanks {
 		return nil, nil
 	}
@@ -72,7 +73,7 @@ func (o *Ops) Link(ranks []kernels.Ops) (kernels.Link, error) {
 	for i, r := range l.ranks {
 		for _, other := range l.ranks[i+1:] {
 			if r.info.Index == other.info.Index {
-				l.early = false
+				l.early, l.blocks = false, reduceBlocks/4
 			}
 		}
 	}
@@ -249,10 +250,10 @@ func (r *linked) AllReduce(_ kernels.Ops, t kernels.Tensor) error {
 	}
 	o, count := r.link.ranks[r.rank], t.Rows*t.Cols
 	if way := r.link.way; way == pushed || way == anyWay && 4*count*(len(r.link.ranks)-1) <= pushedBytes {
-		o.launch("sumPushed", min(reduceBlocks, ceil(count, 2*reduceThreads)), 1, 1, reduceThreads, 0, bytesOf(&a))
+		o.launch("sumPushed", min(r.link.blocks, ceil(count, 2*reduceThreads)), 1, 1, reduceThreads, 0, bytesOf(&a))
 		return nil
 	}
-	o.launch("sumShared", min(reduceBlocks, ceil(count, 4*reduceThreads*len(r.link.ranks))), 1, 1, reduceThreads, 0, bytesOf(&a))
+	o.launch("sumShared", min(r.link.blocks, ceil(count, 4*reduceThreads*len(r.link.ranks))), 1, 1, reduceThreads, 0, bytesOf(&a))
 	return nil
 }
 
@@ -263,8 +264,8 @@ const (
 	shared
 )
 
-// AllGather puts the columns of every rank's part side by side into out.
-func (r *linked) AllGather(_ kernels.Ops, out, t kernels.Tensor) error {
+// Gather puts the columns of every rank's part side by side into out, on rank 0.
+func (r *linked) Gather(_ kernels.Ops, out, t kernels.Tensor) error {
 	if t.Rows*t.Cols == 0 {
 		return nil
 	}
@@ -272,17 +273,19 @@ func (r *linked) AllGather(_ kernels.Ops, out, t kernels.Tensor) error {
 	if err != nil {
 		return err
 	}
-	o, b, width := r.link.ranks[r.rank], bufferOf(out), 0
-	a.out, a.outStride, a.vectors = b.at, int32(out.Cols), bit(out.Cols%4 == 0)
+	o, width := r.link.ranks[r.rank], 0
 	for _, c := range a.columns[:a.ranks] {
 		width += int(c)
 		if c%4 != 0 {
 			a.vectors = 0
 		}
 	}
-	check(width == out.Cols && out.Rows >= t.Rows, "gather over ranks", out, t)
-	b.narrow = false
-	o.launch("gatherParts", min(reduceBlocks, ceil(t.Rows*out.Cols, 4*reduceThreads)), 1, 1, reduceThreads, 0, bytesOf(&a))
+	if r.rank == 0 {
+		check(width == out.Cols && out.Rows >= t.Rows, "gather over ranks", out, t)
+		bufferOf(out).narrow = false
+		a.out, a.outStride = bufferOf(out).at, int32(width)
+	}
+	o.launch("gatherParts", min(r.link.blocks, ceil(t.Rows*width, 4*reduceThreads)), 1, 1, reduceThreads, 0, bytesOf(&a))
 	return nil
 }
 
@@ -290,7 +293,7 @@ func (r *linked) AllGather(_ kernels.Ops, out, t kernels.Tensor) error {
 func (o *Ops) addsSum(x, y kernels.Tensor) bool {
 	s := o.step
 	last := len(s.list) - 1
-	if last < 0 || s.names[last] != "sumPushed" {
+	if last < 0 || s.names[last] != "sumPushed" && s.names[last] != "sumShared" {
 		return false
 	}
 	a := (*reduceArguments)(unsafe.Pointer(&s.arguments[s.list[last].argument]))

@@ -197,7 +197,7 @@ func TestGatherOverRanks(t *testing.T) {
 				return err
 			}
 			for range 4 {
-				if err := errors.Join(o.Put(part, parts[r]), o.Begin(oneRow()), reducers[r].AllGather(o, out, part)); err != nil {
+				if err := errors.Join(o.Put(part, parts[r]), o.Begin(oneRow()), reducers[r].Gather(o, out, part)); err != nil {
 					return err
 				}
 				if _, err := o.End().Wait(); err != nil {
@@ -207,7 +207,7 @@ func TestGatherOverRanks(t *testing.T) {
 				if err := o.Get(got, out); err != nil {
 					return err
 				}
-				if string(got) != string(want) {
+				if r == 0 && string(got) != string(want) {
 					return fmt.Errorf("widths %v: rank %d gathered other values", widths, r)
 				}
 			}
@@ -282,7 +282,7 @@ func BenchmarkSumsOverRanks(b *testing.B) {
 	for _, n := range []int{2, 4} {
 		for _, way := range []int{pushed, shared} {
 			ranks, reducers, _ := linkedRanks(b, n, way, Options{Compute: kernels.F32})
-			for _, rows := range []int{1, 2, 4, 8, 16, 32, 128} {
+			for _, rows := range []int{1, 4, 8, 16, 32, 64, 128, 512, 4096} {
 				const cols, sums = 4096, 64
 				if way == pushed && 4*rows*cols > pushedBytes {
 					continue

@@ -38,7 +38,7 @@ func BenchmarkPipelineOnGPU(b *testing.B) {
 			devices := gpus.Devices()
 			replica := wire.Assignment{
 				Replica: "r1", Deployment: "8b", Epoch: 1, Model: path, Layout: shard.Layout{Tensor: 1, Pipeline: way.stages},
-				Blocks: []int{64 * 64}, MaxLen: 8448, Settings: wire.Settings{MaxNumSeqs: 64, MaxNumBatchedTokens: 8192, LoadFormat: "dummy"},
+				Blocks: []int{128 * 64}, MaxLen: 8448, Settings: wire.Settings{MaxNumSeqs: 128, MaxNumBatchedTokens: 8192, LoadFormat: "dummy"},
 			}
 			for stage := range way.stages {
 				replica.Shards = append(replica.Shards, wire.Shard{Stage: stage, Node: way.nodes[stage%len(way.nodes)], Device: devices[stage%len(devices)].ID})
@@ -54,11 +54,11 @@ func BenchmarkPipelineOnGPU(b *testing.B) {
 				}
 				slices.Sort(firsts)
 				b.ReportMetric(1e3*firsts[10], "64-rows-ms")
-				for _, work := range []streams{{1, 8192, 1}, {4, 8192, 1}} {
+				for _, work := range []streams{{1, 8192, 1}} {
 					p.decode(b, work)
 					b.ReportMetric(1e3*p.decode(b, work).first, fmt.Sprintf("%dx8192-rows-ms", work.count))
 				}
-				for _, work := range []streams{{1, 512, 48}, {64, 512, 48}} {
+				for _, work := range []streams{{1, 512, 48}, {64, 512, 48}, {128, 512, 48}} {
 					p.decode(b, work)
 					b.ReportMetric(1e3*p.decode(b, work).clock/float64(work.output), fmt.Sprintf("%d-streams-ms", work.count))
 				}

@@ -14,7 +14,7 @@ func (m *Mesh) Reducer(stage, rank int) kernels.Reducer {
 	return &reducer{mesh: m, at: Place{stage, rank}, parts: make([][]byte, len(m.nodes[stage]))}
 }
 
-// reducer exchanges parts all to all: each rank adds or joins for itself.
+// reducer exchanges parts all to all: each rank adds for itself. Rank 0 joins.
 type reducer struct {
 	mesh  *Mesh
 	at    Place
@@ -28,8 +28,9 @@ var _ kernels.Reducer = (*reducer)(nil)
 func (r *reducer) Rank() int { return r.at.Rank }
 func (r *reducer) Size() int { return len(r.parts) }
 
-// exchange gives this rank's rows of t to the others and waits for theirs.
-func (r *reducer) exchange(ops kernels.Ops, t kernels.Tensor) error {
+// exchange gives this rank's rows of t to the others and waits for theirs; with only,
+// rank 0 gets them and gives none.
+func (r *reducer) exchange(ops kernels.Ops, t kernels.Tensor, only bool) error {
 	r.round++
 	own := slices.Grow(r.parts[r.at.Rank][:0], t.Rows*ops.RowBytes(t))[:t.Rows*ops.RowBytes(t)]
 	if err := ops.Get(own, t); err != nil {
@@ -37,7 +38,7 @@ func (r *reducer) exchange(ops kernels.Ops, t kernels.Tensor) error {
 	}
 	r.parts[r.at.Rank] = own
 	for rank := range r.parts {
-		if rank == r.at.Rank {
+		if rank == r.at.Rank || only && rank != 0 {
 			continue
 		}
 		to := Place{r.at.Stage, rank}
@@ -46,7 +47,7 @@ func (r *reducer) exchange(ops kernels.Ops, t kernels.Tensor) error {
 		}
 	}
 	for rank := range r.parts {
-		if rank == r.at.Rank {
+		if rank == r.at.Rank || only && r.at.Rank != 0 {
 			continue
 		}
 		msg, err := r.mesh.take(boxKey{part, Place{r.at.Stage, rank}, r.at}, r.round)
@@ -60,7 +61,7 @@ func (r *reducer) exchange(ops kernels.Ops, t kernels.Tensor) error {
 
 // AllReduce adds t over all ranks, in place.
 func (r *reducer) AllReduce(ops kernels.Ops, t kernels.Tensor) error {
-	if err := r.exchange(ops, t); err != nil {
+	if err := r.exchange(ops, t, false); err != nil {
 		return err
 	}
 	r.out = append(r.out[:0], r.parts[0]...)
@@ -72,9 +73,9 @@ func (r *reducer) AllReduce(ops kernels.Ops, t kernels.Tensor) error {
 	return ops.Put(t, r.out)
 }
 
-// AllGather puts the columns of every rank's part side by side into out.
-func (r *reducer) AllGather(ops kernels.Ops, out, t kernels.Tensor) error {
-	if err := r.exchange(ops, t); err != nil {
+// Gather puts the columns of every rank's part side by side into out, on rank 0.
+func (r *reducer) Gather(ops kernels.Ops, out, t kernels.Tensor) error {
+	if err := r.exchange(ops, t, true); err != nil || r.at.Rank != 0 {
 		return err
 	}
 	r.out = r.out[:0]

@@ -60,7 +60,7 @@
 // A rank has some query heads, the KV heads they need, some columns of each
 // feed-forward layer or expert, and some rows of the output matrix. The sums
 // after attention and after the feed-forward layer go through AllReduce (rank 0
-// brings the bias), the logits through AllGather. The embedding is whole on every
+// brings the bias), the logits through Gather to rank 0. The embedding is whole on every
 // rank of the first stage. A model that normalises across heads (OLMo 2) computes
 // its attention whole on every rank and divides the feed-forward layers alone.
 package model

@@ -7,7 +7,7 @@ import "manta/kernels"
 func (m *Model) Input() kernels.Tensor { return m.hidden }
 
 // Forward runs the slice over a batch, between Begin and End. The last stage
-// gives the logits of the wanted rows (all of them on every tensor rank), any
+// gives the logits of the wanted rows, on tensor rank 0 alone, any
 // other the hidden rows for the next stage. The error is the reducer's.
 func (m *Model) Forward(b *kernels.Batch) (kernels.Tensor, error) {
 	rows := len(b.Tokens)
@@ -95,7 +95,10 @@ func (m *Model) addSum(x, y kernels.Tensor, norm *kernels.Norm, reduce kernels.R
 
 // project gives the logits of the wanted rows.
 func (m *Model) project(x kernels.Tensor, wanted int) (kernels.Tensor, error) {
-	last, logits := m.wanted.Top(wanted), m.logits.Top(wanted)
+	last, logits := m.wanted.Top(wanted), m.logits
+	if m.slice.Rank == 0 {
+		logits = logits.Top(wanted)
+	}
 	if wanted == 0 {
 		return logits, nil
 	}
@@ -106,5 +109,5 @@ func (m *Model) project(x kernels.Tensor, wanted int) (kernels.Tensor, error) {
 	}
 	part := m.part.Top(wanted)
 	m.ops.Linear(part, last, m.output)
-	return logits, m.reduce.AllGather(m.ops, logits, part)
+	return logits, m.reduce.Gather(m.ops, logits, part)
 }

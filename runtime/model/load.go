@@ -37,7 +37,7 @@ type Model struct {
 	inner     kernels.Tensor
 	wanted    kernels.Tensor
 	part      kernels.Tensor // this rank's columns of the logits
-	logits    kernels.Tensor
+	logits    kernels.Tensor // all of them, on tensor rank 0
 }
 
 // A layer is the arguments of its calls.
@@ -276,7 +276,9 @@ func (n *loader) scratch(m *Model) {
 	m.inner = n.scratchOf(limits.MaxRows, inner)
 	if n.slice.Last() {
 		m.wanted = n.scratchOf(limits.MaxWanted, s.Hidden)
-		m.logits = n.scratchOf(limits.MaxWanted, s.Vocab)
+		if n.slice.Rank == 0 {
+			m.logits = n.scratchOf(limits.MaxWanted, s.Vocab)
+		}
 		if m.slice.Ranks > 1 {
 			m.part = n.scratchOf(limits.MaxWanted, n.slice.Vocab.Len())
 		}

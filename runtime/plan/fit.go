@@ -149,7 +149,13 @@ func (s Shapes) rank(layout shard.Layout, slice shard.Slice, b Budget) rank {
 			output = s.EmbeddingBytes
 		}
 		r.weights += share(output, slice.Vocab.Len(), s.Vocab)
-		r.scratch += 4 * int64(Wanted(b.MaxSequences)) * int64(s.Vocab)
+		logits := 4 * int64(Wanted(b.MaxSequences))
+		if slice.Rank == 0 {
+			r.scratch += logits * int64(s.Vocab)
+		}
+		if slice.Ranks > 1 {
+			r.scratch += logits * int64(slice.Vocab.Len())
+		}
 	}
 	// A bound on the rest of a step in float32: the residual, and the widest rows
 	// between two products.

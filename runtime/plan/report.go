@@ -58,8 +58,8 @@ type Traffic struct {
 	// Tensor is what each tensor rank of a stage sends to its fellows, by stage: two
 	// sums a layer, each a whole row to each of them.
 	Tensor []int64
-	// Logits is what each tensor rank of the last stage sends beside, for a token
-	// that is drawn.
+	// Logits is what each tensor rank of the last stage but rank 0 sends that, for a
+	// token that is drawn.
 	Logits int64
 }
 
@@ -82,7 +82,7 @@ func TrafficOf(s Shapes, layout shard.Layout) (Traffic, error) {
 			return Traffic{}, err
 		}
 		t.Tensor = append(t.Tensor, 2*int64(slice.Layers.Len())*fellows*row)
-		t.Logits = fellows * int64(slice.Vocab.Len()) * activationBytes
+		t.Logits = min(fellows, 1) * int64(slice.Vocab.Len()) * activationBytes
 	}
 	return t, nil
 }

@@ -2,7 +2,7 @@
 // over NVLink, or the same device's.
 //
 //	sum:    y[i] = ((part₀[i] + part₁[i]) + part₂[i]) + …, on every rank; x[i] += y[i] with it
-//	gather: out = [part₀ | part₁ | …] row by row, on every rank
+//	gather: out = [part₀ | part₁ | …] row by row, on rank 0
 //
 // Every sum runs in rank order in float32, so its bits are those of comm.Add
 // whatever the way. Small ones are pushed: each rank writes its part into all
@@ -16,12 +16,13 @@
 //
 // Who waits looks at the clock: a rank that does not come is written to fault and
 // nobody waits any more. Blocks wait for those of other ranks, so all must run at
-// once: at most reduceBlocks of reduceThreads, and where ranks share a device nothing
-// may take a multiprocessor's place before the wait is over (early).
+// once: at most reduceBlocks of reduceThreads (a link wants many loads in flight), and
+// where ranks share a device a quarter of them, and nothing may take a
+// multiprocessor's place before the wait is over (early).
 #pragma once
 #include "common.cuh"
 
-constexpr int reduceThreads = 512, reduceBlocks = 32, reduceRanks = 8;
+constexpr int reduceThreads = 512, reduceBlocks = 128, reduceRanks = 8;
 
 // Signals of a rank lie in its own memory; others write them.
 struct ReduceSignals {
@@ -182,10 +183,24 @@ KERNEL __launch_bounds__(reduceThreads) sumShared(const __grid_constant__ Reduce
   }
   __threadfence_system();
   meet(a, number, true);
+  if (a.x) // what the blocks of this index have summed, on all ranks
+    for (int r = 0; r < a.ranks; r++) {
+      const size_t begin = share * r / 4 + blockIdx.x * size_t(reduceThreads) + threadIdx.x, end = min(share * (r + 1), a.count);
+      for (size_t q = begin; 4 * q < end; q += step) {
+        if (a.vectors && 4 * q + 4 <= end) {
+          uint4 u = loadWord((const uint4*)a.part[a.rank] + q);
+          float4 s = *(float4*)&u, x = ((float4*)a.x)[q];
+          ((float4*)a.x)[q] = make_float4(__fadd_rn(x.x, s.x), __fadd_rn(x.y, s.y), __fadd_rn(x.z, s.z), __fadd_rn(x.w, s.w));
+          continue;
+        }
+        for (size_t i = 4 * q; i < min(4 * q + 4, end); i++) a.x[i] = __fadd_rn(a.x[i], *(volatile float*)(a.part[a.rank] + i));
+      }
+    }
   reduceEnds(a);
 }
 
-// Each rank reads all parts. Grid as above.
+// Rank 0 reads all parts; the others tell that theirs are there, and wait until they
+// were read. Grid as above.
 KERNEL __launch_bounds__(reduceThreads) gatherParts(const __grid_constant__ ReduceArguments a) {
   dependency();
   if (a.early) release();
@@ -193,7 +208,7 @@ KERNEL __launch_bounds__(reduceThreads) gatherParts(const __grid_constant__ Redu
   meet(a, number, false);
   const size_t rows = a.count / a.columns[a.rank];
   int at = 0;
-  for (int r = 0; r < a.ranks; r++) {
+  for (int r = 0; a.out && r < a.ranks; r++) {
     const int columns = a.columns[r];
     const float* part = a.part[r];
     if (a.vectors) {

@@ -16,10 +16,10 @@ const (
 	// startSilence how long before its first word.
 	silence      = 5 * time.Second
 	startSilence = 30 * time.Second
-	// A process that dies is started again after a pause that doubles with each
-	// death, up to restartPause; one that lived for steady begins anew.
+	// A process that dies before its first step is started again after a pause that
+	// doubles with each death, up to restartPause; one that served is missed, and
+	// started at once.
 	restartPause = 30 * time.Second
-	steady       = time.Minute
 	// attempts bounds the deaths in one epoch before its first step.
 	attempts = 3
 	// epochPatience is how long the leader has to begin another epoch.
@@ -150,7 +150,6 @@ func (h *host) Run(ctx context.Context) {
 	defer h.launcher.gone(h)
 	deaths, early, pause := 0, 0, time.Duration(0)
 	for {
-		began := time.Now()
 		err := h.live(ctx)
 		if ctx.Err() != nil {
 			return
@@ -160,9 +159,6 @@ func (h *host) Run(ctx context.Context) {
 		h.launcher.cfg.Logger.Error("device process ended", "replica", h.replica, "epoch", epoch, "deaths", deaths, "error", err)
 		if err := h.launcher.cfg.Link.Disconnect(h.id); err != nil {
 			h.launcher.cfg.Logger.Error("device process", "error", err)
-		}
-		if time.Since(began) > steady {
-			early, pause = 0, 0
 		}
 		early++
 		if wasReady || early >= attempts {
@@ -176,9 +172,7 @@ func (h *host) Run(ctx context.Context) {
 				h.set(epoch, wire.PhaseFailed, err.Error()) // it may not have seen it ready
 			}
 			h.newer(ctx, epoch, 0)
-			if !wasReady {
-				pause = 0 // the leader has paused
-			}
+			pause = 0 // else the leader has paused
 		}
 		select {
 		case <-ctx.Done():

@@ -9,6 +9,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sync/errgroup"
+
+	"manta/kernels"
 )
 
 // ErrFull means that more payloads were sent than the group's depth allows.
@@ -122,6 +124,10 @@ func (g *Local) wait(ctx context.Context, i int, waits <-chan func() ([]byte, er
 }
 
 func (g *Local) lost(ctx context.Context, i int, err error) error {
+	if errors.Is(err, kernels.ErrUnlinked) { // why, another rank says
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	err = fmt.Errorf("group: rank %d: %w", i, err)
 	select {
 	case g.answers <- Answer{Rank: i, Err: err}:

@@ -30,11 +30,11 @@ gpu-test: gpu-binaries ## build .cache/gpu and, where a GPU is, test kernels, go
 
 gpu-bench: gpu-binaries ## measure this machine's GPU: kernels and steps beside their limits, then serving BENCH_DIR's work
 	@cd kernels/cuda && $(GPU)/cuda.test -test.run '^$$' -test.bench . -test.benchtime 1x
-	@$(GPU)/manta bench load $(BENCH_DIR)/shapes/llama3-8b --load-format dummy --max-num-seqs 512 --max-model-len 4096 \
+	@$(GPU)/manta bench load $(BENCH_DIR)/shapes/llama3-8b --load-format dummy --max-num-seqs 1024 --max-model-len 4096 \
 	  --streams 1x1024x128,64x512x48,128x512x48,256x512x48 --workload $(BENCH_DIR)/chat-1000.json
 	@$(GPU)/manta bench --self --model $(BENCH_DIR)/shapes/llama3-8b --workload $(BENCH_DIR)/chat-1000.json --max-concurrency 1000 \
-	  --vocab-size 100000 -- --load-format dummy --max-num-seqs 512 --max-model-len 4096
-	@$(GPU)/manta bench load $(BENCH_DIR)/shapes/qwen3-0.6b --load-format dummy --max-num-seqs 512 --max-model-len 4096 \
+	  --vocab-size 100000 -- --load-format dummy --max-num-seqs 1024 --max-model-len 4096
+	@$(GPU)/manta bench load $(BENCH_DIR)/shapes/qwen3-0.6b --load-format dummy --max-num-seqs 1024 --max-model-len 4096 \
 	  --streams 1x1024x128,256x512x48 --workload $(BENCH_DIR)/uniform-256.json
 
 # All that a machine with nothing but a driver needs to test and measure. manta-fault

@@ -3,7 +3,9 @@
 package cuda
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 
 	"manta/kernels"
 )
@@ -28,13 +30,20 @@ func (s *slot) itemsOf(group int) *items {
 	var rows, tiles []int32
 	for i, span := range s.batch.Spans {
 		if span.Count == 1 {
-			rows = append(rows, int32(span.Row))
+			rows = append(rows, int32(i))
 			it.deepest = max(it.deepest, span.Start)
 			continue
 		}
 		for first := 0; first < span.Count*group; first += promptRows {
 			tiles = append(tiles, int32(i), int32(first))
 		}
+	}
+	// The longest contexts begin first: the last to begin would end alone.
+	slices.SortFunc(rows, func(i, j int32) int {
+		return cmp.Or(cmp.Compare(s.batch.Spans[j].Start, s.batch.Spans[i].Start), cmp.Compare(i, j))
+	})
+	for i, span := range rows {
+		rows[i] = int32(s.batch.Spans[span].Row)
 	}
 	it.rowCount, it.tileCount = len(rows), len(tiles)/2
 	it.rows, it.tiles = s.put(listBytes(rows)), s.put(listBytes(tiles))

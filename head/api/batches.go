@@ -3,6 +3,7 @@ package api
 import (
 	"crypto/rand"
 	"net/http"
+	"strings"
 	"time"
 
 	"manta/head/jobs"
@@ -101,10 +102,13 @@ func describeBatch(j state.Job) batchObject {
 }
 
 func window(d time.Duration) string {
-	if d == jobs.DefaultWindow {
-		return "24h"
+	text := d.String() // 24h0m0s
+	for _, zero := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(text, zero) {
+			text = text[:len(text)-2]
+		}
 	}
-	return d.String()
+	return text
 }
 
 func (s *Server) createBatch(w http.ResponseWriter, r *http.Request) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"reflect"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -44,10 +45,20 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, into any) error {
 
 // parse decodes a JSON object into a request, and names the field that does not fit.
 func parse(data []byte, into any) error {
+	return decode(data, json.NewDecoder(bytes.NewReader(data)), into)
+}
+
+// parseStrict is parse, and refuses fields that the request does not have.
+func parseStrict(data []byte, into any) error {
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.DisallowUnknownFields()
+	return decode(data, decoder, into)
+}
+
+func decode(data []byte, decoder *json.Decoder, into any) error {
 	if !utf8.Valid(data) {
 		return badField("", "the body is not valid UTF-8")
 	}
-	decoder := json.NewDecoder(bytes.NewReader(data))
 	err := decoder.Decode(into)
 	var wrong *json.UnmarshalTypeError
 	var broken *json.SyntaxError
@@ -55,7 +66,11 @@ func parse(data []byte, into any) error {
 	case errors.As(err, &wrong) && wrong.Field != "":
 		// encoding/json names the struct that a field is embedded from.
 		field := strings.TrimPrefix(wrong.Field, "sampling.")
-		return badField(field, "%s must be %s, not %s", field, jsonKind(wrong.Type.Kind()), wrong.Value)
+		of := field
+		if field == "metadata" && wrong.Type.Kind() == reflect.String {
+			of = "every value of metadata"
+		}
+		return badField(field, "%s must be %s, not %s", of, jsonKind(wrong.Type.Kind()), wrong.Value)
 	case errors.As(err, &wrong):
 		return badField("", "the body must be a JSON object, not %s", wrong.Value)
 	case errors.As(err, &broken):
@@ -63,6 +78,10 @@ func parse(data []byte, into any) error {
 	case errors.Is(err, io.EOF):
 		return badField("", "the body is empty; it must be a JSON object")
 	case err != nil:
+		if _, name, unknown := strings.Cut(err.Error(), "unknown field "); unknown {
+			name = strings.Trim(name, `"`)
+			return badField(name, "there is no field %s here", name)
+		}
 		return badField("", "the body is not JSON: %v", err)
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {

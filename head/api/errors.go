@@ -96,7 +96,8 @@ func describe(err error) *Error {
 	case errors.Is(err, jobs.ErrEntrypoint):
 		return badField("entrypoint", "%s", err)
 	case errors.Is(err, state.ErrStale):
-		return &Error{Status: http.StatusConflict, Type: "ConflictError", Message: strings.TrimPrefix(err.Error(), state.ErrStale.Error()+": ")}
+		_, why, _ := strings.Cut(err.Error(), state.ErrStale.Error()+": ")
+		return &Error{Status: http.StatusConflict, Type: "ConflictError", Message: why}
 	case errors.Is(err, sample.ErrParameter):
 		text := strings.TrimPrefix(err.Error(), sample.ErrParameter.Error()+": ")
 		field, _, _ := strings.Cut(text, " ")

@@ -165,6 +165,13 @@ func (s *Server) deleteFile(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
+	for _, j := range s.views.View().Jobs {
+		if j.Batch != nil && j.Batch.Input == f.ID && !j.Status.Over() {
+			s.fail(w, r, &Error{Status: http.StatusConflict, Type: "ConflictError", Param: "id",
+				Message: "batch " + j.ID + " reads this file: cancel it first, or wait for its end"})
+			return
+		}
+	}
 	if err := s.work.Apply(r.Context(), state.Change{DeleteFile: f.ID}); err != nil && !errors.Is(err, state.ErrUnknown) {
 		s.fail(w, r, err)
 		return

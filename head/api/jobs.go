@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"regexp"
@@ -42,6 +43,11 @@ type jobRequest struct {
 	Memory       *float64                   `json:"entrypoint_memory"`
 	Resources    map[string]float64         `json:"entrypoint_resources"`
 	Labels       map[string]string          `json:"entrypoint_label_selector"`
+}
+
+// refusePackage answers Ray's client, which sends folders before the job that names them.
+func (s *Server) refusePackage(w http.ResponseWriter, r *http.Request) {
+	s.fail(w, r, unsupported("runtime_env", "working_dir and py_modules would bring code; a job is a manta command, it runs none of its own"))
 }
 
 var jobID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
@@ -93,6 +99,10 @@ func (s *Server) submitJob(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err := s.work.Apply(r.Context(), state.Change{PutJob: job}); err != nil {
+		if _, exists := s.views.View().Jobs[job.ID]; exists && errors.Is(err, state.ErrStale) {
+			err = &Error{Status: http.StatusConflict, Type: "ConflictError", Param: "submission_id",
+				Message: "there is a job " + job.ID + " already: give another submission_id, or delete that job first"}
+		}
 		s.fail(w, r, err)
 		return
 	}

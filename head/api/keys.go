@@ -67,11 +67,14 @@ const maxKeys = 10_000
 
 func (s *Server) createKey(w http.ResponseWriter, r *http.Request) {
 	var request keyRequest
-	if err := s.read(w, r, &request); err != nil {
-		s.fail(w, r, err)
-		return
+	data, err := s.body(w, r)
+	if err == nil {
+		err = parseStrict(data, &request) // a limit that is misspelt must not be none
 	}
-	if err := request.check(); err != nil {
+	if err == nil {
+		err = request.check()
+	}
+	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
@@ -151,6 +154,6 @@ func hasAdmin(view *state.View, but string) bool {
 func describeKey(k state.Key) Key {
 	return Key{
 		Name: k.Name, Admin: k.Admin, RequestsPerSecond: k.Limits.RequestsPerSecond, TokensPerMinute: k.Limits.TokensPerMinute,
-		Weight: k.Limits.Weight, Priority: k.Limits.Priority, Created: k.Created,
+		Weight: cmp.Or(k.Limits.Weight, 1), Priority: k.Limits.Priority, Created: k.Created,
 	}
 }

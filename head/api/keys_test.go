@@ -76,6 +76,7 @@ func TestClusterKeys(t *testing.T) {
 		{user, "POST", "/api/keys", `{"name":"x","admin":true}`, 403, ""}, {user, "DELETE", "/api/keys/root", "", 403, ""},
 		{root, "POST", "/api/keys", `{"name":"user"}`, 409, "name"}, {root, "POST", "/api/keys", `{"name":"a b"}`, 400, "name"},
 		{root, "POST", "/api/keys", `{"name":"y","requests_per_second":-1}`, 400, "requests_per_second"},
+		{root, "POST", "/api/keys", `{"name":"y","requests_per_sec":1}`, 400, "requests_per_sec"},
 		{root, "POST", "/api/keys", `{"name":"y","tokens_per_minute":-1}`, 400, "tokens_per_minute"},
 		{root, "POST", "/api/keys", `{"name":"y","weight":-1}`, 400, "weight"},
 		{root, "DELETE", "/api/keys/root", "", 400, "name"}, {root, "DELETE", "/api/keys/nobody", "", 404, "name"},

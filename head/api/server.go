@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -199,16 +200,20 @@ func (s *Server) routed(mux *http.ServeMux) http.Handler {
 			return
 		}
 		probe := r.Clone(r.Context())
-		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete, http.MethodPatch} {
+		var taken []string
+		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch} {
 			probe.Method = method
 			if _, pattern := mux.Handler(probe); pattern != "" {
-				w.Header().Set("Allow", method)
-				s.fail(w, r, &Error{
-					Status: http.StatusMethodNotAllowed, Type: "MethodNotAllowedError",
-					Message: r.URL.Path + " takes " + method + ", not " + r.Method,
-				})
-				return
+				taken = append(taken, method)
 			}
+		}
+		if len(taken) > 0 {
+			w.Header().Set("Allow", strings.Join(taken, ", "))
+			s.fail(w, r, &Error{
+				Status: http.StatusMethodNotAllowed, Type: "MethodNotAllowedError",
+				Message: r.URL.Path + " takes " + strings.Join(taken, " and ") + ", not " + r.Method,
+			})
+			return
 		}
 		s.fail(w, r, &Error{Status: http.StatusNotFound, Type: "NotFoundError", Message: "there is nothing at " + r.URL.Path})
 	})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/coder/websocket"
@@ -23,6 +24,12 @@ const tailEvery = 200 * time.Millisecond
 func (s *Server) tailJob(w http.ResponseWriter, r *http.Request) {
 	j, ok := s.job(w, r)
 	if !ok {
+		return
+	}
+	if !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+		w.Header().Set("Upgrade", "websocket")
+		s.fail(w, r, &Error{Status: http.StatusUpgradeRequired, Type: "BadRequestError",
+			Message: "this log is followed over a WebSocket; GET /api/jobs/" + j.ID + "/logs gives what there is"})
 		return
 	}
 	if s.progress.Add(1) > int64(s.limits.Requests) {

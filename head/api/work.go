@@ -21,8 +21,8 @@ type Committer interface {
 func (s *Server) handleWork(mux *http.ServeMux) {
 	for pattern, handler := range map[string]http.HandlerFunc{
 		"GET /api/version":             s.rayVersion,
-		"POST /api/jobs/":              s.submitJob,
-		"GET /api/jobs/":               s.listJobs,
+		"POST /api/jobs/{$}":           s.submitJob,
+		"GET /api/jobs/{$}":            s.listJobs,
 		"GET /api/jobs/{id}":           s.getJob,
 		"DELETE /api/jobs/{id}":        s.deleteJob,
 		"POST /api/jobs/{id}/stop":     s.stopJob,
@@ -43,6 +43,8 @@ func (s *Server) handleWork(mux *http.ServeMux) {
 	}
 	mux.HandleFunc("POST /api/jobs", s.submitJob)
 	mux.HandleFunc("GET /api/jobs", s.listJobs)
+	mux.HandleFunc("GET /api/packages/{protocol}/{name}", s.refusePackage)
+	mux.HandleFunc("PUT /api/packages/{protocol}/{name}", s.refusePackage)
 }
 
 var _ jobs.Lines = (*Server)(nil)

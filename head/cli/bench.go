@@ -39,6 +39,16 @@ func benchCommand() *cobra.Command {
 			if itself && file == "" {
 				return selfBench(command.Context(), command.OutOrStdout(), config.Model, args, selfTable)
 			}
+			switch {
+			case requests < 1 || input < 1 || output < 1:
+				return fmt.Errorf("--num-prompts, --random-input-len and --random-output-len must be at least 1, got %d, %d and %d", requests, input, output)
+			case !(spread >= 0 && spread <= 1):
+				return fmt.Errorf("--random-range-ratio must be between 0 and 1, got %v", spread)
+			case !(config.Burstiness > 0) || !(config.Rate >= 0):
+				return fmt.Errorf("--burstiness must be above 0 and --request-rate not negative, got %v and %v", config.Burstiness, config.Rate)
+			case vocabulary < 10 || config.Concurrency < 1:
+				return fmt.Errorf("--vocab-size must be at least 10 and --max-concurrency at least 1, got %d and %d", vocabulary, config.Concurrency)
+			}
 			config.Work = load.RandomWork(requests, input, output, spread, config.Seed)
 			if file != "" {
 				work, err := load.ReadWork(file)
@@ -85,7 +95,11 @@ func benchCommand() *cobra.Command {
 					return err
 				}
 				if before != nil {
-					if err := load.WriteComparison(out, before, report); err != nil {
+					to := out
+					if jsonFile == "-" { // which is for a program
+						to = command.ErrOrStderr()
+					}
+					if err := load.WriteComparison(to, before, report); err != nil {
 						return err
 					}
 				}

@@ -18,13 +18,17 @@ import (
 
 func jobsCommand() *cobra.Command {
 	command := &cobra.Command{
-		Use: "jobs", Short: "Submit, list, follow and stop jobs",
+		Use: "jobs", Short: "Submit, list, follow and stop jobs", Args: cobra.NoArgs, RunE: overview,
 		Long: "Submit, list, follow and stop jobs: `manta serve …` and `manta batch …` as entrypoints, which the\n" +
 			"leading head runs. The same REST is Ray's Jobs.",
 	}
-	command.AddCommand(submitCommand(), listJobsCommand(), logsCommand(), stopCommand())
+	command.AddCommand(submitCommand(), listJobsCommand(), jobStatusCommand(), logsCommand(), stopCommand(), deleteJobCommand())
 	return command
 }
+
+// overview is what a command does that has others below it: cobra would print it for a word
+// that names none of them, too, and call that a success.
+func overview(command *cobra.Command, _ []string) error { return command.Help() }
 
 func submitCommand() *cobra.Command {
 	var at server
@@ -41,6 +45,9 @@ func submitCommand() *cobra.Command {
 		},
 	}
 	at.register(command)
+	command.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return fmt.Errorf("%w: put -- before the entrypoint, or quotes around it, so that its flags are its own", err)
+	})
 	return command
 }
 
@@ -95,14 +102,37 @@ func logsCommand() *cobra.Command {
 	return command
 }
 
+func jobStatusCommand() *cobra.Command {
+	return onJob("status JOB", "Print a job as JSON", func(command *cobra.Command, c *client.Client, id string) error {
+		all, err := c.JobDetails(command.Context(), id)
+		if err == nil {
+			_, err = fmt.Fprintln(command.OutOrStdout(), all)
+		}
+		return err
+	})
+}
+
 func stopCommand() *cobra.Command {
+	return onJob("stop JOB", "Stop a job; what it has got done stays", func(command *cobra.Command, c *client.Client, id string) error {
+		return c.StopJob(command.Context(), id)
+	})
+}
+
+func deleteJobCommand() *cobra.Command {
+	return onJob("delete JOB", "Forget a job that is over, and its log; files of results stay", func(command *cobra.Command, c *client.Client, id string) error {
+		return c.DeleteJob(command.Context(), id)
+	})
+}
+
+// onJob makes a command that does one thing with one job.
+func onJob(use, short string, do func(command *cobra.Command, c *client.Client, id string) error) *cobra.Command {
 	var at server
 	command := &cobra.Command{
-		Use: "stop JOB", Short: "Stop a job; what it has got done stays", Args: cobra.ExactArgs(1),
+		Use: use, Short: short, Args: cobra.ExactArgs(1),
 		RunE: func(command *cobra.Command, args []string) error {
 			c := at.client()
 			defer c.Close()
-			return c.StopJob(command.Context(), args[0])
+			return do(command, c, args[0])
 		},
 	}
 	at.register(command)

@@ -16,7 +16,7 @@ import (
 
 func keysCommand() *cobra.Command {
 	command := &cobra.Command{
-		Use: "keys", Short: "Make, list and revoke API keys",
+		Use: "keys", Short: "Make, list and revoke API keys", Args: cobra.NoArgs, RunE: overview,
 		Long: "Make, list and revoke API keys. The cluster keeps their hashes: a key is shown once, when it\n" +
 			"is made. Only administrators' keys may do this; where no key exists yet, anybody may make the\n" +
 			"first, which must be an administrator's.",
@@ -104,7 +104,7 @@ func writeKeys(out io.Writer, keys []api.Key) error {
 			role = "admin"
 		}
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%v\t%d\t%s\n", k.Name, role, limit(strconv.FormatFloat(k.RequestsPerSecond, 'g', -1, 64)),
-			limit(strconv.Itoa(k.TokensPerMinute)), max(k.Weight, 0), k.Priority, k.Created.Local().Format(time.DateTime))
+			limit(strconv.Itoa(k.TokensPerMinute)), k.Weight, k.Priority, k.Created.Local().Format(time.DateTime))
 	}
 	return table.Flush()
 }

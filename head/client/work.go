@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -65,6 +66,20 @@ func (c *Client) JobLogs(ctx context.Context, id string) (string, error) {
 // StopJob asks for a job's end.
 func (c *Client) StopJob(ctx context.Context, id string) error {
 	return c.Post(ctx, jobPath(id)+"/stop", struct{}{}, nil)
+}
+
+// DeleteJob forgets a job that is over.
+func (c *Client) DeleteJob(ctx context.Context, id string) error { return c.Delete(ctx, jobPath(id)) }
+
+// JobDetails gives a job as the API describes it, indented.
+func (c *Client) JobDetails(ctx context.Context, id string) (string, error) {
+	var all json.RawMessage
+	if err := c.Get(ctx, jobPath(id), &all); err != nil {
+		return "", err
+	}
+	var text bytes.Buffer
+	err := json.Indent(&text, all, "", "  ")
+	return text.String(), err
 }
 
 // Upload gives the id of a new file for batches. The head that takes it must be

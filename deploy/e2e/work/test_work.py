@@ -3,8 +3,10 @@ import asyncio
 import json
 import os
 import time
+import urllib.error
+import urllib.request
 
-from openai import NotFoundError, OpenAI
+from openai import ConflictError, NotFoundError, OpenAI
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 url = os.environ["MANTA_URL"]
@@ -22,6 +24,15 @@ def until(what, holds, limit=600):
             return value
         time.sleep(0.1)
     raise AssertionError(what + " did not come")
+
+
+def fails(kind, status, says, ask):
+    try:
+        ask()
+    except kind as e:
+        assert str(status) in str(e) and says in str(e) and "state:" not in str(e), (says, e)
+    else:
+        raise AssertionError("nothing says " + says)
 
 
 def over(job):
@@ -56,13 +67,29 @@ def refused():
             assert "400" in str(e) and says.strip("'") in str(e), (entrypoint, e)
         else:
             raise AssertionError(entrypoint + " was taken")
-    try:
-        ray.submit_job(entrypoint="manta serve x", runtime_env={"pip": ["requests"]})
-    except RuntimeError as e:
-        assert "runtime_env.pip" in str(e), e
-    else:
-        raise AssertionError("runtime_env was taken")
+    for arguments, says in (
+        ({"runtime_env": {"pip": ["requests"]}}, "runtime_env.pip"), ({"runtime_env": {"env_vars": {"A": "1"}}}, "runtime_env.env_vars"),
+        ({"runtime_env": {"working_dir": os.path.dirname(os.path.abspath(__file__))}}, "working_dir"),
+        ({"entrypoint_num_cpus": 1}, "entrypoint_num_cpus"), ({"submission_id": "a b"}, "submission_id"),
+    ):
+        fails(RuntimeError, 400, says, lambda: ray.submit_job(entrypoint="manta serve x", **arguments))
     assert len(ray.list_jobs()) == before
+
+
+def odd():
+    """What is asked of a job that is not there, or by a path or method that no job has."""
+    for ask in (ray.get_job_info, ray.get_job_status, ray.get_job_logs, ray.stop_job, ray.delete_job):
+        fails(RuntimeError, 404, "no-such-job", lambda: ask("no-such-job"))
+    for method, path, status in (
+        ("GET", "/api/jobs/no-such-job/", 404), ("POST", "/api/jobs/no-such-job", 405), ("PUT", "/api/jobs/", 405), ("GET", "/api/jobs", 200),
+    ):
+        request = urllib.request.Request(url + path, method=method, data=b"{}" if method != "GET" else None, headers={"Authorization": "Bearer " + key})
+        try:
+            got = urllib.request.urlopen(request).status
+        except urllib.error.HTTPError as e:
+            got = e.code
+            assert "error" in json.load(e), path
+        assert got == status, (method, path, got)
 
 
 def batch_job():
@@ -92,15 +119,13 @@ def stop_job():
     """A stopped batch keeps what it has answered."""
     file = upload(lines(3000, 64))
     job = ray.submit_job(submission_id="to-be-stopped", entrypoint=f"manta batch --input {file.id}")
-    try:
-        ray.submit_job(submission_id=job, entrypoint=f"manta batch --input {file.id}")
-    except RuntimeError as e:
-        assert "409" in str(e), e
-    else:
-        raise AssertionError("one submission_id for two jobs")
+    fails(RuntimeError, 409, job + " already", lambda: ray.submit_job(submission_id=job, entrypoint=f"manta batch --input {file.id}"))
+    fails(RuntimeError, 409, "stop it first", lambda: ray.delete_job(job))
+    fails(ConflictError, 409, job, lambda: openai.files.delete(file.id))
     until("an answered line", lambda: openai.batches.retrieve(job).request_counts.completed > 0)
     assert ray.stop_job(job)
     assert until("the end", over(job)) == JobStatus.STOPPED
+    assert ray.stop_job(job) is False
     done = openai.batches.retrieve(job)
     assert done.status == "cancelled" and 0 < done.request_counts.completed < 3000, done
     assert len(openai.files.content(done.output_file_id).text.splitlines()) == done.request_counts.completed
@@ -153,7 +178,7 @@ def openai_batch():
         raise AssertionError("a deleted file is there")
 
 
-for test in (refused, batch_job, stop_job, serve_job, openai_batch):
+for test in (refused, odd, batch_job, stop_job, serve_job, openai_batch):
     start = time.time()
     test()
     print(f"ok {test.__name__} {time.time() - start:.1f} s", flush=True)

@@ -30,6 +30,20 @@ func ParseBound(parts []string) (Bound, error) {
 	return b, nil
 }
 
+// String gives the form that ParseBound reads; "" is no bound.
+func (b Bound) String() string {
+	var parts []string
+	for _, of := range []struct {
+		name string
+		most time.Duration
+	}{{"ttft", b.FirstToken}, {"tpot", b.PerOutputToken}, {"e2el", b.EndToEnd}} {
+		if of.most > 0 {
+			parts = append(parts, of.name+":"+strconv.FormatFloat(of.most.Seconds()*1000, 'f', -1, 64))
+		}
+	}
+	return strings.Join(parts, ",")
+}
+
 func (b Bound) none() bool { return b == Bound{} }
 
 func (b Bound) holds(s *sample) bool {
@@ -50,6 +64,23 @@ func ReadReport(name string) (*Report, error) {
 	return &r, nil
 }
 
+// differences names what two runs were asked for otherwise.
+func differences(a, b *Report) string {
+	var all []string
+	for _, of := range []struct {
+		name string
+		a, b any
+	}{
+		{"requests", a.Requests, b.Requests}, {"at once", a.Concurrency, b.Concurrency}, {"seed", a.Seed, b.Seed},
+		{"offered a second", a.Rate, b.Rate}, {"goodput's bound", a.Bound, b.Bound},
+	} {
+		if of.a != of.b {
+			all = append(all, fmt.Sprintf("%s %v and %v", of.name, of.a, of.b))
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
 // WriteComparison sets two runs side by side.
 func WriteComparison(out io.Writer, before, now *Report) error {
 	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
@@ -62,7 +93,9 @@ func WriteComparison(out io.Writer, before, now *Report) error {
 		fmt.Fprintf(table, "%s\t%.2f\t%.2f\t%s\n", name, a, b, ratio)
 	}
 	row("requests/s", before.RequestsPerSec, now.RequestsPerSec)
-	row("good requests/s", before.GoodPerSec, now.GoodPerSec)
+	if before.Bound != "" || now.Bound != "" {
+		row("good requests/s", before.GoodPerSec, now.GoodPerSec)
+	}
 	row("tokens/s out", before.OutputPerSec, now.OutputPerSec)
 	row("tokens/s in all", before.TotalPerSec, now.TotalPerSec)
 	row("failed", float64(before.Failed), float64(now.Failed))
@@ -76,5 +109,12 @@ func WriteComparison(out io.Writer, before, now *Report) error {
 		row(q.name+" p50 ms", q.a.P50, q.b.P50)
 		row(q.name+" p99 ms", q.a.P99, q.b.P99)
 	}
-	return table.Flush()
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	if other := differences(before, now); other != "" {
+		_, err := fmt.Fprintf(out, "the two did not do the same work: %s\n", other)
+		return err
+	}
+	return nil
 }

@@ -43,6 +43,7 @@ type Config struct {
 // sample is what one request gave.
 type sample struct {
 	input, output int
+	cached        int // of input
 	first, total  time.Duration
 	between       []time.Duration // between pieces of text, spread over their tokens
 	err           error
@@ -60,6 +61,8 @@ func Run(ctx context.Context, config Config) (*Report, error) {
 	switch {
 	case config.Concurrency < 1 || config.Vocabulary[1] <= config.Vocabulary[0] || len(config.Clients) == 0:
 		return nil, errors.New("bench: the concurrency, the vocabulary and the endpoints must not be empty")
+	case len(config.Work) == 0:
+		return nil, errors.New("bench: there are no requests to make")
 	case config.Rate < 0 || config.Burstiness < 0:
 		return nil, errors.New("bench: the request rate and the burstiness must not be negative")
 	}
@@ -110,10 +113,13 @@ func until(ctx context.Context, at time.Time) bool {
 func (r *run) talk(ctx context.Context, talk int) {
 	c := r.config.Clients[talk%len(r.config.Clients)]
 	var messages []client.Message
+	var lost error
 	for _, i := range r.talks[talk] {
 		s := &r.samples[i]
 		work := r.config.Work[i]
-		if work.Conversation == 0 {
+		if lost != nil {
+			s.err = lost
+		} else if work.Conversation == 0 {
 			r.measure(s, work, func(options client.Options, each func(client.Piece) error) (client.Usage, error) {
 				return c.Complete(ctx, r.config.Model, prompt(&r.config, work, i), options, each)
 			}, i)
@@ -127,6 +133,9 @@ func (r *run) talk(ctx context.Context, talk int) {
 				})
 			}, i)
 			messages = append(messages, client.Message{Role: "assistant", Content: said.String()})
+			if s.err != nil {
+				lost = errors.New("not asked: the turn before it failed")
+			}
 		}
 		if s.err != nil {
 			r.failed.Add(1)
@@ -160,7 +169,7 @@ func (r *run) measure(s *sample, work Work, ask func(client.Options, func(client
 		return nil
 	})
 	s.total, s.err = time.Since(start), err
-	s.output = used.CompletionTokens
+	s.output, s.cached = used.CompletionTokens, used.Details.Cached
 	if used.PromptTokens > 0 {
 		s.input = used.PromptTokens
 	}

@@ -18,11 +18,13 @@ type Report struct {
 	Seed           uint64         `json:"seed"`
 	Seconds        float64        `json:"seconds"`
 	InputTokens    int            `json:"input_tokens"`
+	CachedTokens   int            `json:"cached_tokens,omitempty"` // of the input, as the server says
 	OutputTokens   int            `json:"output_tokens"`
 	Rate           float64        `json:"request_rate,omitempty"` // offered; 0: a closed loop
 	RequestsPerSec float64        `json:"requests_per_second"`
-	Good           int            `json:"good_requests,omitempty"` // within the bound that was given
-	GoodPerSec     float64        `json:"goodput,omitempty"`       // of those, a second
+	Bound          string         `json:"goodput_bound,omitempty"` // as it was given
+	Good           int            `json:"good_requests"`           // within it
+	GoodPerSec     float64        `json:"goodput"`                 // of those, a second
 	InputPerSec    float64        `json:"input_tokens_per_second"`
 	OutputPerSec   float64        `json:"output_tokens_per_second"`
 	TotalPerSec    float64        `json:"total_tokens_per_second"`
@@ -47,7 +49,7 @@ const maxErrors = 20
 func summarize(config *Config, samples []sample, took time.Duration) *Report {
 	r := &Report{
 		Requests: len(samples), Concurrency: config.Concurrency, Seed: config.Seed, Rate: config.Rate,
-		Seconds: took.Seconds(), Errors: map[string]int{},
+		Seconds: took.Seconds(), Errors: map[string]int{}, Bound: config.Goodput.String(),
 	}
 	var first, between, each, total []time.Duration
 	for i := range samples {
@@ -63,6 +65,7 @@ func summarize(config *Config, samples []sample, took time.Duration) *Report {
 			continue
 		}
 		r.InputTokens += s.input
+		r.CachedTokens += s.cached
 		r.OutputTokens += s.output
 		first, total = append(first, s.first), append(total, s.total)
 		between = append(between, s.between...)
@@ -102,16 +105,20 @@ func quantiles(times []time.Duration) Quantiles {
 // WriteTable writes a report for people.
 func WriteTable(out io.Writer, r *Report) error {
 	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-	fmt.Fprintf(table, "requests\t%d, of which %d failed, %d at once\n", r.Requests, r.Failed, r.Concurrency)
+	how, cached := fmt.Sprintf("%d at once", r.Concurrency), ""
 	if r.Rate > 0 {
-		fmt.Fprintf(table, "offered\t%.2f a second\n", r.Rate)
+		how = fmt.Sprintf("%.2f offered a second, at most %s", r.Rate, how)
 	}
+	if r.CachedTokens > 0 {
+		cached = fmt.Sprintf(" (%.0f%% from the prefix cache)", 100*float64(r.CachedTokens)/float64(r.InputTokens))
+	}
+	fmt.Fprintf(table, "requests\t%d, of which %d failed, %s\n", r.Requests, r.Failed, how)
 	fmt.Fprintf(table, "time\t%.2f s\n", r.Seconds)
-	fmt.Fprintf(table, "tokens\t%d in, %d out\n", r.InputTokens, r.OutputTokens)
+	fmt.Fprintf(table, "tokens\t%d in%s, %d out\n", r.InputTokens, cached, r.OutputTokens)
 	fmt.Fprintf(table, "throughput\t%.2f requests/s, %.1f tokens/s out, %.1f in, %.1f in all\n\n",
 		r.RequestsPerSec, r.OutputPerSec, r.InputPerSec, r.TotalPerSec)
-	if r.Good > 0 {
-		fmt.Fprintf(table, "goodput\t%.2f requests/s, %d within the bound\n\n", r.GoodPerSec, r.Good)
+	if r.Bound != "" {
+		fmt.Fprintf(table, "goodput\t%.2f requests/s, %d of %d within %s\n\n", r.GoodPerSec, r.Good, r.Requests, r.Bound)
 	}
 	fmt.Fprintf(table, "milliseconds\tmean\tp50\tp90\tp99\tmax\n")
 	for _, row := range []struct {

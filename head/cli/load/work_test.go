@@ -113,6 +113,36 @@ func TestConversations(t *testing.T) {
 	}
 }
 
+// A turn that fails ends its chat: what would follow would be another chat.
+func TestFailedTurn(t *testing.T) {
+	asked := 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked++; asked == 2 {
+			w.WriteHeader(http.StatusTooManyRequests)
+			return
+		}
+		fmt.Fprint(w, "data: {\"choices\":[{\"delta\":{\"content\":\"yes\"}}],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":1,"+
+			"\"prompt_tokens_details\":{\"cached_tokens\":3}}}\n\ndata: [DONE]\n\n")
+	}))
+	defer server.Close()
+	work := RandomWork(4, 4, 4, 0, 1)
+	Converse(work, 4)
+	c := client.New("", server.URL)
+	defer c.Close()
+	bound, err := ParseBound([]string{"tpot:12.5", "ttft:60000"})
+	if err != nil || bound.String() != "ttft:60000,tpot:12.5" {
+		t.Errorf("%v, %v", bound, err)
+	}
+	report, err := Run(t.Context(), Config{Clients: []*client.Client{c}, Work: work, Concurrency: 1, Vocabulary: [2]int{1, 2}, Goodput: bound})
+	if err != nil || asked != 2 || report.Failed != 3 || report.CachedTokens != 3 {
+		t.Fatalf("%d asked, %+v, %v", asked, report, err)
+	}
+	var table strings.Builder
+	if err := WriteTable(&table, report); err != nil || !strings.Contains(table.String(), "1 of 4 within ttft:60000,tpot:12.5") || !strings.Contains(table.String(), "33% from the prefix cache") {
+		t.Errorf("%v\n%s", err, &table)
+	}
+}
+
 // What is beyond the bound is not good; a bound that is none is refused.
 func TestGoodput(t *testing.T) {
 	b, err := ParseBound([]string{"ttft:100", "tpot:10"})
@@ -151,10 +181,10 @@ func TestComparison(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out strings.Builder
-	if err := WriteComparison(&out, before, &Report{OutputPerSec: 150, FirstToken: Quantiles{P50: 4}}); err != nil {
+	if err := WriteComparison(&out, before, &Report{Seed: 7, OutputPerSec: 150, FirstToken: Quantiles{P50: 4}}); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"1.500", "0.500"} {
+	for _, want := range []string{"1.500", "0.500", "seed 0 and 7"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no ratio of %s in\n%s", want, &out)
 		}

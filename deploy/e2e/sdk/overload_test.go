@@ -35,10 +35,13 @@ func (o *outcomes) fail(format string, a ...any) {
 // OVERLOAD_SECONDS and OVERLOAD_CLIENTS make it longer and harder.
 func TestOverload(t *testing.T) {
 	url := os.Getenv("MANTA_URL")
-	clients := number(t, "OVERLOAD_CLIENTS", 1200)
+	// Each is an open file, and two where this process is the server too; 1,024 are
+	// what every machine lets it have. A queue and a full replica hold some 770.
+	most := 900
 	if url == "" {
-		url = fake(t)
+		most, url = 400, fake(t)
 	}
+	clients := number(t, "OVERLOAD_CLIENTS", most)
 	_, model := connect(t)
 	transport := &http.Transport{MaxIdleConnsPerHost: clients, MaxConnsPerHost: clients}
 	defer transport.CloseIdleConnections()

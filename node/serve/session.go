@@ -55,6 +55,7 @@ type choiceLog struct {
 	closed   bool // finished or cancelled
 	base     int  // output tokens that the request came with: tokens[0] follows them
 	sent     int  // of tokens: those that are in frames
+	sentAt   time.Time
 }
 
 // sessions are the requests of all drivers of a node.
@@ -184,7 +185,7 @@ func (s *sessions) takeOver(n *session, r wire.Request) {
 		if c == 0 && given == 0 {
 			f.Prompt = n.prompt
 		}
-		if log.sent = len(log.tokens); len(f.Tokens) > 0 || f.Finish != wire.Unfinished {
+		if log.sent, log.sentAt = len(log.tokens), time.Now(); len(f.Tokens) > 0 || f.Finish != wire.Unfinished {
 			s.out.put(r.Head, f)
 		}
 	}
@@ -201,20 +202,35 @@ func (n *session) frame(choice int) wire.Frame {
 func (s *sessions) deliver(e canceller, outputs []engine.Output) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	frames := make(map[string][]wire.Frame, 1)
+	type mail struct {
+		frames []wire.Frame
+		urgent bool // one of them can't wait
+	}
+	all := make(map[string]mail, 1)
 	for i := range outputs {
 		o := &outputs[i]
 		n := s.byID[wire.RequestID(o.ID)]
 		if n == nil || n.engine != e || o.Attempt != n.attempt {
 			continue
 		}
+		waited := n.sinceSent(o)
 		if f, ok := s.record(n, o); ok {
-			frames[n.request.Head] = append(frames[n.request.Head], f)
+			m := all[n.request.Head]
+			m.frames, m.urgent = append(m.frames, f), m.urgent || f.Finish != wire.Unfinished || f.Err != nil || waited < slow
+			all[n.request.Head] = m
 		}
 	}
-	for head, f := range frames {
-		s.out.put(head, f...)
+	for head, m := range all {
+		s.out.queue(head, m.frames, !m.urgent)
 	}
+}
+
+// sinceSent is the time since a choice's last tokens went out; 0: none have.
+func (n *session) sinceSent(o *engine.Output) time.Duration {
+	if o.Err != nil || n.choices[o.Choice].sent == 0 {
+		return 0
+	}
+	return time.Since(n.choices[o.Choice].sentAt)
 }
 
 // record adds an output to its session and gives the frame to send. Tokens of a choice
@@ -252,7 +268,7 @@ func (s *sessions) record(n *session, o *engine.Output) (wire.Frame, bool) {
 	if f.Finish == wire.Unfinished && log.sent > 0 && len(f.Tokens) < n.request.StreamInterval {
 		return wire.Frame{}, false
 	}
-	log.sent = len(log.tokens)
+	log.sent, log.sentAt = len(log.tokens), time.Now()
 	n.bytes += size(f)
 	if f.Finish != wire.Unfinished {
 		s.closeChoice(n, o.Choice)

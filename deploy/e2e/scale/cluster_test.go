@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -112,10 +113,11 @@ func (b *bench) until(what string, holds func(*api.ClusterState) bool) {
 type cost struct {
 	processor time.Duration
 	resident  int64 // bytes
+	sleeps    int64 // of threads: how often one waited for something
 }
 
 func (c cost) minus(before cost) cost {
-	return cost{c.processor - before.processor, c.resident - before.resident}
+	return cost{c.processor - before.processor, c.resident - before.resident, c.sleeps - before.sleeps}
 }
 
 // heads' cost so far, from /proc.
@@ -138,6 +140,30 @@ func (b *bench) cost() cost {
 		}
 		sum.processor += time.Duration(at(14)+at(15)) * time.Second / hertz
 		sum.resident += at(24) * int64(os.Getpagesize())
+		sum.sleeps += b.sleeps(i)
+	}
+	return sum
+}
+
+// sleeps of a head's threads so far.
+func (b *bench) sleeps(head int) (sum int64) {
+	b.t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", b.Member(processtest.HeadName(head)).Pid()))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, name := range threads {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			continue // the thread has ended
+		}
+		_, rest, _ := strings.Cut(string(data), "\nvoluntary_ctxt_switches:")
+		text, _, _ := strings.Cut(rest, "\n")
+		n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+		if err != nil {
+			b.t.Fatalf("%s: %v", name, err)
+		}
+		sum += n
 	}
 	return sum
 }

@@ -36,8 +36,10 @@ var (
 type figures struct {
 	nodes        int
 	idle         float64 // part of a processor, all heads
+	idleSleeps   float64 // a second
 	perToken     time.Duration
 	perWrite     time.Duration // a token, of a program that does nothing but write as much to as many
+	sleeps       float64       // of heads' threads, a token
 	tokensPerSec float64
 	tokensWrite  float64 // tokens an event
 	perMB        time.Duration
@@ -62,7 +64,7 @@ func TestScale(t *testing.T) {
 		b.add(n-(b.nodes-1), fmt.Sprintf("sim:%d@%g", devices, *speed), map[string]string{"pool": "load"})
 		b.deploy("load", n*devices, max(4, 2**streams/(n*devices)))
 		f := b.measure(n)
-		t.Logf("%d nodes: %+v first token p50 %v", n, f.perToken, at(f.first, 0.5))
+		t.Logf("%d nodes: %+v first token p50 %v, %.2f sleeps a token, %.0f a second when idle", n, f.perToken, at(f.first, 0.5), f.sleeps, f.idleSleeps)
 		all = append(all, f)
 	}
 	report(all)
@@ -90,7 +92,8 @@ func (b *bench) measure(n int) figures {
 	pause(2 * time.Second)
 	before := b.cost()
 	pause(*length)
-	f.idle = b.cost().minus(before).processor.Seconds() / length.Seconds()
+	idle := b.cost().minus(before)
+	f.idle, f.idleSleeps = idle.processor.Seconds()/length.Seconds(), float64(idle.sleeps)/length.Seconds()
 	b.t.Logf("%d nodes: idle %.3f of a processor", n, f.idle)
 
 	f.alone = b.probe()
@@ -125,6 +128,7 @@ func (b *bench) measure(n int) figures {
 	work := used.processor - time.Duration(f.idle*float64(took))
 	f.tokensPerSec, f.tokensWrite = tokens/took.Seconds(), tokens/float64(events)
 	f.perToken = time.Duration(float64(work) / tokens)
+	f.sleeps = (float64(used.sleeps) - f.idleSleeps*took.Seconds()) / tokens
 	f.memory = (b.cost().resident - resident) / int64(*streams)
 	f.first = b.probe()
 	stop()

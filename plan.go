@@ -15,7 +15,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"manta/kernels/sim"
 	"manta/parallel/shard"
 	"manta/runtime/model"
 	"manta/runtime/plan"
@@ -33,7 +32,7 @@ type planned struct {
 	Lacks  string       `json:"lacks,omitempty"`
 	Fit    plan.Fit     `json:"fit"`
 	Ranks  []plan.Need  `json:"ranks"`
-	// Seconds of a full step on each stage, where speeds were given.
+	// Seconds of a full step on each stage of processors, where speeds were given.
 	Seconds []float64    `json:"stage_seconds,omitempty"`
 	Traffic plan.Traffic `json:"traffic_per_token"`
 	At      []atLength   `json:"concurrency"`
@@ -42,6 +41,21 @@ type planned struct {
 type atLength struct {
 	Tokens    int     `json:"tokens"`
 	Sequences float64 `json:"sequences"`
+	// Step is how long a step of all of them takes on each stage of GPUs, in seconds,
+	// where speeds were given.
+	Step []float64 `json:"step_seconds,omitempty"`
+}
+
+// steps says how long a step of all sequences takes, stage by stage.
+func (a atLength) steps() string {
+	var times []string
+	for _, seconds := range a.Step {
+		times = append(times, fmt.Sprintf("%.3g", 1e3*seconds))
+	}
+	if len(times) == 0 {
+		return ""
+	}
+	return ", a step of which takes " + strings.Join(times, " + ") + " ms"
 }
 
 // errNoFit ends `manta plan` with a failure; what is missing has been printed.
@@ -156,7 +170,7 @@ func (p *planned) speeds(parts []float64) (speeds []plan.Speed, err error) {
 		if !(part > 0 && part <= 1e6) {
 			return nil, fmt.Errorf("a speed must be more than 0, got %v", part)
 		}
-		speeds = append(speeds, plan.Speed{Bandwidth: sim.H200.Bandwidth, Operations: sim.H200.Operations}.Times(part))
+		speeds = append(speeds, plan.H200.Times(part))
 	}
 	return speeds, nil
 }
@@ -207,7 +221,9 @@ func (p *planned) compute(lengths []int) error {
 		return err
 	}
 	p.Fits = err == nil
-	p.Seconds = plan.StageSeconds(p.Shapes, p.Layout, p.Budget)
+	if p.Device != "cuda" {
+		p.Seconds = plan.StageSeconds(p.Shapes, p.Layout, p.Budget)
+	}
 	if p.Ranks, err = plan.Needs(p.Shapes, p.Layout, p.Budget, p.Fit.Blocks); err != nil {
 		return err
 	}
@@ -219,7 +235,11 @@ func (p *planned) compute(lengths []int) error {
 	}
 	for _, n := range append(lengths, p.Fit.MaxLen) {
 		if n <= p.Fit.MaxLen {
-			p.At = append(p.At, atLength{n, p.Fit.Concurrent(p.Shapes, p.Budget, n)})
+			at := atLength{Tokens: n, Sequences: p.Fit.Concurrent(p.Shapes, p.Budget, n)}
+			if p.Device == "cuda" {
+				at.Step = plan.StepSeconds(p.Shapes, p.Layout, p.Budget, max(1, int(at.Sequences)), n)
+			}
+			p.At = append(p.At, at)
 		}
 	}
 	return nil
@@ -259,7 +279,7 @@ func (p *planned) write(out io.Writer, each []int64, utilization float64) error 
 	} else {
 		fmt.Fprintf(out, "it fits: %v blocks of 16 tokens, sequences of up to %d tokens\n", p.Fit.Blocks, p.Fit.MaxLen)
 		for _, a := range p.At {
-			fmt.Fprintf(out, "  %.1f sequences of %d tokens at once (at most %d run)\n", a.Sequences, a.Tokens, p.Budget.MaxSequences)
+			fmt.Fprintf(out, "  %.1f sequences of %d tokens at once (at most %d run)%s\n", a.Sequences, a.Tokens, p.Budget.MaxSequences, a.steps())
 		}
 	}
 	if p.Layout.Ranks() == 1 {

@@ -120,6 +120,10 @@ func (h *host) hear(m wire.Told) bool {
 	if m.Boot != h.boot || h.boot == "" {
 		return false
 	}
+	if !h.spoke {
+		// Who dialled before this process heard has sent to nobody, and must know.
+		defer h.launcher.disconnect(h.id)
+	}
 	h.heard, h.spoke = time.Now(), true
 	if m.Report.Phase != "" { // else it has had no orders yet
 		h.state = m.Report
@@ -157,9 +161,7 @@ func (h *host) Run(ctx context.Context) {
 		epoch, wasReady := h.died(err)
 		deaths++
 		h.launcher.cfg.Logger.Error("device process ended", "replica", h.replica, "epoch", epoch, "deaths", deaths, "error", err)
-		if err := h.launcher.cfg.Link.Disconnect(h.id); err != nil {
-			h.launcher.cfg.Logger.Error("device process", "error", err)
-		}
+		h.launcher.disconnect(h.id)
 		early++
 		if wasReady || early >= attempts {
 			phase := wire.PhaseFailed

@@ -88,6 +88,13 @@ func (l *Launcher) told(m wire.Told) {
 	l.cfg.Changed()
 }
 
+// disconnect breaks what leads to a process.
+func (l *Launcher) disconnect(process trust.Identity) {
+	if err := l.cfg.Link.Disconnect(process); err != nil {
+		l.cfg.Logger.Error("device process", "error", err)
+	}
+}
+
 // Tell repeats every process's orders.
 func (l *Launcher) Tell() {
 	members := l.cfg.Members()

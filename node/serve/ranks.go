@@ -92,7 +92,8 @@ func (s *Server) reachable(ctx context.Context, node string) bool {
 }
 
 // Lost tells that messages to or from another node may be lost: the epochs that
-// have ranks there end.
+// have ranks there end. One whose driver still asks whether all are there has lost
+// nothing but questions.
 func (s *Server) Lost(node string, err error) {
 	s.mu.Lock()
 	replicas := slices.Collect(maps.Values(s.replicas))
@@ -105,7 +106,7 @@ func (s *Server) Lost(node string, err error) {
 		r.mu.Lock()
 		live, ranks := r.live, s.others(r.assignment)[node]
 		r.mu.Unlock()
-		if live != nil && ranks > 0 {
+		if live != nil && ranks > 0 && live.joined.Load() {
 			live.end(&lostNode{node, err})
 		}
 	}

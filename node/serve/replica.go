@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -141,6 +142,7 @@ type liveEpoch struct {
 	spread *group.Spread // on the driver's node
 	end    context.CancelCauseFunc
 	ready  func() // called when the epoch is
+	joined atomic.Bool
 }
 
 // drive runs the epoch's engine on this node.
@@ -161,6 +163,7 @@ func (r *replica) drive(ctx context.Context, a wire.Assignment, live *liveEpoch)
 		if err := r.server.join(ctx, a); err != nil {
 			return err
 		}
+		live.joined.Store(true)
 		if err := probe(e); err != nil {
 			return err
 		}
@@ -181,6 +184,7 @@ func (r *replica) drive(ctx context.Context, a wire.Assignment, live *liveEpoch)
 
 // follow runs ranks whose driver is on another node.
 func (r *replica) follow(ctx context.Context, a wire.Assignment, live *liveEpoch) error {
+	live.joined.Store(true)
 	r.enter(live)
 	defer r.leave()
 	run := func(ctx context.Context) error {

@@ -27,6 +27,7 @@ type pendingCall struct {
 	done chan struct{}
 	form form
 	data []byte
+	err  error // the way to the peer broke: no answer will come
 }
 
 type pendingCalls struct {
@@ -47,6 +48,19 @@ func (p *pendingCalls) complete(from trust.Identity, id uint64, f form, data []b
 	close(call.done)
 }
 
+// broken ends the calls of a peer that may not have come to it.
+func (p *pendingCalls) broken(peer trust.Identity, err error) {
+	p.Lock()
+	defer p.Unlock()
+	for id, call := range p.waiting {
+		if call.peer == peer {
+			delete(p.waiting, id)
+			call.err = err
+			close(call.done)
+		}
+	}
+}
+
 // HandleCall sets who answers calls of a kind; at most limit run at once, more
 // are refused as busy. The handler's context ends with the Link.
 func (l *Link) HandleCall(kind string, limit int, handler func(context.Context, Message) ([]byte, error)) {
@@ -55,8 +69,8 @@ func (l *Link) HandleCall(kind string, limit int, handler func(context.Context, 
 	l.handlers.calls[kind] = callHandler{run: handler, room: make(chan struct{}, limit)}
 }
 
-// Call asks a peer and waits for its answer, or for the end of ctx, which bounds
-// the wait. An error that the peer's handler gave is wrapped in ErrRemote.
+// Call asks a peer and waits for its answer, for the end of the connection that the
+// question went by, or for that of ctx, which bounds the wait. An error that the peer's handler gave is wrapped in ErrRemote.
 func (l *Link) Call(ctx context.Context, to trust.Identity, kind string, data []byte) ([]byte, error) {
 	if err := ctx.Err(); err != nil { // else an answer could come first
 		return nil, fmt.Errorf("%s to %s: %w", kind, to, err)
@@ -86,6 +100,9 @@ func (l *Link) Call(ctx context.Context, to trust.Identity, kind string, data []
 		return nil, fmt.Errorf("%s to %s: no answer: %w", kind, to, ctx.Err())
 	case <-l.ctx.Done():
 		return nil, fmt.Errorf("%s to %s: %w", kind, to, ErrClosed)
+	}
+	if call.err != nil {
+		return nil, fmt.Errorf("%s to %s: no answer: %w", kind, to, call.err)
 	}
 	if call.form == formFault {
 		return nil, fmt.Errorf("%w: %s", ErrRemote, call.data)

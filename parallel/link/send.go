@@ -374,7 +374,7 @@ func (n *lane) close(reason error) {
 	if reason == nil {
 		n.err = ErrClosed
 	}
-	used := n.sent > 0 || n.seq > 0
+	ended, used := n.err, n.sent > 0 || n.seq > 0
 	conn := n.conn
 	n.wake()
 	n.mu.Unlock()
@@ -392,6 +392,9 @@ func (n *lane) close(reason error) {
 		conn.Close()
 	}
 	close(n.gone)
+	if n.key.which == Control && reason != nil {
+		l.calls.broken(n.key.peer, ended)
+	}
 	if used && reason != nil && l.ctx.Err() == nil {
 		l.log.Info("link lost", "peer", n.key.peer.String(), "lane", n.key.which.String(), "error", reason)
 		l.cfg.Lost(n.key.peer, reason)

@@ -2,6 +2,9 @@ package link
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"runtime"
 	"testing"
 
 	"manta/internal/trust"
@@ -112,6 +115,43 @@ func TestNextDeviceProcessBeginsAnew(t *testing.T) {
 	}
 	if len(lost) > 0 {
 		t.Fatalf("%d more losses", len(lost))
+	}
+}
+
+// A question to a device process that does not hear yet is answered by an error once
+// its node breaks what leads there, and then the process hears the next.
+func TestCallBeforeAProcessHears(t *testing.T) {
+	d := &directory{}
+	head := start(t, d, headA, secret, nil)
+	node := start(t, d, nodeB, secret, nil)
+	id := trust.DeviceOf(nodeB.ID, "m/0")
+	early := make(chan error, 1)
+	go func() {
+		_, err := head.Call(soon(t), id, "x", nil)
+		early <- err
+	}()
+	answered := func() (done bool) {
+		if err := node.Disconnect(id); err != nil {
+			t.Error(err)
+			return true
+		}
+		select {
+		case err := <-early:
+			if !errors.Is(err, ErrBroken) {
+				t.Errorf("answered with %v", err)
+			}
+			return true
+		default:
+			runtime.Gosched()
+			return false
+		}
+	}
+	for !answered() { // the call may not have dialled yet
+	}
+	device := startDevice(t, d, id, nil)
+	device.HandleCall("x", 1, func(context.Context, Message) ([]byte, error) { return []byte("here"), nil })
+	if got, err := head.Call(soon(t), id, "x", nil); err != nil || string(got) != "here" {
+		t.Errorf("%s, %v", got, err)
 	}
 }
 

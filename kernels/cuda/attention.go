@@ -5,6 +5,7 @@ package cuda
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 
 	"manta/kernels"
@@ -162,31 +163,29 @@ func (o *Ops) decode(args attentionArguments, it *items) {
 	}
 	pairs := it.rowCount * int(args.kvHeads)
 	name += fmt.Sprintf("%s_%d", o.suffix, args.size)
-	args.stages = o.decodeStages(o.kernels[name], pairs, stageBytesOf(args))
+	tile := stageBytesOf(args) / 2
+	args.stages = o.decodeTiles(o.kernels[name], pairs, tile)
+	tiles := int(args.stages)
 	if bytes := pairs * most * int(args.group) * int(args.size+4) * 4; pairs < 2*o.info.Multiprocessor && most > 1 && bytes <= 256<<20 {
-		splits, args.partial, args.stages = most, o.need("partial", bytes).at, 1
+		splits, args.partial, args.stages, tiles = most, o.need("partial", bytes).at, 3, 2 // a chunk's own
 	}
-	o.launch(name, int(args.kvHeads), it.rowCount, splits, 128,
-		int(args.stages)*stageBytesOf(args), bytesOf(&args))
+	o.launch(name, int(args.kvHeads), it.rowCount, splits, 128, tiles*tile, bytesOf(&args))
 }
 
-// decodeStages chooses how many chunks a block of a decode kernel has in flight: three,
-// or two where that lets a third block stand on a multiprocessor and so saves a round,
-// or where blocks abound: then one runs beside two others that begin and end.
-func (o *Ops) decodeStages(k *kernel, pairs, stageBytes int) int32 {
-	if 3*stageBytes > k.shared {
-		return 2
+// decodeTiles chooses how many tiles a block of a decode kernel has in its ring: three
+// to six, as many as leave room for so many blocks on a multiprocessor that the rounds
+// are shortest.
+func (o *Ops) decodeTiles(k *kernel, pairs, tileBytes int) int32 {
+	tiles, least := 3, math.MaxInt
+	for blocks := 4; blocks > 0; blocks-- { // at most: src/decode.cuh's launch bounds
+		each := (o.shared+1<<10)/blocks - 1<<10 // a block takes 1 KB more than it asks for
+		fit := (each - (o.shared - k.shared)) / tileBytes
+		// A round lasts as long as its blocks are many.
+		if rounds := ceil(pairs, blocks*o.info.Multiprocessor) * blocks; fit >= 3 && rounds < least {
+			tiles, least = min(fit, 6), rounds
+		}
 	}
-	const most = 3                   // blocks of a multiprocessor: src/decode.cuh's launch bounds
-	beside := func(stages int) int { // each takes 1 KB more than it asks for
-		return min(most, (o.shared+1<<10)/(o.shared-k.shared+1<<10+stages*stageBytes))
-	}
-	// A round lasts as long as its blocks are many.
-	rounds := func(blocks int) int { return ceil(pairs, blocks*o.info.Multiprocessor) * blocks }
-	if two, three := beside(2), beside(3); two > three && (rounds(two) < rounds(three) || pairs >= 7*o.info.Multiprocessor) {
-		return 2
-	}
-	return 3
+	return int32(tiles)
 }
 
 // spreadRows is how many rows at most are spread over clusters: with more, decode's

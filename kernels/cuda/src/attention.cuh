@@ -33,7 +33,7 @@ struct AttentionArguments {
   int group;            // query heads of a KV head, at most
   int pairs, interleaved, normAcross, qNorm, kNorm;
   int window, chunksMax;
-  int stored, stages;    // decode: keys and queries are in place; chunks in flight
+  int stored, stages;    // decode: keys and queries are in place; tiles of the ring (spread: chunks)
   float qEps, kEps, scale, softcap;
 };
 

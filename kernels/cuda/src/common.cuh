@@ -101,6 +101,12 @@ DEVICE uint4 loadMatrix(uint32_t at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");
   return v;
 }
+// The same of the transposed matrices.
+DEVICE uint4 loadMatrixTurned(uint32_t at) {
+  uint4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");
+  return v;
+}
 // 16 bytes that this kernel reads once.
 DEVICE uint4 loadOnce(const void* p) {
   uint4 v;

@@ -147,8 +147,9 @@ template <int HD> struct Turn {
 //
 // qkv: (rows, (heads + 2 kvHeads)·HD) float32. out: (rows, heads·HD) T. Cache as in
 // attention.cuh. Grid: KV heads × items × splits, 4 warps. All query heads of a KV
-// head share its loads. Chunks come through a ring in shared memory; those of
-// earlier tokens are on their way before the products that make qkv have ended.
+// head share its loads. A chunk's keys are a tile and its values the next; tiles come
+// through a ring in shared memory. Those of earlier tokens are on their way before the
+// products that make qkv have ended.
 // Warp w multiplies the keys of page w, then a quarter of the value dimensions.
 // With one split a block walks all chunks; with more it has one chunk, whose result
 // goes to memory, and the last block of an item merges them in order.
@@ -159,7 +160,7 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
   using C = Chunk<T, HD, WIDE>;
   constexpr int ROWS = WIDE ? 16 : 8, HALVES = WIDE ? 2 : 1, NT = HD / 32; // NT: value tiles of a warp
   constexpr int rowBytes = HD * 2, tileBytes = chunkKeys * rowBytes, pitch = chunkKeys + 8;
-  extern __shared__ __align__(128) char memory[]; // stages × (keys, values)
+  extern __shared__ __align__(128) char memory[]; // tiles of the ring
   __shared__ __align__(16) T queries[ROWS * HD], newest[2 * HD];
   __shared__ float scores[ROWS * pitch], heads[4 * HD];
   __shared__ bool complete;
@@ -173,29 +174,48 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
   if (a.stored || from >= chunks) chain();
   if (from >= chunks) return;
 
-  auto keySwizzle = [](int key) { return key & 7; };
-  auto valueSwizzle = [](int key) { return HD == 128 ? (key / 2 & 1) | (key / 4 & 1) << 2 : HD == 64 ? (key / 2 & 3) << 1 : key / 2 & 3; };
   const int there = a.stored ? position + 1 : position; // keys that the cache holds
   // A chunk's four blocks are read one chunk ahead of its keys.
   auto blocksOf = [&](int chunk) { return chunk < to ? *(const int4*)(table + (chunk0 + chunk) * 4) : make_int4(-1, -1, -1, -1); };
-  int4 next = blocksOf(from);
-  auto fetch = [&](int chunk) {
-    char* at = memory + chunk % a.stages * 2 * tileBytes;
-    const int blocks[4] = {next.x, next.y, next.z, next.w};
-    next = blocksOf(chunk + 1);
+  int4 blocks, next = blocksOf(from);
+  int fetched = 0, fetchSlot = 0; // tiles
+  const int tiles = 2 * (to - from), ahead = a.stages - 1;
+  constexpr int PIECES = HD / 8, KEYSPER = decodeThreads / PIECES; // keys of a tile that all threads copy at once
+  const int myKey = thread / PIECES, piece = thread % PIECES;
+  const uint32_t toShared = shared(memory) + myKey * rowBytes + ((piece ^ (myKey & 7)) << 4);
+  auto fetch = [&] {
+    if (fetched < tiles) {
+      const int chunk = from + fetched / 2, value = fetched & 1;
+      if (!value) blocks = next, next = blocksOf(chunk + 1);
+      const T* cache = (const T*)(value ? a.v : a.k) + (size_t(kv) * blockTokens + myKey) * HD + piece * 8;
+      const uint32_t at = toShared + fetchSlot * tileBytes;
+      const int key0 = (chunk0 + chunk) * chunkKeys + myKey;
 #pragma unroll
-    for (int n = 0; n < chunkKeys * HD / 8 / decodeThreads; n++) {
-      int i = n * decodeThreads + thread, key = i / (HD / 8), piece = i % (HD / 8), p = (chunk0 + chunk) * chunkKeys + key;
-      int b = p < there && p >= first ? blocks[n * decodeThreads / (HD / 8) / blockTokens] : -1;
-      size_t source = size_t(max(b, 0)) * a.blockStride + (size_t(kv) * blockTokens + p % blockTokens) * HD + piece * 8;
-      copyAsync(shared(at) + key * rowBytes + ((piece ^ keySwizzle(key)) << 4), (const T*)a.k + source, b >= 0 ? 16 : 0);
-      copyAsync(shared(at) + tileBytes + key * rowBytes + ((piece ^ valueSwizzle(key)) << 4), (const T*)a.v + source, b >= 0 ? 16 : 0);
+      for (int page = 0; page < 4; page++) {
+        const int b = page == 0 ? blocks.x : page == 1 ? blocks.y : page == 2 ? blocks.z : blocks.w;
+        const T* source = cache + size_t(max(b, 0)) * a.blockStride;
+#pragma unroll
+        for (int n = 0; n < blockTokens / KEYSPER; n++) {
+          const int key = page * blockTokens + n * KEYSPER, p = key0 + key;
+          copyAsync(at + key * rowBytes, source + n * KEYSPER * HD, b >= 0 && p < there && p >= first ? 16 : 0);
+        }
+      }
+      if (++fetchSlot == a.stages) fetchSlot = 0;
     }
-  };
-  for (int s = 0; s < a.stages - 1 || s == 0; s++) {
-    if (from + s < to) fetch(from + s);
+    fetched++;
     commitCopies();
-  }
+  };
+  auto arrived = [&] {
+    switch (ahead) {
+      case 2: waitCopies<1>(); break;
+      case 3: waitCopies<2>(); break;
+      case 4: waitCopies<3>(); break;
+      default: waitCopies<4>();
+    }
+    __syncthreads();
+    fetch();
+  };
+  for (int s = 0; s < ahead; s++) fetch();
   constexpr int SLOTS = (ROWS + 2 + 3) / 4; // heads that a warp turns
   const int turned = ROWS + (to == chunks ? 2 : 0);
   Turn<HD> turn;
@@ -247,29 +267,25 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
   float out[NT][4], high[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 #pragma unroll
   for (int j = 0; j < NT; j++) out[j][0] = out[j][1] = out[j][2] = out[j][3] = 0;
+  int slot = 0;
   for (int chunk = from; chunk < to; chunk++) {
-    if (a.stages == 3) waitCopies<1>();
-    else waitCopies<0>();
-    __syncthreads();
-    const int ahead = chunk + max(1, a.stages - 1);
-    if (a.stages > 1) {
-      if (ahead < to) fetch(ahead);
-      commitCopies();
-    }
-    char* tile = memory + chunk % a.stages * 2 * tileBytes;
     const int key0 = (chunk0 + chunk) * chunkKeys;
-    if (!a.stored && chunk == chunks - 1) {
-      if (thread < 2 * HD / 8) {
-        int value = thread / (HD / 8), piece = thread % (HD / 8), key = position % chunkKeys;
-        int swizzle = value ? valueSwizzle(key) : keySwizzle(key);
-        *(uint4*)(tile + value * tileBytes + key * rowBytes + ((piece ^ swizzle) << 4)) = *(const uint4*)(newest + value * HD + piece * 8);
+    const bool newer = !a.stored && chunk == chunks - 1;
+    auto tile = [&](int value) {
+      arrived();
+      char* at = memory + slot * tileBytes;
+      if (++slot == a.stages) slot = 0;
+      if (newer) {
+        const int key = position % chunkKeys;
+        if (thread < PIECES) *(uint4*)(at + key * rowBytes + ((thread ^ (key & 7)) << 4)) = *(const uint4*)(newest + value * HD + thread * 8);
+        __syncthreads();
       }
-      __syncthreads();
-    }
-    const uint32_t keys = shared(tile), values = keys + tileBytes;
+      return shared(at);
+    };
+    const uint32_t keys = tile(0);
     c.multiplyKeys(0, [&](int n, int i) {
       int key = warp * 16 + n * 8 + lane % 8;
-      return loadMatrix(keys + key * rowBytes + (((4 * i + lane / 8) ^ keySwizzle(key)) << 4));
+      return loadMatrix(keys + key * rowBytes + (((4 * i + lane / 8) ^ (key & 7)) << 4));
     });
 #pragma unroll
     for (int n = 0; n < 2; n++)
@@ -279,7 +295,7 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
         bool sees = key0 + key >= first && key0 + key <= position;
         scores[(r + e / 2 * 8) * pitch + key] = !sees ? -INFINITY : a.softcap > 0 ? score(c.s[n][e], a.scale, a.softcap) : c.s[n][e];
       }
-    __syncthreads();
+    const uint32_t values = tile(1);
 #pragma unroll
     for (int h = 0; h < HALVES; h++)
 #pragma unroll
@@ -294,23 +310,12 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
 #pragma unroll
     for (int p = 0; p < 4; p++) {
       const uint4 w = c.weights(p);
-      uint32_t v[4][NT / 2];
 #pragma unroll
-      for (int j = 0; j < 4; j++) {
-        // The warp's share of the 8 dimensions that a lane reads: its bytes of the piece.
-        int key = p * 16 + j / 2 * 8 + 2 * q + j % 2, byte = warp * NT * 2, piece = r * C::pieces + byte / 16;
-        uint32_t at = values + key * rowBytes + ((piece ^ valueSwizzle(key)) << 4) + byte % 16;
-        if (NT == 2) asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v[j][0]) : "r"(at) : "memory");
-        else if (NT == 4) asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v[j][0]), "=r"(v[j][NT / 2 - 1]) : "r"(at) : "memory");
-        else {
-          uint4 u = loadShared(at);
-          v[j][0] = u.x, v[j][NT / 2 > 1 ? 1 : 0] = u.y, v[j][NT / 2 > 2 ? 2 : 0] = u.z, v[j][NT / 2 - 1] = u.w;
-        }
-      }
-#pragma unroll
-      for (int d = 0; d < NT / 2; d++) {
-        multiply<T>(o[2 * d], w, __byte_perm(v[0][d], v[1][d], 0x5410), __byte_perm(v[2][d], v[3][d], 0x5410));
-        multiply<T>(o[2 * d + 1], w, __byte_perm(v[0][d], v[1][d], 0x7632), __byte_perm(v[2][d], v[3][d], 0x7632));
+      for (int j = 0; j < NT / 2; j++) {
+        const int key = p * 16 + lane % 16, part = warp * NT + 2 * j + lane / 16;
+        uint4 v = loadMatrixTurned(values + key * rowBytes + ((part ^ (key & 7)) << 4));
+        multiply<T>(o[2 * j], w, v.x, v.y);
+        multiply<T>(o[2 * j + 1], w, v.z, v.w);
       }
     }
     if (split) {
@@ -319,11 +324,9 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
 #pragma unroll
       for (int h = 0; h < HALVES; h++)
         if (r + 8 * h < G) {
-          float* at = results + (size_t(chunk) * G + r + 8 * h) * HD + warp * NT;
+          float* at = results + (size_t(chunk) * G + r + 8 * h) * HD + warp * NT * 8 + 2 * q;
 #pragma unroll
-          for (int e = 0; e < 2; e++)
-#pragma unroll
-            for (int j = 0; j < NT; j++) __stcg(at + (2 * q + e) * (HD / 8) + j, o[j][2 * h + e]);
+          for (int j = 0; j < NT; j++) __stcg((float2*)(at + 8 * j), make_float2(o[j][2 * h], o[j][2 * h + 1]));
           if (warp == 0 && q == 0) __stcg((float2*)(stats + (size_t(chunk) * G + r + 8 * h) * 2), make_float2(c.high[h], c.sum[h]));
         }
       break;
@@ -338,17 +341,14 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
         for (int e = 0; e < 2; e++) out[j][2 * h + e] = merged(out[j][2 * h + e], o[j][2 * h + e], keep, take);
     }
   }
-  waitCopies<0>();
   if (!split) {
 #pragma unroll
     for (int h = 0; h < HALVES; h++) {
       int g = r + 8 * h, head = g < G ? a.groups[kv * G + g] : -1;
       if (head < 0) continue;
-      T* at = (T*)a.out + (size_t(m) * a.heads + head) * HD + warp * NT;
+      T* at = (T*)a.out + (size_t(m) * a.heads + head) * HD + warp * NT * 8 + 2 * q;
 #pragma unroll
-      for (int e = 0; e < 2; e++)
-#pragma unroll
-        for (int j = 0; j < NT; j++) at[(2 * q + e) * (HD / 8) + j] = narrow<T>(out[j][2 * h + e] / sum[h]);
+      for (int j = 0; j < NT; j++) *(uint32_t*)(at + 8 * j) = pair<T>(out[j][2 * h] / sum[h], out[j][2 * h + 1] / sum[h]);
     }
     return;
   }
@@ -387,6 +387,6 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
 }
 
 #define DECODE(type, size)                                                                                                              \
-  KERNEL __launch_bounds__(decodeThreads, 3) decode_##type##_##size(const __grid_constant__ AttentionArguments a) { decode<type, size, false>(a); }  \
+  KERNEL __launch_bounds__(decodeThreads, 4) decode_##type##_##size(const __grid_constant__ AttentionArguments a) { decode<type, size, false>(a); }  \
   KERNEL __launch_bounds__(decodeThreads) decode_wide_##type##_##size(const __grid_constant__ AttentionArguments a) { decode<type, size, true>(a); }
 DECODE(bf16, 64) DECODE(bf16, 128) DECODE(f16, 64) DECODE(f16, 128)

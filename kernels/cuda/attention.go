@@ -130,7 +130,11 @@ func (o *Ops) Attention(out, qkv kernels.Tensor, a kernels.Attention) {
 	args.items = it.tiles
 	if o.wideKernels {
 		w := widePromptArguments{attentionArguments: args, keys: o.pages(c, args.k), values: o.pages(c, args.v)}
-		o.launch(fmt.Sprintf("wide_prompt%s_%d", o.suffix, a.HeadDim), a.KVHeads, it.tileCount, 1, 384, (2*64+4*128)*a.HeadDim*2+1024, bytesOf(&w))
+		name := "wide_prompt"
+		if a.Softcap > 0 {
+			name += "_capped"
+		}
+		o.launch(fmt.Sprintf("%s%s_%d", name, o.suffix, a.HeadDim), a.KVHeads, it.tileCount, 1, 384, (2*64+6*128)*a.HeadDim*2+1024, bytesOf(&w))
 	} else {
 		o.launch(fmt.Sprintf("prompt%s_%d", o.suffix, a.HeadDim), a.KVHeads, it.tileCount, 1, 256, 4*64*a.HeadDim*2, bytesOf(&args))
 	}

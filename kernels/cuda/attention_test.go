@@ -145,6 +145,7 @@ func (c attentionCase) run(t testing.TB, o kernels.Ops, cacheType kernels.DType,
 func TestAttentionAgreesWithReferenceAndKeepsBits(t *testing.T) {
 	for _, c := range computeTypes {
 		t.Run(c.compute.String(), func(t *testing.T) {
+			t.Parallel()
 			attentionAgrees(t, open(t, c.compute), c.compute, c.tolerance, attentionCases, 1, 7, 64)
 		})
 	}
@@ -162,7 +163,7 @@ func TestAttentionBriefly(t *testing.T) {
 }
 
 // attentionAgrees compares every case with ref, and chunks of these sizes with the
-// whole. The cases' references are computed side by side, the device is one at a time's.
+// whole. References are computed side by side; the device is one case's at a time.
 func attentionAgrees(t *testing.T, o *Ops, compute kernels.DType, tolerance float64, cases []attentionCase, chunks ...int) {
 	var device sync.Mutex
 	for _, a := range cases {

@@ -151,11 +151,9 @@ DEVICE float merged(float out, float o, float keep, float take) { return __fmaf_
 // A raw product of query and key as a power of two's exponent. Without a cap the
 // kernels that keep a chunk's products in registers leave the factor to the
 // exponents: 2^(s·c - m·c) is one operation.
-DEVICE float score(float s, float scale, float softcap) {
-  constexpr float log2e = 1.44269504088896341f;
-  if (softcap > 0) return __fmul_rn(softcap * log2e, tanhf(__fdividef(__fmul_rn(s, scale), softcap)));
-  return __fmul_rn(s, scale * log2e);
-}
+constexpr float log2e = 1.44269504088896341f;
+DEVICE float capped(float s, float scale, float softcap) { return __fmul_rn(softcap * log2e, tanhf(__fdividef(__fmul_rn(s, scale), softcap))); }
+DEVICE float score(float s, float scale, float softcap) { return softcap > 0 ? capped(s, scale, softcap) : __fmul_rn(s, scale * log2e); }
 
 // plain: any head size and type, one warp a (row, head). Slow and simple.
 // Memory bound: the keys and values of each row once per query head.

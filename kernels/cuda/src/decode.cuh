@@ -52,7 +52,7 @@ template <class T, int HD, bool WIDE> struct Chunk {
     weighScores(softcap > 0 ? 1.f : exponent(scale));
   }
   // A score without a cap times this is a power of two's exponent.
-  static DEVICE float exponent(float scale) { return scale * 1.44269504088896341f; }
+  static DEVICE float exponent(float scale) { return scale * log2e; }
   DEVICE void weighScores(float factor) {
 #pragma unroll
     for (int h = 0; h < (WIDE ? 2 : 1); h++) {

@@ -146,8 +146,9 @@ func (o *Ops) pages(c *cache, at pointer) tensorMap {
 	return o.tensorMap(tiling{at: at, dimensions: [3]uint64{size, slots}, strides: [2]uint64{2 * size}, box: [3]uint32{64, kernels.BlockTokens}, swizzled: true})
 }
 
-// decode attends for the rows that stand alone. Where there are too few to fill
-// the device, the chunks of a context are spread over blocks; the merge is the same.
+// decode attends for the rows that stand alone. Where they leave half the device
+// idle, the chunks of a context are spread over blocks; the merge is the same. (With
+// more rows, blocks of one chunk take twice as long as blocks that walk.)
 func (o *Ops) decode(args attentionArguments, it *items) {
 	name, splits := "decode", 1
 	if args.group > 8 {
@@ -170,7 +171,7 @@ func (o *Ops) decode(args attentionArguments, it *items) {
 	tile := stageBytesOf(args) / 2
 	args.stages = o.decodeTiles(o.kernels[name], pairs, tile)
 	tiles := int(args.stages)
-	if bytes := pairs * most * int(args.group) * int(args.size+4) * 4; pairs < 2*o.info.Multiprocessor && most > 1 && bytes <= 256<<20 {
+	if bytes := pairs * most * int(args.group) * int(args.size+4) * 4; 2*pairs < o.info.Multiprocessor && most > 1 && bytes <= 256<<20 {
 		splits, args.partial, args.stages, tiles = most, o.need("partial", bytes).at, 3, 2 // a chunk's own
 	}
 	o.launch(name, int(args.kvHeads), it.rowCount, splits, 128, tiles*tile, bytesOf(&args))

@@ -88,3 +88,22 @@ func TestSpeedsAreAChangeOfTheirOwn(t *testing.T) {
 		t.Fatalf("without the second: %+v", again)
 	}
 }
+
+// Of two unlike GPUs the faster gets more layers, as their drivers tell what they are:
+// an A100 reads 0.37 of what an H200 does and computes 0.29.
+func TestLayersFollowSpeedOfGPUs(t *testing.T) {
+	d := staged(1, 2)
+	d.Strategy = state.Spread
+	w := newWorld(t, d)
+	for node, speed := range map[string]plan.Speed{
+		"h200": {Bandwidth: 4.43e12, Operations: 642e12}, "a100": {Bandwidth: 1.65e12, Operations: 187e12},
+	} {
+		told := report(node, plenty)
+		told.Devices = []wire.Device{{ID: "cuda:0", Kind: "cuda", Name: node, Memory: plenty, Speed: speed}}
+		w.reports[node] = told
+	}
+	w.settle()
+	if of := layers(t, w.view.Replicas["m/0"]); of["h200"] < 2*of["a100"] || of["a100"] < 1 {
+		t.Fatalf("layers %v", of)
+	}
+}

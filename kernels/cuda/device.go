@@ -50,6 +50,13 @@ func Devices() ([]Info, error) {
 		if err == nil {
 			info.Multiprocessor, err = d.Attribute(multiprocessors)
 		}
+		for figure, attribute := range map[*int]cu.DeviceAttribute{
+			&info.Clock: cu.ClockRate, &info.MemoryClock: cu.MemoryClockRate, &info.MemoryBus: cu.GlobalMemoryBusWidth,
+		} {
+			if value, failed := d.Attribute(attribute); failed == nil { // a GPU without them is none the worse
+				*figure = value
+			}
+		}
 		if err != nil {
 			return nil, fmt.Errorf("%w: device %d: %v", ErrDevice, i, err)
 		}

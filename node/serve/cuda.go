@@ -12,6 +12,7 @@ import (
 	"manta/kernels/cuda"
 	"manta/node/gpu"
 	"manta/node/wire"
+	"manta/runtime/plan"
 )
 
 // CUDA is the GPUs that the driver shows this process (CUDA_VISIBLE_DEVICES).
@@ -60,7 +61,11 @@ func FindCUDA() (*CUDA, error) {
 		if !known {
 			memory = d.Memory
 		}
-		c.found = append(c.found, foundGPU{wire.Device{ID: fmt.Sprintf("%s:%d", KindCUDA, d.Index), Kind: KindCUDA, Name: d.Name, Memory: memory}, d.UUID})
+		bandwidth, operations := d.Speed()
+		c.found = append(c.found, foundGPU{wire.Device{
+			ID: fmt.Sprintf("%s:%d", KindCUDA, d.Index), Kind: KindCUDA, Name: d.Name, Memory: memory,
+			Speed: plan.Speed{Bandwidth: bandwidth, Operations: operations},
+		}, d.UUID})
 	}
 	for i, f := range c.found {
 		for _, l := range links[f.uuid] {

@@ -34,8 +34,9 @@ type Cluster struct {
 // Addresses gives loopback addresses that were free a moment ago and that no system
 // hands out by itself: who is started again must find its own free.
 func Addresses(n int) (addresses []string, err error) {
+	low, high := unassigned()
 	for range 1000 {
-		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", 20000+rand.IntN(12000)))
+		l, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", low+rand.IntN(high-low)))
 		if err != nil {
 			continue
 		}
@@ -45,6 +46,31 @@ func Addresses(n int) (addresses []string, err error) {
 		}
 	}
 	return nil, errors.New("no free ports")
+}
+
+// unassigned gives ports, from low to below high, that this system gives to nobody who
+// asks for any: below its range where there is room, else above; a guess where the
+// range is not known.
+func unassigned() (low, high int) {
+	const most, enough, first = 1 << 16, 1000, 10000
+	low, high = 20000, 32000
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return low, high
+	}
+	var from, to int
+	if _, err := fmt.Sscan(string(text), &from, &to); err != nil {
+		return low, high
+	}
+	switch {
+	case from >= low+enough:
+		return low, from
+	case from >= first+enough:
+		return first, from
+	case most-to > enough:
+		return to + 1, most
+	}
+	return low, high
 }
 
 // NewCluster prepares a cluster of so many heads, at free addresses, and starts none.

@@ -17,7 +17,8 @@ type gatherer struct {
 
 	mu      sync.Mutex // guards what follows; the client library writes too
 	holding bool
-	held    *[]byte // of buffers; nil: nothing
+	held    *[]byte   // of buffers; nil: nothing
+	armed   time.Time // when the deadline of writes was set
 }
 
 // hold says whether what is written next is collected. What was collected goes out
@@ -41,7 +42,7 @@ func (g *gatherer) Write(p []byte) (int, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.held == nil && !g.holding {
-		if err := g.SetWriteDeadline(time.Now().Add(writeDeadline)); err != nil {
+		if err := g.arm(); err != nil {
 			return 0, err
 		}
 		return g.Conn.Write(p)
@@ -57,12 +58,24 @@ func (g *gatherer) Write(p []byte) (int, error) {
 	return len(p), g.write()
 }
 
+// arm bounds how long the next write may take, by writeDeadline and up to a fifth of it
+// more: a timer is not set anew for each. The caller holds mu.
+func (g *gatherer) arm() error {
+	const slack = writeDeadline / 5
+	now := time.Now()
+	if now.Sub(g.armed) < slack {
+		return nil
+	}
+	g.armed = now
+	return g.SetWriteDeadline(now.Add(writeDeadline + slack))
+}
+
 // write writes what is held. The caller holds mu.
 func (g *gatherer) write() error {
 	if g.held == nil {
 		return nil
 	}
-	err := g.SetWriteDeadline(time.Now().Add(writeDeadline))
+	err := g.arm()
 	if err == nil {
 		_, err = g.Conn.Write(*g.held)
 	}

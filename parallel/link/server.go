@@ -17,6 +17,9 @@ import (
 
 const (
 	writeDeadline = 5 * time.Second
+	// inboxDeadline is how long a handler may keep its lane from what comes next: then
+	// the server closes our inbox, and what it held is lost.
+	inboxDeadline = 30 * time.Second
 	maxPending    = 512 << 20
 	maxPeers      = 4096
 )
@@ -89,6 +92,10 @@ func (l *Link) serve() error {
 
 // options gives the server's, before it speaks TLS first and since.
 func (l *Link) options(host string, port int, first bool) *server.Options {
+	deadline := inboxDeadline // our own connections come before
+	if first {
+		deadline = writeDeadline
+	}
 	return &server.Options{
 		ServerName:                 inbox(l.self),
 		Host:                       host,
@@ -104,7 +111,7 @@ func (l *Link) options(host string, port int, first bool) *server.Options {
 		MaxPending:                 maxPending,
 		MaxConn:                    maxPeers * int(lanes),
 		MaxSubs:                    16,
-		WriteDeadline:              writeDeadline,
+		WriteDeadline:              deadline,
 		NoSigs:                     true,
 		NoSystemAccount:            true,
 		DisableShortFirstPing:      true,

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"manta/internal/trust"
@@ -38,11 +39,21 @@ type connectOptions struct {
 	Protocol int    `json:"protocol"`
 }
 
+// wideID is a subscription's, which stands before each message. The server gathers what
+// it writes in buffers of 512 bytes, 4 KiB or 64 KiB, the first so large that a message's
+// first line fits. This one needs the second: a small message then stands whole in one
+// and is handed over at once, where each handing over wakes both sides in turn.
+var wideID = strings.Repeat("1", 512)
+
 // newSubscriber subscribes over a fresh connection, which it closes if it fails.
 func newSubscriber(conn net.Conn, name, token, subject string) (*subscriber, error) {
 	s := newReader(conn)
 	_, encrypted := conn.(*tls.Conn)
-	if err := s.begin(connectOptions{TLS: encrypted, Token: token, Name: name, Language: "go", Protocol: 1}, subject); err != nil {
+	id := "1"
+	if !encrypted {
+		id = wideID
+	}
+	if err := s.begin(connectOptions{TLS: encrypted, Token: token, Name: name, Language: "go", Protocol: 1}, subject, id); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("subscribe %s: %w", subject, err)
 	}
@@ -53,7 +64,7 @@ func newReader(conn net.Conn) *subscriber {
 	return &subscriber{conn: conn, in: bufio.NewReaderSize(conn, inboxBuffer)}
 }
 
-func (s *subscriber) begin(options connectOptions, subject string) error {
+func (s *subscriber) begin(options connectOptions, subject, id string) error {
 	if err := s.conn.SetDeadline(time.Now().Add(dialTimeout)); err != nil {
 		return err
 	}
@@ -66,7 +77,7 @@ func (s *subscriber) begin(options connectOptions, subject string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintf(s.conn, "CONNECT %s\r\nSUB %s 1\r\nPING\r\n", connect, subject); err != nil {
+	if _, err := fmt.Fprintf(s.conn, "CONNECT %s\r\nSUB %s %s\r\nPING\r\n", connect, subject, id); err != nil {
 		return err
 	}
 	for {

@@ -102,17 +102,24 @@ func (s *Server) describeDeployment(view *state.View, d state.Deployment) Deploy
 	return out
 }
 
-// describeShard says where a shard is, and of several stages which layers it has.
+// describeShard says where a shard is, of several stages which layers it has, and of
+// tensor ranks with unlike parts how many heads.
 func describeShard(d state.Deployment, r state.Replica, at state.Placement) string {
 	text := fmt.Sprintf("%d.%d on %s %s", at.Stage, at.Rank, at.Node, at.Device)
-	if r.Layout.Pipeline < 2 {
+	if r.Layout.Pipeline < 2 && r.Layout.TensorShares == nil {
 		return text
 	}
 	slice, err := shard.Cut(r.Layout, d.Shapes.Shape(), at.Stage, at.Rank)
 	if err != nil { // of an earlier version, whose model was another
 		return text
 	}
-	return fmt.Sprintf("%s layers %d-%d", text, slice.Layers.Lo, slice.Layers.Hi-1)
+	if r.Layout.Pipeline > 1 {
+		text = fmt.Sprintf("%s layers %d-%d", text, slice.Layers.Lo, slice.Layers.Hi-1)
+	}
+	if r.Layout.TensorShares != nil {
+		text = fmt.Sprintf("%s, %d of %d heads", text, slice.Heads.Len(), d.Shapes.Heads)
+	}
+	return text
 }
 
 // told adds what a replica's nodes told last: how much of its files the slowest has

@@ -277,6 +277,7 @@ func (s *search) reasons() []Reason {
 
 // replica plans a replica on the slots of its ranks, stage by stage.
 func (s *search) replica(id string, slots []*slot) (state.Replica, error) {
+	slots = s.fastestFirst(slots)
 	found, err := s.fit(slots)
 	if err != nil {
 		return state.Replica{}, err
@@ -299,13 +300,13 @@ func (s *search) replica(id string, slots []*slot) (state.Replica, error) {
 // fit divides the memory of slots. What was computed before is not again: many
 // nodes are alike, and less memory than was too little is too little.
 func (s *search) fit(slots []*slot) (fitted, error) {
-	b, err := s.budget(slots)
+	b, speeds, err := s.budget(slots)
 	if err != nil {
 		return fitted{}, err
 	}
 	key := budgetKey{kind: slots[0].device.Kind, memory: b.Memory}
-	if b.Stages != nil || b.Speeds != nil {
-		key.stages = fmt.Sprint(b.Stages, b.Speeds)
+	if weights := shares(speeds, s.d.Layout); b.Stages != nil || b.Speeds != nil || weights != nil {
+		key.stages = fmt.Sprint(b.Stages, b.Speeds, weights)
 	}
 	if less, ok := s.least[key.kind]; ok && b.Stages == nil && b.Memory <= less.Memory {
 		less.Memory = b.Memory
@@ -316,9 +317,10 @@ func (s *search) fit(slots []*slot) (fitted, error) {
 	}
 	f := fitted{}
 	f.layout, f.fit, f.err = plan.Stages(s.d.Shapes, s.d.Layout, b)
+	f = s.weighed(f, b, speeds)
 	var less *plan.NoRoom
 	switch {
-	case f.err == nil && f.layout.StageLayers != nil:
+	case f.err == nil && (f.layout.StageLayers != nil || f.layout.TensorShares != nil):
 		f.needs, f.err = needs(s.d.Shapes, f.layout, b, f.fit.Blocks)
 	case errors.As(f.err, &less) && b.Stages == nil:
 		s.least[key.kind] = *less
@@ -337,12 +339,32 @@ func needs(shapes plan.Shapes, layout shard.Layout, b plan.Budget, blocks []int)
 	return bytes, err
 }
 
-// budget says what each rank may use of its device.
-func (s *search) budget(slots []*slot) (plan.Budget, error) {
+// fastestFirst puts the ranks of each stage in one order, where their speeds are unlike:
+// all stages share the parts of tensor ranks.
+func (s *search) fastestFirst(slots []*slot) []*slot {
+	if s.d.Layout.Tensor < 2 {
+		return slots
+	}
+	speeds := make([]plan.Speed, len(slots))
+	for i, at := range slots {
+		speeds[i] = at.device.Speed
+	}
+	if shares(speeds, s.d.Layout) == nil {
+		return slots
+	}
+	slots = slices.Clone(slots)
+	for stage := range slices.Chunk(slots, s.d.Layout.Tensor) {
+		slices.SortStableFunc(stage, func(a, b *slot) int { return cmp.Compare(b.device.Speed.Bandwidth, a.device.Speed.Bandwidth) })
+	}
+	return slots
+}
+
+// budget says what each rank may use of its device, and how fast that is.
+func (s *search) budget(slots []*slot) (plan.Budget, []plan.Speed, error) {
 	d, kind := s.d, slots[0].device.Kind
 	cache, err := d.Shapes.CacheType(kind, d.Settings.KVCacheDType, d.Settings.DType)
 	if err != nil {
-		return plan.Budget{}, err
+		return plan.Budget{}, nil, err
 	}
 	b := plan.Budget{
 		KVType: cache, MaxLen: d.Settings.MaxModelLen,
@@ -358,7 +380,7 @@ func (s *search) budget(slots []*slot) (plan.Budget, error) {
 	var speeds []plan.Speed // of each rank
 	for i, at := range slots {
 		if at.device.Kind != kind {
-			return plan.Budget{}, fmt.Errorf("devices of the kinds %s and %s can't share a replica", kind, at.device.Kind)
+			return plan.Budget{}, nil, fmt.Errorf("devices of the kinds %s and %s can't share a replica", kind, at.device.Kind)
 		}
 		sharing := int64(0)
 		for _, other := range slots {
@@ -378,5 +400,5 @@ func (s *search) budget(slots []*slot) (plan.Budget, error) {
 	if slices.Min(b.Stages) == slices.Max(b.Stages) {
 		b.Stages = nil
 	}
-	return b, nil
+	return b, speeds, nil
 }

@@ -6,7 +6,8 @@
 // Memory is computed beforehand by runtime/plan, so that what is placed fits.
 // A replica stands on one node if it fits there; else its stages go across nodes,
 // the tensor ranks of each together as long as they fit, and of unlike memory or speed
-// the larger or faster gets more layers (plan.Stages). A speed that changes moves
+// the larger or faster gets more layers (plan.Stages), of unlike tensor ranks the faster
+// more heads and columns (weighed). A speed that changes moves
 // nothing that stands. Replicas of a deployment
 // spread over zones, then over nodes. A lost rank moves alone. What is to go
 // (a node drains, another version is wanted) goes once its successor is ready,

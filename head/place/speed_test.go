@@ -1,6 +1,7 @@
 package place
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"reflect"
 	"testing"
@@ -105,5 +106,83 @@ func TestLayersFollowSpeedOfGPUs(t *testing.T) {
 	w.settle()
 	if of := layers(t, w.view.Replicas["m/0"]); of["h200"] < 2*of["a100"] || of["a100"] < 1 {
 		t.Fatalf("layers %v", of)
+	}
+}
+
+// paces is a node with GPUs that read and compute so many times as much as an A100.
+func paces(node string, times ...float64) wire.Report {
+	told := report(node, plenty)
+	told.Devices = nil
+	for i, n := range times {
+		told.Devices = append(told.Devices, wire.Device{
+			ID: fmt.Sprint("cuda:", i), Kind: "cuda", Name: "GPU", Memory: plenty,
+			Speed: plan.Speed{Bandwidth: 1.65e12, Operations: 187e12}.Times(n),
+		})
+	}
+	return told
+}
+
+// Of unlike devices of a stage the faster takes more heads and columns, in the same
+// order in all stages; alike ones, and those of unknown speed, take even parts. No part
+// is more than its device has room for.
+func TestHeadsFollowSpeed(t *testing.T) {
+	for name, c := range map[string]struct {
+		tensor, pipeline int
+		nodes            []wire.Report
+		uneven           bool
+	}{
+		"unlike":                {2, 1, []wire.Report{paces("a", 1, 2.5)}, true},
+		"alike":                 {2, 1, []wire.Report{paces("a", 1, 1.1)}, false},
+		"unknown":               {2, 1, []wire.Report{paces("a", 1, 0)}, false},
+		"two stages":            {2, 2, []wire.Report{paces("a", 2.5, 1), paces("b", 1, 2.5)}, true},
+		"three, one of them so": {3, 1, []wire.Report{paces("a", 1, 2, 1)}, true},
+		"a stage of alike":      {2, 2, []wire.Report{paces("a", 1, 1), paces("b", 1, 2.5)}, false},
+		"four alike":            {4, 1, []wire.Report{paces("a", 1, 1, 1, 1)}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := staged(c.tensor, c.pipeline)
+			d.Strategy = state.Spread
+			w := newWorld(t, d)
+			speed, room := map[string]float64{}, map[string]int64{}
+			for _, told := range c.nodes {
+				w.reports[told.Node] = told
+				for _, device := range told.Devices {
+					speed[told.Node+device.ID], room[told.Node+device.ID] = device.Speed.Bandwidth, device.Memory
+				}
+			}
+			w.settle()
+			r := w.view.Replicas["m/0"]
+			if uneven := r.Layout.TensorShares != nil; uneven != c.uneven || len(r.Shards) != c.tensor*c.pipeline {
+				t.Fatalf("shares %v of %d shards", r.Layout.TensorShares, len(r.Shards))
+			}
+			heads := map[int]int{} // by stage
+			for _, s := range r.Shards {
+				slice, err := shard.Cut(r.Layout, shapes().Shape(), s.Stage, s.Rank)
+				if err != nil {
+					t.Fatal(err)
+				}
+				heads[s.Stage] += slice.Heads.Len()
+				if takes := r.Takes(s); takes <= 0 || takes > room[s.Node+s.Device] {
+					t.Errorf("%+v takes %d bytes", s, takes)
+				}
+				for _, other := range r.Shards {
+					far, err := shard.Cut(r.Layout, shapes().Shape(), other.Stage, other.Rank)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if !c.uneven || other.Stage != s.Stage || speed[s.Node+s.Device] <= speed[other.Node+other.Device] {
+						continue
+					}
+					if slice.Heads.Len() < far.Heads.Len() || slice.FFN.Len() <= far.FFN.Len() { // heads are few here
+						t.Errorf("%+v has %v, the slower %+v %v", s, slice, other, far)
+					}
+				}
+			}
+			for stage, n := range heads {
+				if n != shapes().Heads {
+					t.Errorf("stage %d has %d heads", stage, n)
+				}
+			}
+		})
 	}
 }

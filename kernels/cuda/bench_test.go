@@ -26,6 +26,7 @@ var shapes = []shape{
 	{"8B", 32, 4096, 32, 8, 128, 14336, 128256, false},
 	{"1B", 16, 2048, 32, 8, 64, 8192, 128256, false},
 	{"0.6B", 28, 1024, 16, 8, 128, 3072, 151936, true},
+	{"8B/2", 32, 4096, 16, 4, 128, 7168, 64128, false}, // of two tensor ranks, one
 }
 
 func (s shape) layerWeights() int {

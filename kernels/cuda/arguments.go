@@ -20,6 +20,18 @@ type linearArguments struct {
 	slots                                               int32
 }
 
+type lineArguments struct {
+	weight, x, gain, out      pointer
+	columns, width            int32
+	chunks, segment, segments int32
+	units, each, more         int32
+	inverse                   int32
+	stepCouples, stepSegments int32
+	slots, rings, once        int32
+	stagedAt, sumsAt          int32
+	eps                       float32
+}
+
 // wideArguments and widePromptArguments: tensor maps stand at multiples of 128 bytes.
 type wideArguments struct {
 	linearArguments

@@ -345,7 +345,7 @@ func (o *Ops) Close() error {
 
 // kernelNames lists what each image must hold.
 func kernelNames() map[string][]string {
-	products, attention := []string{"linear_float"}, []string(nil)
+	products, attention := []string{"linear_float", "line_plain_bf16", "line_gated_bf16", "line_added_bf16", "line_added_f16"}, []string(nil)
 	rows := []string{"gather", "seat", "feed", "readAll", "route", "group", "combine", "adjust", "draw", "scoreTokens"}
 	for _, t := range []string{"_bf16", "_f16", "_float"} {
 		for _, k := range []string{"prepare", "norm", "add", "embed", "pack", "fill"} {
@@ -363,9 +363,6 @@ func kernelNames() map[string][]string {
 		}
 		for _, n := range []string{"1", "2", "4", "8"} {
 			products = append(products, "gemv"+t+"_"+n)
-		}
-		for _, k := range []string{"plain", "gated", "added"} {
-			products = append(products, "gemv_"+k+t+"_1")
 		}
 		for _, n := range []string{"16", "32", "64", "128"} {
 			products = append(products, "gemm"+t+"_"+n)

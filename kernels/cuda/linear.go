@@ -149,7 +149,10 @@ func (o *Ops) product(a linearArguments, w *weight, x kernels.Tensor, n *kernels
 		default:
 			o.prepare(&a, x, n, 64*ceil(x.Cols, 64), postponed)
 		}
-		o.launch(gemvKernel(a, o.suffix, kernel), min(o.info.Multiprocessor, units(a)), 1, 1, 512, shared, bytesOf(&a))
+		if o.line(a, w) {
+			return
+		}
+		o.launch(fmt.Sprintf("gemv%s_%d", o.suffix, kernel), min(o.info.Multiprocessor, units(a)), 1, 1, 512, shared, bytesOf(&a))
 		return
 	}
 	if n != nil || !b.narrow || x.Cols%64 != 0 {
@@ -186,6 +189,7 @@ const (
 	gemvSums     = 16384
 	gemvSlots    = 48       // pieces of a block: what covers memory's latency
 	gemvOldSlots = 3        // of a warp, without the copy engine
+	lineSlots    = 48       // couples of pieces of a block with one row: what it has on the way when x comes late
 	staticShared = 12 << 10 // at most, of any kernel
 	// More than half of a multiprocessor's memory. Small weights are in the rings before
 	// x is there, beside the kernel before; where a block streams more than its rings
@@ -193,19 +197,60 @@ const (
 	gemvAlone = 120 << 10
 )
 
-// gemvKernel is the one that knows most of a product (src/gemv.cuh).
-func gemvKernel(a linearArguments, suffix string, rows int) string {
-	kind, plain := "", a.bias == 0 && a.scale == 0 && a.softcap == 0 && a.columns%64 == 0
+// lineKind names the kernel that knows a product of one row (src/line.cuh), or nothing.
+func lineKind(a linearArguments) string {
 	switch {
-	case !plain || rows > 1:
+	case a.rows > 1 || a.bias != 0 || a.scale != 0 || a.softcap != 0 || a.columns%64 != 0:
 	case a.gain != 0 && a.gated == 1 && a.activation == int32(kernels.SiLU) && a.outNarrow == 1 && a.accumulate == 0 && a.xNarrow == 0:
-		kind = "_gated"
+		return "gated"
 	case a.gain != 0 && a.gated == 0 && a.activation == 0 && a.outNarrow == 0 && a.accumulate == 0 && a.xNarrow == 0:
-		kind = "_plain"
-	case a.gain == 0 && a.gated == 0 && a.activation == 0 && a.outNarrow == 0 && a.accumulate == 1 && a.xNarrow == 1 && a.xStride%8 == 0:
-		kind = "_added"
+		return "plain"
+	case a.gain == 0 && a.gated == 0 && a.activation == 0 && a.outNarrow == 0 && a.accumulate == 1 && a.xNarrow == 1:
+		return "added"
 	}
-	return fmt.Sprintf("gemv%s%s_%d", kind, suffix, rows)
+	return ""
+}
+
+// line launches a product of one row where there is a kernel that knows it.
+func (o *Ops) line(a linearArguments, w *weight) bool {
+	kind := lineKind(a)
+	if kind == "" || !o.overlap {
+		return false
+	}
+	name := "line_" + kind + o.suffix
+	blocks := min(o.info.Multiprocessor, units(a))
+	l := lineArguments{weight: a.weight, x: a.x, gain: a.gain, out: a.out, columns: a.columns, width: int32(outputs(a)),
+		chunks: a.chunks, segment: a.segment, segments: a.segments, units: int32(units(a)),
+		each: int32(units(a) / blocks), more: int32(units(a) % blocks), eps: a.eps}
+	l.inverse, l.stepCouples, l.stepSegments = 1<<16/a.segments+1, gemvWarps/a.segments, gemvWarps%a.segments
+	each := ceil(units(a), blocks) << a.gated // blocks of weight rows of a block, at most
+	tasks := ceil(each, 2) * w.segments
+	rings, all := ringsOf(tasks, w)
+	sums, room := 2*32*tasks, o.kernels[name].shared-64*w.chunks
+	l.rings, l.slots = rings, min(max(2, lineSlots/rings), all)
+	for l.slots > 2 && int(rings*l.slots)*2*pieceBytes+sums > room {
+		l.slots--
+	}
+	l.stagedAt = rings * l.slots * 2 * pieceBytes
+	if tasks <= gemvWarps {
+		l.once, l.stagedAt = 1, int32(each)*a.segments*l.slots*pieceBytes
+	}
+	l.sumsAt = l.stagedAt + 64*a.chunks
+	if sums > gemvSums || int(l.stagedAt)+sums > room {
+		return false
+	}
+	shared := int(l.sumsAt) + sums
+	if l.slots < all {
+		shared = max(shared, min(gemvAlone, o.kernels[name].shared))
+	}
+	o.launch(name, blocks, 1, 1, 512, shared, bytesOf(&l))
+	return true
+}
+
+// ringsOf divides a block's tasks among its warps: how many have a ring, and how many
+// pieces go through it.
+func ringsOf(tasks int, w *weight) (rings, all int32) {
+	return int32(min(gemvWarps, tasks)), int32(ceil(tasks, gemvWarps) * ceil(w.segment, 4))
 }
 
 // gemvFits gives the kernel for so many rows, or 0 where they do not fit, and sets
@@ -217,14 +262,13 @@ func (o *Ops) gemvFits(a *linearArguments, w *weight, rows int) (kernel, shared 
 	if a.gated == 1 {
 		tasks *= 2
 	}
-	rings := min(gemvWarps, tasks)
-	all := ceil(tasks, gemvWarps) * ceil(w.segment, 4) // pieces of a warp
+	rings, all := ringsOf(tasks, w)
 	a.slots = gemvOldSlots
 	if o.overlap {
-		a.slots = int32(min(gemvSlots/rings, all))
+		a.slots = min(gemvSlots/rings, all)
 	}
-	shared = rings*int(a.slots)*pieceBytes + w.chunks*kernel*64 + min(gemvSums, tasks*kernel*32)
-	if int(a.slots) < all {
+	shared = int(rings*a.slots)*pieceBytes + w.chunks*kernel*64 + min(gemvSums, tasks*kernel*32)
+	if a.slots < all {
 		shared = max(shared, min(gemvAlone, o.shared-staticShared))
 	}
 	if kernel > 8 || shared > o.shared-staticShared {

@@ -27,6 +27,8 @@ var linearCases = []linearCase{
 	{name: "one block", width: 8, columns: 32, rows: []int{1, 8, 9}},
 	{name: "odd everything", width: 37, columns: 45, bias: true, rows: []int{1, 2, 3, 5, 7, 17, 33}},
 	{name: "rms, several segments", width: 200, columns: 2500, norm: "rms", rows: []int{1, 2, 4, 6, 8, 9, 16, 31, 64, 65, 129}},
+	{name: "rms, two or three units a block", width: 2500, columns: 1088, norm: "rms", rows: []int{1, 2, 9}},
+	{name: "rms, gate, ten units a block", width: 2 * 10560, columns: 192, norm: "rms", gated: true, activation: kernels.SiLU, rows: []int{1, 3, 20}},
 	{name: "rms, gate", width: 176, columns: 576, norm: "rms", gated: true, activation: kernels.SiLU, rows: []int{1, 4, 5, 8, 15, 40, 130}},
 	{name: "gate of no whole blocks", width: 2 * 45, columns: 100, norm: "rms", gated: true, bias: true, activation: kernels.GELUTanh, rows: []int{1, 3, 12, 70}},
 	{name: "layer norm, gelu", width: 96, columns: 130, norm: "layer", bias: true, activation: kernels.GELU, rows: []int{1, 3, 11, 66}},

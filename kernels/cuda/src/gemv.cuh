@@ -50,32 +50,20 @@ struct PieceRing {
   }
 };
 
-// What is known of a product when it is compiled: the products of a dense model's
-// layers leave little code to fetch, which at one row is a large part of their time.
-enum GemvKind { anyProduct, plainProduct, gatedProduct, addedProduct };
-DEVICE LinearArguments known(LinearArguments a, int kind) {
-  if (kind == anyProduct) return a;
-  a.bias = nullptr, a.scale = nullptr, a.softcap = 0;
-  a.xNarrow = a.accumulate = kind == addedProduct, a.gated = a.outNarrow = kind == gatedProduct;
-  a.activation = kind == gatedProduct ? silu : identity;
-  if (kind == addedProduct) a.gain = nullptr;
-  return a;
-}
-
-template <class T, int MC, int KIND = anyProduct> DEVICE void gemv(const LinearArguments& given) {
-  const LinearArguments a = known(given, KIND);
+template <class T, int MC> DEVICE void gemv(const LinearArguments& a) {
   extern __shared__ __align__(128) char memory[];
   __shared__ float squares[MC][16], roots[MC];
   __shared__ uint64_t barriers[gemvSlots];
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, r = lane / 4, q = lane % 4;
   const int halves = a.gated ? 2 : 1, units = unitsOf(a), perUnit = halves * a.segments;
-  const int first = (long long)units * blockIdx.x / gridDim.x, last = (long long)units * (blockIdx.x + 1) / gridDim.x;
+  const int first = unsigned(units) * blockIdx.x / gridDim.x, last = unsigned(units) * (blockIdx.x + 1) / gridDim.x;
   const int tasks = (last - first) * perUnit, rings = min(gemvWarps, (units + int(gridDim.x) - 1) / int(gridDim.x) * perUnit);
   uint32_t* staged = (uint32_t*)(memory + rings * a.slots * pieceBytes); // chunk × row × 4 × 16 bytes
   float* sums = (float*)((char*)staged + a.chunks * MC * 64);
   auto ringOf = [&](int w) {
     return PieceRing{shared(memory) + w * a.slots * pieceBytes, shared(barriers) + w * a.slots * 8, a.slots};
   };
+  release(); // the next kernel's weights may come as soon as there is room
   PieceRing ring = ringOf(warp);
   Pieces work{a, first, tasks, warp}, pieces = work;
   int filled = 0;
@@ -112,8 +100,8 @@ template <class T, int MC, int KIND = anyProduct> DEVICE void gemv(const LinearA
   if (a.gain && a.columns % 4 == 0)
 #pragma unroll
     for (int k = 0; k < 2; k++) gains[k] = *(const float4*)(a.gain + min(4 * thread + k * 2048, a.columns - 4));
-  touch(given);
-  chain();
+  touch(a);
+  dependency();
   float early[1] = {0}; // what this thread's first output is added to comes while x does
   if (thread < (last - first) * a.rows * 8) standing<T, 1>(a, thread / 8 % a.rows, (first + thread / (a.rows * 8)) * 8 + thread % 8, early);
   auto word = [&](int m, int k) { // where columns k, k+1 of row m are staged
@@ -128,7 +116,7 @@ template <class T, int MC, int KIND = anyProduct> DEVICE void gemv(const LinearA
       for (int k = 2 * thread; k < padded; k += 1024) staged[word(m, k)] = 0;
     } else if (a.xNarrow) {
       const T* x = (const T*)a.x + size_t(m) * a.xStride;
-      if (KIND || a.xStride % 8 == 0) {
+      if (a.xStride % 8 == 0) {
         constexpr int AHEAD = MC > 2 ? 1 : 4; // loads on their way at once
         for (int base = 8 * thread; base < padded; base += AHEAD * 4096) {
           uint4 v[AHEAD];
@@ -217,9 +205,5 @@ template <class T, int MC, int KIND = anyProduct> DEVICE void gemv(const LinearA
 
 #define GEMV(type, count, blocks) \
   KERNEL __launch_bounds__(gemvThreads, blocks) gemv_##type##_##count(const __grid_constant__ LinearArguments a) { gemv<type, count>(a); }
-#define GEMV_KIND(type, count, name) \
-  KERNEL __launch_bounds__(gemvThreads, 2) gemv_##name##_##type##_##count(const __grid_constant__ LinearArguments a) { gemv<type, count, name##Product>(a); }
-#define GEMV_KINDS(type, count) GEMV_KIND(type, count, plain) GEMV_KIND(type, count, gated) GEMV_KIND(type, count, added)
-GEMV_KINDS(bf16, 1) GEMV_KINDS(f16, 1)
 GEMV(bf16, 1, 2) GEMV(bf16, 2, 2) GEMV(bf16, 4, 1) GEMV(bf16, 8, 1)
 GEMV(f16, 1, 2) GEMV(f16, 2, 2) GEMV(f16, 4, 1) GEMV(f16, 8, 1)

@@ -2,5 +2,6 @@
 // that a change builds in a minute; kernels/cuda embeds and loads them all.
 #include "gemm.cuh"
 #include "gemv.cuh"
+#include "line.cuh"
 #include "plain.cuh"
 #include "wide.cuh"

@@ -204,9 +204,9 @@ func (o *Ops) spread(args attentionArguments, rows int) bool {
 	for 2*blocks < int(args.chunksMax) && blocks < 8 && 2*blocks*rows <= 16 {
 		blocks *= 2
 	}
-	slots := ceil(int(args.chunksMax), blocks)
-	args.stages = int32(min(2, ceil(slots, 2)))
-	shared := 2*int(args.stages)*stageBytesOf(args) + slots*int(args.group*args.size)*4 + ceil(slots*int(args.group), 2)*16 + int(args.group*args.chunksMax)*16
+	args.stages = int32(min(2, ceil(ceil(int(args.chunksMax), blocks), 2)))
+	results := int(args.chunksMax * args.group)
+	shared := 2*int(args.stages)*stageBytesOf(args) + results*int(args.size)/blocks*4 + ceil(results, 2)*16 + results*16
 	if !o.overlap || rows > spreadRows || args.group > 8 || shared > o.shared-staticShared {
 		return false
 	}

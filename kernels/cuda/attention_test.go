@@ -32,6 +32,8 @@ var attentionCases = []attentionCase{
 	{name: "groups of 12, window", heads: 12, kv: 1, size: 128, window: 37, lengths: []int{3, 37, 38, 100, 300}},
 	{name: "window and cap", heads: 4, kv: 2, size: 64, window: 100, softcap: 5, lengths: []int{64, 101, 290}},
 	{name: "one head each, interleaved", heads: 3, kv: 3, size: 128, interleaved: true, lengths: []int{9, 80}},
+	{name: "groups of 8", heads: 8, kv: 1, size: 128, norm: true, lengths: []int{70, 200}},
+	{name: "more chunks than tiles", heads: 2, kv: 1, size: 64, lengths: []int{330, 330, 330, 330, 330}},
 	{name: "many rows", heads: 8, kv: 8, size: 128, norm: true, lengths: spread(80, 140)},
 	{name: "many rows, groups of 12, window and cap", heads: 48, kv: 4, size: 64, window: 50, softcap: 5, lengths: spread(150, 100)},
 	{name: "size 80, norm across", heads: 4, kv: 2, size: 80, norm: true, across: true, lengths: []int{9, 80, 130}},

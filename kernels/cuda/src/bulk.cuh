@@ -31,8 +31,18 @@ DEVICE void waitBarrier(uint32_t at, int parity) {
       "bra again;\n"
       "over:}" ::"r"(at), "r"(parity) : "memory");
 }
+// Where what is at `at` in this block's shared memory is in another's of the cluster.
+DEVICE uint32_t mapped(uint32_t at, int rank) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+  return there;
+}
+DEVICE void sendPair(uint32_t there, float x, float y) { asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(there), "f"(x), "f"(y) : "memory"); }
+DEVICE void arriveCluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void waitCluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 DEVICE void syncCluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  arriveCluster();
+  waitCluster();
 }
 DEVICE int clusterRank() {
   int r;

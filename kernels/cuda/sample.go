@@ -116,6 +116,10 @@ func (o *Ops) Vocabulary(tokens int) error {
 	})
 }
 
+// drawClusters is how many rows at most are drawn by a cluster of blocks each: with
+// more, blocks are enough to fill the device.
+const drawClusters = 16
+
 // Sample draws a token for each row, on the device: only what was drawn comes back.
 func (o *Ops) Sample(logits kernels.Tensor, rows []kernels.SampleRow) {
 	s := o.step
@@ -171,15 +175,16 @@ func (o *Ops) Sample(logits kernels.Tensor, rows []kernels.SampleRow) {
 			s.tops += int(d.top)
 		}
 	}
-	for len(s.lists)%16 != 0 {
-		s.lists = append(s.lists, 0)
-	}
 	if len(s.samples) > 0 {
 		panic("cuda: a second Sample in one step")
 	}
 	s.samples, s.vocabulary = rows, logits.Cols
 	s.lists = append(append(s.lists[:0], listBytes(list)...), listBytes(lists)...)
-	s.listsAt = o.need("samples", len(s.lists)).at
+	if len(s.meta)+len(s.lists)+16 <= s.metaRoom { // one upload less
+		s.listsAt, s.lists = s.put(s.lists), s.lists[:0]
+	} else {
+		s.listsAt = o.need("samples", len(s.lists)).at
+	}
 	s.drawn, s.top = o.need("drawn", 16*len(rows)).at, o.need("top", 8*s.tops).at
 	a := sampleArguments{logits: bufferOf(logits).at, rows: s.listsAt, lists: s.listsAt + pointer(len(list))*pointer(unsafe.Sizeof(list[0])),
 		counts: o.counts, last: o.last, drawn: s.drawn, top: s.top,
@@ -188,7 +193,11 @@ func (o *Ops) Sample(logits kernels.Tensor, rows []kernels.SampleRow) {
 		a.adjusted = o.need("adjusted", 4*len(rows)*logits.Cols).at
 		o.launch("adjust", len(rows), 1, 1, 1024, 0, bytesOf(&a))
 	}
-	o.launch("draw", len(rows), 1, 1, 1024, 0, bytesOf(&a))
+	blocks := 1 // that search a row
+	if o.overlap && len(rows) <= drawClusters {
+		blocks = 8
+	}
+	o.launchClusters("draw", len(rows), 1, blocks, 1024, 0, blocks, bytesOf(&a))
 	if scored {
 		o.launch("scoreTokens", len(rows), 1, 1, 1024, 0, bytesOf(&a))
 	}

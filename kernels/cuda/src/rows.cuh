@@ -22,7 +22,7 @@ template <class T> DEVICE float packed(const void* w, int chunks, int columns, i
 }
 
 template <class T> DEVICE void embed(const EmbedArguments& a) {
-  chain();
+  chainEarly();
   int m = blockIdx.x, token = a.tokens[m];
   if (token < 0) token = a.last[-1 - token]; // what was sampled last for a seat
   token = min(max(token, 0), a.vocabulary - 1);
@@ -44,7 +44,7 @@ struct GatherArguments {
   int odd;   // rows are no multiple of 4 bytes: words counts 2-byte halves
 };
 KERNEL gather(const __grid_constant__ GatherArguments a) {
-  chain();
+  chainEarly();
   size_t from = size_t(a.wanted[blockIdx.x]) * a.words, to = size_t(blockIdx.x) * a.words;
   for (int i = threadIdx.x; i < a.words; i += blockDim.x) {
     if (a.odd) ((uint16_t*)a.out)[to + i] = ((const uint16_t*)a.x)[from + i];

@@ -4,10 +4,12 @@
 //
 // logits: (rows, vocabulary) float32. Weights exp(logit - highest) are summed as
 // integers of 2⁻⁴⁴, so sums do not depend on their order and a draw is the same in
-// every batch. Grid: one block of 1024 threads per sample row.
+// every batch. Grid: one block of 1024 threads per sample row; where rows are few
+// draw has a cluster of blocks a row, which divide the search for the highest logit.
 // Memory bound: 4·vocabulary bytes a pass; greedy takes one pass, top-k and top-p
 // about four each. Reference: ref.Sampler.
 #pragma once
+#include "bulk.cuh"
 #include "rows.cuh"
 
 constexpr int sampleThreads = 1024, sampleBuckets = 2048;
@@ -170,6 +172,33 @@ DEVICE void highestOf(const float* x, int vocabulary, float& value, int& token, 
     if (better(u, j, v, t)) v = u, t = j;
   }
   value = v, token = t;
+}
+
+// The same by all blocks of a cluster along z. The first has the answer; false tells
+// the others that they are done.
+DEVICE bool highestOfCluster(const float* x, int vocabulary, float& value, int& token) {
+#if __CUDA_ARCH__ >= 900
+  const int blocks = gridDim.z, rank = blockIdx.z;
+  if (blocks > 1) {
+    __shared__ __align__(8) float found[2 * 8]; // of each block: value, token
+    arriveCluster();
+    const int share = (vocabulary + 4 * blocks - 1) / (4 * blocks) * 4, from = min(rank * share, vocabulary);
+    highestOf(x + from, min(share, vocabulary - from), value, token, false, 0, 0);
+    waitCluster(); // all have begun
+    if (threadIdx.x == 0) sendPair(mapped(shared(found + 2 * rank), 0), value, __int_as_float(token < 0 ? -1 : token + from));
+    arriveCluster();
+    if (rank > 0) return false;
+    waitCluster();
+    token = -1;
+    for (int b = 0; b < blocks; b++) { // of equal ones the first, whose tokens are lower
+      const int t = __float_as_int(found[2 * b + 1]);
+      if (t >= 0 && (token < 0 || found[2 * b] > value)) value = found[2 * b], token = t;
+    }
+    return true;
+  }
+#endif
+  highestOf(x, vocabulary, value, token, false, 0, 0);
+  return true;
 }
 
 template <class V> DEVICE V blockTotal(V v) {
@@ -348,13 +377,13 @@ DEVICE int pick(const Candidates& c, unsigned u24) {
 }
 
 KERNEL __launch_bounds__(sampleThreads, 1) draw(const __grid_constant__ SampleArguments a) {
-  chain();
+  chainEarly();
   const SampleRow s = a.rows[blockIdx.x];
   int token = s.target;
   if (token < 0) {
     Candidates c = {logitsOf(a, s), a.vocabulary, s.temperature, 0, -INFINITY, 0, 0x7fffffff};
     float best;
-    highestOf(c.x, a.vocabulary, best, token, false, 0, 0);
+    if (!highestOfCluster(c.x, a.vocabulary, best, token)) return;
     if (token >= 0 && !(s.flags & 2)) {
       c.highest = fminf(__fdiv_rn(best, s.temperature), 3.402823466e38f);
       if (s.minLog > -INFINITY) c.lowest = __fadd_rn(__fdiv_rn(best, s.temperature), s.minLog);
@@ -368,7 +397,7 @@ KERNEL __launch_bounds__(sampleThreads, 1) draw(const __grid_constant__ SampleAr
       *n = (*n | seenBit) + 1;
     }
   }
-  if (threadIdx.x == 0) a.drawn[blockIdx.x].token = token;
+  if (threadIdx.x == 0 && blockIdx.z == 0) a.drawn[blockIdx.x].token = token;
 }
 
 // score: log p = x - max - log Σ exp(x - max) of the raw logits, the rank, the best.

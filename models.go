@@ -146,16 +146,17 @@ func (b *bar) show(p weights.Progress) {
 }
 
 func (b *bar) line(p weights.Progress, now time.Time) string {
-	rate := float64(p.Done-b.from) / max(now.Sub(b.start).Seconds(), 1e-3)
+	speed := "" // of nothing is not known
+	if rate := float64(p.Done-b.from) / max(now.Sub(b.start).Seconds(), 1e-3); rate > 0 {
+		speed = fmt.Sprintf("  %s/s", plan.Bytes(int64(rate)))
+		if p.Done < p.Total {
+			speed += fmt.Sprintf("  %s left", time.Duration(float64(p.Total-p.Done)/rate)*time.Second)
+		}
+	}
 	if p.Total <= 0 {
-		return fmt.Sprintf("%s  %s  %s/s", p.File, plan.Bytes(p.Done), plan.Bytes(int64(rate)))
+		return fmt.Sprintf("%s  %s%s", p.File, plan.Bytes(p.Done), speed)
 	}
-	left := ""
-	if rate > 0 && p.Done < p.Total {
-		seconds := float64(p.Total-p.Done) / rate
-		left = fmt.Sprintf("  %s left", (time.Duration(seconds) * time.Second).String())
-	}
-	return fmt.Sprintf("%s  %3d%%  %s of %s  %s/s%s", p.File, p.Done*100/p.Total, plan.Bytes(p.Done), plan.Bytes(p.Total), plan.Bytes(int64(rate)), left)
+	return fmt.Sprintf("%s  %3d%%  %s of %s%s", p.File, p.Done*100/p.Total, plan.Bytes(p.Done), plan.Bytes(p.Total), speed)
 }
 
 // end leaves the line for what comes next.

@@ -64,7 +64,7 @@ type Info struct {
 }
 
 // Parts of what a GPU is sold with that this package's kernels reach: an H200 reads
-// 4.4 of 4.9 TB/s, and a prompt's products do 590 of 990 TFLOP/s (RESULTS.md).
+// 4.3 to 4.4 of 4.8 TB/s, and a prompt's products do 590 of 990 TFLOP/s (RESULTS.md).
 const (
 	reachedBandwidth  = 0.9
 	reachedOperations = 0.6

@@ -9,7 +9,7 @@ func TestSpeedIsThatOfTheDataSheet(t *testing.T) {
 		info                  Info
 		bandwidth, operations float64
 	}{
-		"H200": {Info{Major: 9, Multiprocessor: 132, Clock: 1980e3, MemoryClock: 3201e3, MemoryBus: 6144}, 4.9e12, 1070e12},
+		"H200": {Info{Major: 9, Multiprocessor: 132, Clock: 1980e3, MemoryClock: 3201e3, MemoryBus: 6016}, 4.8e12, 1070e12},
 		"H100": {Info{Major: 9, Multiprocessor: 132, Clock: 1830e3, MemoryClock: 2619e3, MemoryBus: 5120}, 3.35e12, 989e12},
 		"A100": {Info{Major: 8, Multiprocessor: 108, Clock: 1410e3, MemoryClock: 1215e3, MemoryBus: 5120}, 1.555e12, 312e12},
 		"A10":  {Info{Major: 8, Minor: 6, Multiprocessor: 72, Clock: 1695e3, MemoryClock: 6251e3, MemoryBus: 384}, 600e9, 125e12},

@@ -34,6 +34,7 @@ type control struct {
 	mu      sync.Mutex // guards what follows
 	reports map[string]wire.Report
 	heard   map[string]time.Duration // when, on awake, the newest report of each node came
+	gone    map[string]time.Time     // nodes that were heard and then lost, and since when
 	waiting []place.Waiting
 	failed  map[string]failure   // of replicas
 	frozen  map[string]time.Time // nodes that peers could not reach, and since when
@@ -55,7 +56,7 @@ var (
 func newControl(h *Head) *control {
 	return &control{
 		head: h, log: h.log, courier: link.NewCourier(h.link), wake: make(chan struct{}, 1),
-		awake: newAwake(), reports: map[string]wire.Report{}, heard: map[string]time.Duration{},
+		awake: newAwake(), reports: map[string]wire.Report{}, heard: map[string]time.Duration{}, gone: map[string]time.Time{},
 		failed: map[string]failure{}, frozen: map[string]time.Time{}, drained: map[string]time.Time{},
 	}
 }
@@ -68,6 +69,7 @@ func (c *control) report(r wire.Report) {
 		delete(c.frozen, r.Node) // it has started anew
 	}
 	c.reports[r.Node], c.heard[r.Node] = r, c.awake.now()
+	delete(c.gone, r.Node)
 	c.mu.Unlock()
 	if known && !news(before, r) {
 		return
@@ -92,7 +94,7 @@ func (c *control) run(ctx context.Context) error {
 				leads, since = c.barrier(ctx) == nil, time.Now()
 			}
 			if leads {
-				c.reconcile(ctx, living, heads, time.Since(since) < hearWithin)
+				c.reconcile(ctx, living, heads, since)
 			}
 		} else {
 			leads = false
@@ -119,16 +121,10 @@ func (c *control) barrier(ctx context.Context) error {
 
 // reconcile makes one decision, commits it, and tells the nodes. A leader that is
 // new waits for the nodes that it has not heard of.
-func (c *control) reconcile(ctx context.Context, living map[string]wire.Report, heads []state.Change, isNew bool) {
+func (c *control) reconcile(ctx context.Context, living map[string]wire.Report, heads []state.Change, since time.Time) {
 	view := c.head.raft.View()
-	unheard := map[string]bool{}
-	for node := range view.Nodes {
-		if _, heard := living[node]; isNew && !heard {
-			unheard[node] = true
-		}
-	}
 	out := place.Reconcile(place.Input{
-		View: view, Reports: living, Unheard: unheard, Paused: c.paused(view), Frozen: c.avoided(view), Overdue: c.overdue(view),
+		View: view, Reports: living, Unheard: c.unheard(view, living, since), Paused: c.paused(view), Frozen: c.avoided(view), Overdue: c.overdue(view),
 	})
 	c.mu.Lock()
 	c.waiting = out.Waiting

@@ -63,6 +63,7 @@ func (c *control) living() (map[string]wire.Report, []state.Change) {
 			level = slog.LevelInfo // it has said so
 		}
 		c.log.Log(context.Background(), level, "node lost", "node", node, "member", member[node], "silent", silent.Round(time.Millisecond))
+		c.gone[node] = time.Now()
 		delete(c.reports, node)
 		delete(c.heard, node)
 		delete(c.frozen, node) // if it comes back, it moves again
@@ -70,6 +71,25 @@ func (c *control) living() (map[string]wire.Report, []state.Change) {
 		c.head.dispatch.Disconnected(node)
 	}
 	return living, changes
+}
+
+// unheard gives the nodes that a leader since then has not heard of yet and takes for
+// living for a while; not those that it has lost itself, of which it need not hear.
+func (c *control) unheard(view *state.View, living map[string]wire.Report, since time.Time) map[string]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for node := range c.gone {
+		if _, known := view.Nodes[node]; !known {
+			delete(c.gone, node)
+		}
+	}
+	unheard := map[string]bool{}
+	for node := range view.Nodes {
+		if _, heard := living[node]; !heard && time.Since(since) < hearWithin && !c.gone[node].After(since) {
+			unheard[node] = true
+		}
+	}
+	return unheard
 }
 
 // reachable gives the address of a head's API as others reach it.

@@ -107,10 +107,8 @@ func outputTiling(a linearArguments, rows int, tile wideTile) (tiling, bool) {
 	switch {
 	case tile.rows == 192:
 		piece = 24
-	case tile.rows >= 128:
+	case tile.rows >= 64:
 		piece = 32
-	case tile.rows == 64:
-		piece = 16
 	}
 	to := tiling{at: a.out, dimensions: [3]uint64{uint64(outputs(a)), uint64(rows)}}
 	if a.outNarrow == 0 {

@@ -33,7 +33,7 @@ constexpr int wideWeights = 128, wideThreads = 384;
 constexpr int wideShared = 226 * 1024 + 256; // of the 227 KB that a block may have
 
 template <class T, int N, int CL> struct Wide {
-  static constexpr int EIGHTS = N / 8, PIECE = N == 192 ? 3 : N >= 128 ? 4 : N == 64 ? 2 : 1; // eights of rows; those that go to the output at a time
+  static constexpr int EIGHTS = N / 8, PIECE = N == 192 ? 3 : N >= 64 ? 4 : 1; // eights of rows; those that go to the output at a time
   static constexpr int PIECES = EIGHTS / PIECE, pieceBytes = 64 * PIECE * 8 * 4; // of a warpgroup, in float32
   static constexpr int weightBytes = wideWeights * 128, stageBytes = weightBytes + N * 128;
   static constexpr int afterStages = 4 * pieceBytes + 2 * N * 4 + 128; // two pieces and the rows' scales of each warpgroup, barriers
@@ -238,9 +238,8 @@ template <class T, int N, int CL> struct Wide {
 #pragma unroll
         for (int j = 0; j < EIGHTS; j++)
           __stcg(partial + (size_t(at) * EIGHTS + j) * 256 + thread, make_float4(result(4 * j), result(4 * j + 1), result(4 * j + 2), result(4 * j + 3)));
-        __threadfence();
         syncSome(3, 256);
-        if (thread == 0) atomicAdd(a.arrived + 2 * ((k.tile - w.whole) * CL + rank), 1u);
+        if (thread == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(a.arrived + 2 * ((k.tile - w.whole) * CL + rank)) : "memory");
         continue;
       }
 #pragma unroll 1

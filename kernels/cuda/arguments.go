@@ -66,6 +66,11 @@ type gatherArguments struct {
 	words, odd     int32
 }
 
+type deliverArguments struct {
+	from, to, drawn, posted pointer
+	words                   int32
+}
+
 type convertArguments struct {
 	x, out, count pointer
 }
@@ -145,8 +150,8 @@ type sampleRow struct {
 }
 
 type sampleArguments struct {
-	logits, adjusted, rows, lists, counts, last, drawn, top pointer
-	vocabulary, stride, seats                               int32
+	logits, adjusted, rows, lists, counts, last, drawn, top, posted pointer
+	vocabulary, stride, seats                                       int32
 }
 
 type drawn struct {

@@ -117,6 +117,7 @@ type Ops struct {
 	maps    map[tiling]tensorMap
 	arrived pointer // counters of tiles, zero between kernels
 	last    pointer // per seat: the token sampled last
+	posted  pointer // where the step's draws go in the host's memory
 	counts  pointer // seat × vocabulary, once the vocabulary is known
 	words   int     // that vocabulary
 	seats   []seatCall
@@ -346,7 +347,7 @@ func (o *Ops) Close() error {
 // kernelNames lists what each image must hold.
 func kernelNames() map[string][]string {
 	products, attention := []string{"linear_float", "line_plain_bf16", "line_gated_bf16", "line_added_bf16", "line_added_f16"}, []string(nil)
-	rows := []string{"gather", "seat", "feed", "readAll", "route", "group", "combine", "adjust", "draw", "scoreTokens"}
+	rows := []string{"deliver", "gather", "seat", "feed", "readAll", "route", "group", "combine", "adjust", "draw", "scoreTokens"}
 	for _, t := range []string{"_bf16", "_f16", "_float"} {
 		for _, k := range []string{"prepare", "norm", "add", "embed", "pack", "fill"} {
 			rows = append(rows, k+t)
@@ -373,6 +374,8 @@ func kernelNames() map[string][]string {
 	}
 	return map[string][]string{"products": products, "attention": attention, "rows": rows, "collectives": {"sumPushed", "sumShared", "gatherParts"}}
 }
+
+func addressOf(b []byte) pointer { return pointer(uintptr(unsafe.Pointer(&b[0]))) }
 
 func bytesOf[T any](p *T) []byte { return unsafe.Slice((*byte)(unsafe.Pointer(p)), unsafe.Sizeof(*p)) }
 

@@ -72,6 +72,9 @@ func (o *Ops) prepareMemory() (err error) {
 	if o.arrived, err = o.allocate(4 * arrivals); err == nil {
 		o.last, err = o.allocate(4 * o.options.Seats)
 	}
+	if err == nil {
+		o.posted, err = o.allocate(8)
+	}
 	if err != nil {
 		return err
 	}

@@ -178,7 +178,7 @@ func (o *Ops) Sample(logits kernels.Tensor, rows []kernels.SampleRow) {
 	if len(s.samples) > 0 {
 		panic("cuda: a second Sample in one step")
 	}
-	s.samples, s.vocabulary = rows, logits.Cols
+	s.samples, s.vocabulary, s.scored = rows, logits.Cols, scored
 	s.lists = append(append(s.lists[:0], listBytes(list)...), listBytes(lists)...)
 	if len(s.meta)+len(s.lists)+16 <= s.metaRoom { // one upload less
 		s.listsAt, s.lists = s.put(s.lists), s.lists[:0]
@@ -187,7 +187,7 @@ func (o *Ops) Sample(logits kernels.Tensor, rows []kernels.SampleRow) {
 	}
 	s.drawn, s.top = o.need("drawn", 16*len(rows)).at, o.need("top", 8*s.tops).at
 	a := sampleArguments{logits: bufferOf(logits).at, rows: s.listsAt, lists: s.listsAt + pointer(len(list))*pointer(unsafe.Sizeof(list[0])),
-		counts: o.counts, last: o.last, drawn: s.drawn, top: s.top,
+		counts: o.counts, last: o.last, drawn: s.drawn, top: s.top, posted: o.posted,
 		vocabulary: int32(logits.Cols), stride: int32(logits.Cols), seats: int32(o.options.Seats)}
 	if adjusted {
 		a.adjusted = o.need("adjusted", 4*len(rows)*logits.Cols).at

@@ -47,6 +47,7 @@ type slot struct {
 	drawn       pointer
 	top         pointer
 	tops        int // entries of top, over all rows
+	scored      bool
 	vocabulary  int
 	base        pointer // where the number of the first collective stands
 	collectives int     // written down so far
@@ -220,7 +221,7 @@ func ofEpoch(err error) bool {
 	return errors.Is(err, kernels.ErrUnlinked) || errors.As(err, &step)
 }
 
-// submit copies the step's data up, launches it, and copies what it draws down.
+// submit brings the step's data to the device, launches it, and sees that what it draws comes back.
 func (o *Ops) submit(s *slot) error {
 	if err := o.seat(s.seats, false); err != nil {
 		return err
@@ -239,18 +240,8 @@ func (o *Ops) submit(s *slot) error {
 		}
 		s.host = host
 	}
-	for _, up := range []struct {
-		b  []byte
-		at pointer
-		to int
-	}{{s.meta, s.metaAt, 0}, {s.lists, s.listsAt, len(s.meta)}} {
-		if len(up.b) == 0 {
-			continue
-		}
-		copy(s.host[up.to:], up.b)
-		if err := cu.MemcpyHtoDAsync(cu.DevicePtr(up.at), unsafe.Pointer(&s.host[up.to]), int64(len(up.b)), o.stream); err != nil {
-			return fmt.Errorf("%w: upload of a step: %v", ErrDevice, err)
-		}
+	if err := o.deliver(s); err != nil {
+		return err
 	}
 	graph, err := o.graphOf(s)
 	if err != nil {
@@ -274,7 +265,48 @@ func (o *Ops) submit(s *slot) error {
 			return err
 		}
 	}
-	down := len(s.meta) + len(s.lists)
+	if s.scored { // else draw has left its tokens there
+		if err := o.download(s); err != nil {
+			return err
+		}
+	}
+	if err := s.event.Record(o.stream); err != nil {
+		return fmt.Errorf("%w: event: %v", ErrDevice, err)
+	}
+	return nil
+}
+
+// deliver brings the batch to the device.
+func (o *Ops) deliver(s *slot) error {
+	const most = 16 << 10 // bytes that a kernel reads over the bus; a copy is faster for more
+	a := deliverArguments{posted: o.posted, from: addressOf(s.host)}
+	if len(s.samples) > 0 {
+		a.drawn = addressOf(s.host[s.down():])
+	}
+	copy(s.host, s.meta)
+	copy(s.host[len(s.meta):], s.lists)
+	upload := func(at pointer, b []byte) error {
+		if len(b) == 0 {
+			return nil
+		}
+		err := cu.MemcpyHtoDAsync(cu.DevicePtr(at), unsafe.Pointer(&b[0]), int64(len(b)), o.stream)
+		return wrapDevice(err, "upload of a step")
+	}
+	if len(s.meta) <= most {
+		a.to, a.words = s.metaAt, int32(ceil(len(s.meta), 16)) // meta's room ends later
+	} else if err := upload(s.metaAt, s.host[:len(s.meta)]); err != nil {
+		return err
+	}
+	if err := upload(s.listsAt, s.host[len(s.meta):len(s.meta)+len(s.lists)]); err != nil {
+		return err
+	}
+	l := []launch{{function: o.kernels["deliver"].function, x: 1, y: 1, z: 1, threads: 256}}
+	return launchAll(o.stream, l, bytesOf(&a), false, func(int) string { return "deliver" })
+}
+
+// download copies what was drawn and scored to where draw has left its tokens.
+func (o *Ops) download(s *slot) error {
+	down := s.down()
 	for _, r := range []struct {
 		at    pointer
 		bytes int
@@ -283,15 +315,15 @@ func (o *Ops) submit(s *slot) error {
 			continue
 		}
 		if err := cu.MemcpyDtoHAsync(unsafe.Pointer(&s.host[down]), cu.DevicePtr(r.at), int64(r.bytes), o.stream); err != nil {
-			return fmt.Errorf("%w: download of a step: %v", ErrDevice, err)
+			return wrapDevice(err, "download of a step")
 		}
 		down += r.bytes
 	}
-	if err := s.event.Record(o.stream); err != nil {
-		return fmt.Errorf("%w: event: %v", ErrDevice, err)
-	}
 	return nil
 }
+
+// down is where the results begin in the step's pinned memory.
+func (s *slot) down() int { return (len(s.meta) + len(s.lists) + 15) / 16 * 16 }
 
 // captured counts how often a step was seen, and has its graph once there is one.
 type captured struct {
@@ -387,7 +419,7 @@ func (s *slot) results() []kernels.Sampled {
 	if len(s.samples) == 0 {
 		return nil
 	}
-	b := s.host[len(s.meta)+len(s.lists):]
+	b := s.host[s.down():]
 	top := b[16*len(s.samples):]
 	list := make([]kernels.Sampled, len(s.samples))
 	for i, r := range s.samples {

@@ -45,6 +45,7 @@ struct SampleArguments {
   int* last;        // per seat
   Drawn* drawn;
   TopToken* top;
+  Drawn* const* posted; // where the host reads what is drawn
   int vocabulary, stride, seats;
 };
 
@@ -397,7 +398,7 @@ KERNEL __launch_bounds__(sampleThreads, 1) draw(const __grid_constant__ SampleAr
       *n = (*n | seenBit) + 1;
     }
   }
-  if (threadIdx.x == 0 && blockIdx.z == 0) a.drawn[blockIdx.x].token = token;
+  if (threadIdx.x == 0 && blockIdx.z == 0) a.drawn[blockIdx.x].token = (*a.posted)[blockIdx.x].token = token;
 }
 
 // score: log p = x - max - log Σ exp(x - max) of the raw logits, the rank, the best.

@@ -39,7 +39,7 @@ func (o *Ops) Embed(out kernels.Tensor, a kernels.Embed) {
 		p := a.Positions.(*weight)
 		e.positions, e.positionChunks = p.at, int32(p.chunks)
 	}
-	o.launch("embed"+o.suffix, out.Rows, 1, 1, 256, 0, bytesOf(&e))
+	o.launch("embed"+o.suffix, out.Rows, 1, 1, 512, 0, bytesOf(&e))
 }
 
 // normOf gives the arguments of normalising x.
@@ -93,7 +93,7 @@ func (o *Ops) Gather(out, x kernels.Tensor) {
 			a.odd = 1
 		}
 	}
-	o.launch("gather", n, 1, 1, 256, 0, bytesOf(&a))
+	o.launch("gather", n, 1, 1, 512, 0, bytesOf(&a))
 }
 
 // Linear computes out (+)= act(norm(x) · Weightᵀ + Bias), gated or not.

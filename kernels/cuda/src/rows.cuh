@@ -26,10 +26,18 @@ template <class T> DEVICE void embed(const EmbedArguments& a) {
   int m = blockIdx.x, token = a.tokens[m];
   if (token < 0) token = a.last[-1 - token]; // what was sampled last for a seat
   token = min(max(token, 0), a.vocabulary - 1);
-  for (int i = threadIdx.x; i < a.columns; i += blockDim.x) {
-    float v = a.scale * packed<T>(a.table, a.chunks, a.columns, token, i);
-    if (a.positions) v += packed<T>(a.positions, a.positionChunks, a.columns, a.position[m], i);
-    a.out[size_t(m) * a.outStride + i] = v;
+  constexpr int AHEAD = 4; // loads on their way at once
+  for (int base = threadIdx.x; base < a.columns; base += AHEAD * blockDim.x) {
+    float v[AHEAD];
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++) {
+      const int i = min(base + k * int(blockDim.x), a.columns - 1);
+      v[k] = a.scale * packed<T>(a.table, a.chunks, a.columns, token, i);
+      if (a.positions) v[k] += packed<T>(a.positions, a.positionChunks, a.columns, a.position[m], i);
+    }
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++)
+      if (base + k * blockDim.x < a.columns) a.out[size_t(m) * a.outStride + base + k * blockDim.x] = v[k];
   }
 }
 KERNEL embed_bf16(const __grid_constant__ EmbedArguments a) { embed<bf16>(a); }
@@ -44,11 +52,23 @@ struct GatherArguments {
   int odd;   // rows are no multiple of 4 bytes: words counts 2-byte halves
 };
 KERNEL gather(const __grid_constant__ GatherArguments a) {
+  const size_t from = size_t(a.wanted[blockIdx.x]) * a.words, to = size_t(blockIdx.x) * a.words;
   chainEarly();
-  size_t from = size_t(a.wanted[blockIdx.x]) * a.words, to = size_t(blockIdx.x) * a.words;
-  for (int i = threadIdx.x; i < a.words; i += blockDim.x) {
-    if (a.odd) ((uint16_t*)a.out)[to + i] = ((const uint16_t*)a.x)[from + i];
-    else ((uint32_t*)a.out)[to + i] = ((const uint32_t*)a.x)[from + i];
+  constexpr int AHEAD = 4; // loads on their way at once
+  for (int base = threadIdx.x; base < a.words; base += AHEAD * blockDim.x) {
+    uint32_t v[AHEAD];
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++) {
+      const int i = min(base + k * int(blockDim.x), a.words - 1);
+      v[k] = a.odd ? ((const uint16_t*)a.x)[from + i] : ((const uint32_t*)a.x)[from + i];
+    }
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++) {
+      const int i = base + k * blockDim.x;
+      if (i >= a.words) break;
+      if (a.odd) ((uint16_t*)a.out)[to + i] = v[k];
+      else ((uint32_t*)a.out)[to + i] = v[k];
+    }
   }
 }
 

@@ -378,8 +378,8 @@ DEVICE int pick(const Candidates& c, unsigned u24) {
 }
 
 KERNEL __launch_bounds__(sampleThreads, 1) draw(const __grid_constant__ SampleArguments a) {
+  const SampleRow s = a.rows[blockIdx.x]; // came before the step began
   chainEarly();
-  const SampleRow s = a.rows[blockIdx.x];
   int token = s.target;
   if (token < 0) {
     Candidates c = {logitsOf(a, s), a.vocabulary, s.temperature, 0, -INFINITY, 0, 0x7fffffff};

@@ -104,18 +104,18 @@ type gateArguments struct {
 }
 
 type attentionArguments struct {
-	qkv, q, out, k, v                         pointer
-	position, rowSpan, spanRow, tables, items pointer
-	groups, qGain, qBias, kGain, kBias, rope  pointer
-	partial, arrived                          pointer
-	blockStride                               int64
-	rows, heads, kvHeads, size, stride        int32
-	group                                     int32
-	pairs, interleaved, normAcross            int32
-	qNorm, kNorm                              int32
-	window, chunksMax                         int32
-	stored, stages                            int32
-	qEps, kEps, scale, softcap                float32
+	qkv, q, out, k, v                        pointer
+	position, rowSpan, tables, items         pointer
+	groups, qGain, qBias, kGain, kBias, rope pointer
+	partial, arrived                         pointer
+	blockStride                              int64
+	rows, heads, kvHeads, size, stride       int32
+	group                                    int32
+	pairs, interleaved, normAcross           int32
+	qNorm, kNorm                             int32
+	window, chunksMax                        int32
+	stored, stages                           int32
+	qEps, kEps, scale, softcap               float32
 }
 
 type reduceArguments struct {

@@ -22,13 +22,20 @@ type items struct {
 
 const promptRows = 128 // src/prompt.cuh
 
+// promptItem mirrors PromptItem of src/attention.cuh.
+type promptItem struct {
+	span, first, row, count, start int32
+	_                              [3]int32
+}
+
 // itemsOf divides the batch, once for each group size.
 func (s *slot) itemsOf(group int) *items {
 	if it := s.items[group]; it != nil {
 		return it
 	}
 	it := &items{}
-	var rows, tiles []int32
+	var rows []int32
+	var tiles []promptItem
 	for i, span := range s.batch.Spans {
 		if span.Count == 1 {
 			rows = append(rows, int32(i))
@@ -36,17 +43,20 @@ func (s *slot) itemsOf(group int) *items {
 			continue
 		}
 		for first := 0; first < span.Count*group; first += promptRows {
-			tiles = append(tiles, int32(i), int32(first))
+			tiles = append(tiles, promptItem{span: int32(i), first: int32(first), row: int32(span.Row), count: int32(span.Count), start: int32(span.Start)})
 		}
 	}
 	// The longest contexts begin first: the last to begin would end alone.
 	slices.SortFunc(rows, func(i, j int32) int {
 		return cmp.Or(cmp.Compare(s.batch.Spans[j].Start, s.batch.Spans[i].Start), cmp.Compare(i, j))
 	})
+	slices.SortStableFunc(tiles, func(i, j promptItem) int {
+		return cmp.Compare(int(j.start)*group+int(j.first), int(i.start)*group+int(i.first))
+	})
 	for i, span := range rows {
 		rows[i] = int32(s.batch.Spans[span].Row)
 	}
-	it.rowCount, it.tileCount = len(rows), len(tiles)/2
+	it.rowCount, it.tileCount = len(rows), len(tiles)
 	it.rows, it.tiles = s.put(listBytes(rows)), s.put(listBytes(tiles))
 	s.items[group] = it
 	return it
@@ -93,7 +103,7 @@ func (o *Ops) Attention(out, qkv kernels.Tensor, a kernels.Attention) {
 	groups, group := o.groupsOf(a)
 	args := attentionArguments{
 		qkv: bufferOf(qkv).at, q: o.need("q", qkv.Rows*out.Cols*4).at, out: b.at, k: c.k + layer, v: c.v + layer,
-		position: s.positions, rowSpan: s.rowSpan, spanRow: s.spanRow, tables: s.tables[a.Group], groups: groups, arrived: o.arrived,
+		position: s.positions, rowSpan: s.rowSpan, tables: s.tables[a.Group], groups: groups, arrived: o.arrived,
 		blockStride: int64(c.spec.KVHeads * kernels.BlockTokens * a.HeadDim),
 		rows:        int32(qkv.Rows), heads: int32(a.Heads), kvHeads: int32(a.KVHeads), size: int32(a.HeadDim), stride: int32(s.stride),
 		group: int32(group), qNorm: -1, kNorm: -1, normAcross: bit(a.NormAcross), interleaved: bit(a.Interleaved),

@@ -38,7 +38,6 @@ type slot struct {
 	tokens      pointer
 	positions   pointer
 	rowSpan     pointer
-	spanRow     pointer
 	wanted      pointer
 	tables      []pointer // per group
 	stride      int       // blocks in a row of tables
@@ -102,17 +101,16 @@ func (o *Ops) Begin(b *kernels.Batch) error {
 	*s = slot{batch: b, stride: stride, items: map[int]*items{}, host: s.host, crossings: s.crossings, event: s.event, answer: make(chan answer, 1),
 		list: s.list[:0], names: s.names[:0], arguments: s.arguments[:0], meta: s.meta[:0], lists: s.lists[:0], tables: s.tables[:0]}
 	rows, spans := len(b.Tokens), len(b.Spans)
-	s.metaRoom = 4*(12*rows+2*spans+8+len(b.Wanted)+groups*spans*stride) + 1<<16
+	s.metaRoom = 4*(16*rows+8+len(b.Wanted)+groups*spans*stride) + 1<<16
 	s.metaAt = o.need("batch", s.metaRoom).at
 	s.tokens, s.positions, s.wanted = s.put(listBytes(b.Tokens)), s.put(listBytes(b.Positions)), s.put(listBytes(b.Wanted))
-	rowSpan, spanRow := make([]int32, 0, rows), make([]int32, 0, spans+1)
+	rowSpan := make([]int32, 0, rows)
 	for i, span := range b.Spans {
-		spanRow = append(spanRow, int32(span.Row))
 		for range span.Count {
 			rowSpan = append(rowSpan, int32(i))
 		}
 	}
-	s.rowSpan, s.spanRow = s.put(listBytes(rowSpan)), s.put(listBytes(append(spanRow, int32(rows))))
+	s.rowSpan = s.put(listBytes(rowSpan))
 	table := make([]int32, spans*stride)
 	for g := range groups {
 		for i := range table {

@@ -13,6 +13,9 @@
 
 constexpr int chunkKeys = 64;
 
+// PromptItem is 128 query rows of a span, from `first` on (prompt.cuh).
+struct alignas(16) PromptItem { int span, first, row, count, start; }; // row, count, start: of the span
+
 struct AttentionArguments {
   const float* qkv;     // rows × (heads + 2 kvHeads) · size
   void* q;              // rows × heads × size, T: rotated queries
@@ -20,9 +23,8 @@ struct AttentionArguments {
   void *k, *v;          // this layer's cache
   const int* position;  // per row
   const int* rowSpan;   // per row: its span
-  const int* spanRow;   // per span: its first row, then one more
   const int* tables;    // per span: its blocks in this group
-  const int* items;     // rows (decode) or (span, first query) pairs (prompt)
+  const int* items;     // rows (decode) or PromptItems (prompt)
   const int* groups;    // per KV head: its query heads, -1 at the end of a short list
   const float *qGain, *qBias, *kGain, *kBias; // norms, or null
   const float2* rope;   // (position, pair): cos, sin, or null

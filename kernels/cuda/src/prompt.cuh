@@ -3,9 +3,9 @@
 // attention.cuh).
 //
 // q: (rows, heads, HD) T. out: (rows, heads·HD) T. Cache as in attention.cuh.
-// Grid: KV heads × items; an item is (span, first of 128 query rows), where query
-// row f of a span is token f / group, head f % group of the KV head: heads that
-// share keys share their loads. 8 warps of 16 query rows each.
+// Grid: KV heads × items, those with the longest contexts first; an item is 128 query
+// rows, where query row f of a span is token f / group, head f % group of the KV head:
+// heads that share keys share their loads. 8 warps of 16 query rows each.
 // Bound: 4·rows·context·heads·HD operations (half with the causal mask).
 // Reference: ref.Attention; bit for bit what decode gives.
 #pragma once
@@ -19,9 +19,9 @@ template <class T, int HD> DEVICE void prompt(const AttentionArguments& a) {
   extern __shared__ __align__(128) char memory[]; // 2 × (keys, values)
   chain();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, q = lane % 4;
-  const int kv = blockIdx.x, span = a.items[2 * blockIdx.y], f0 = a.items[2 * blockIdx.y + 1], G = a.group;
-  const int row0 = a.spanRow[span], count = a.spanRow[span + 1] - row0, start = a.position[row0];
-  const int* table = a.tables + span * a.stride;
+  const PromptItem item = ((const PromptItem*)a.items)[blockIdx.y];
+  const int kv = blockIdx.x, f0 = item.first, row0 = item.row, count = item.count, start = item.start, G = a.group;
+  const int* table = a.tables + item.span * a.stride;
   const int lastToken = min(count - 1, (f0 + promptRows - 1) / G);
   const int low = start + f0 / G, firstKey = a.window > 0 ? max(0, low - a.window + 1) : 0;
   const int chunk0 = firstKey / chunkKeys, chunkEnd = (start + lastToken) / chunkKeys + 1, written = start + count;

@@ -38,8 +38,8 @@ template <class T, int HD, bool CAPPED> DEVICE void widePrompt(const WidePromptA
   }
   __syncthreads();
   chain();
-  const int kv = blockIdx.x, item = gridDim.y - 1 - blockIdx.y, span = a.items[2 * item], f0 = a.items[2 * item + 1], G = a.group;
-  const int row0 = a.spanRow[span], count = a.spanRow[span + 1] - row0, start = a.position[row0], written = start + count;
+  const PromptItem item = ((const PromptItem*)a.items)[blockIdx.y];
+  const int kv = blockIdx.x, f0 = item.first, row0 = item.row, count = item.count, start = item.start, written = start + count, G = a.group;
   const int lastToken = min(count - 1, (f0 + ROWS - 1) / G), low = start + f0 / G;
   const int firstKey = a.window > 0 ? max(0, low - a.window + 1) : 0;
   const int pair0 = firstKey / KEYS, pairEnd = (start + lastToken) / KEYS + 1;
@@ -51,7 +51,7 @@ template <class T, int HD, bool CAPPED> DEVICE void widePrompt(const WidePromptA
     const bool value = warp >= 2, mine = lane < 4 * PARTS;
     const uint32_t full = value ? fullValues : fullKeys, empty = value ? emptyValues : emptyKeys, tiles = (value ? valuesAt : keysAt) + part * partBytes + page * blockTokens * 128;
     const CUtensorMap* map = value ? &w.values : &w.keys;
-    const int* table = a.tables + span * a.stride;
+    const int* table = a.tables + item.span * a.stride;
     RingSlot ring;
     auto blockOf = [&](int pair) {
       const int at = pair * (KEYS / blockTokens) + page;
@@ -73,11 +73,17 @@ template <class T, int HD, bool CAPPED> DEVICE void widePrompt(const WidePromptA
   const int group = __shfl_sync(allLanes, int(threadIdx.x / 128), 0); // one for all lanes: places of factors are uniform
   const int thread = threadIdx.x % 128, lane = thread % 32, r = lane / 4, q = lane % 4;
   const int g0 = f0 + group * 64, w0 = g0 + thread / 32 * 16; // first query row of the warpgroup, of the warp
-  for (int i = thread; i < 64 * HD / 8; i += 128) {
-    const int m = i / (HD / 8), piece = i % (HD / 8), f = g0 + m, head = f < count * G ? a.groups[kv * G + f % G] : -1;
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (head >= 0) v = *(const uint4*)((const T*)a.q + (size_t(row0 + f / G) * a.heads + head) * HD + piece * 8);
-    *(uint4*)(aligned + group * queryBytes + piece / 8 * 8192 + m * 128 + ((piece % 8 ^ (m & 7)) << 4)) = v;
+  constexpr int PIECES = HD / 8, PER = 64 * PIECES / 128;
+  uint4 pieces[PER]; // all asked for at once, not one latency after the other
+#pragma unroll
+  for (int n = 0; n < PER; n++) {
+    const int f = g0 + (n * 128 + thread) / PIECES, head = f < count * G ? a.groups[kv * G + f % G] : -1;
+    pieces[n] = head >= 0 ? *(const uint4*)((const T*)a.q + (size_t(row0 + f / G) * a.heads + head) * HD + thread % PIECES * 8) : make_uint4(0, 0, 0, 0);
+  }
+#pragma unroll
+  for (int n = 0; n < PER; n++) {
+    const int m = (n * 128 + thread) / PIECES, piece = thread % PIECES;
+    *(uint4*)(aligned + group * queryBytes + piece / 8 * 8192 + m * 128 + ((piece % 8 ^ (m & 7)) << 4)) = pieces[n];
   }
   fenceEngine();
   syncSome(1 + group, 128);

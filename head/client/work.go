@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,13 +35,18 @@ func (j Job) Over() bool {
 
 func jobPath(id string) string { return "/api/jobs/" + url.PathEscape(id) }
 
-// Submit gives the id of a new job.
+// Submit gives the id of a new job. The client chooses it, so that a head that dies
+// before it answers, and the next one that is asked, make one job and not two.
 func (c *Client) Submit(ctx context.Context, entrypoint string) (string, error) {
-	var answer struct {
-		ID string `json:"submission_id"`
+	id := "raysubmit_" + rand.Text()[:16]
+	err := c.Post(ctx, "/api/jobs/", map[string]string{"entrypoint": entrypoint, "submission_id": id}, nil)
+	var refused *Error
+	if errors.As(err, &refused) && refused.Status == http.StatusConflict {
+		if _, missing := c.Job(ctx, id); missing == nil {
+			return id, nil // nobody else has this id: the head that did not answer took the job
+		}
 	}
-	err := c.Post(ctx, "/api/jobs/", map[string]string{"entrypoint": entrypoint}, &answer)
-	return answer.ID, err
+	return id, err
 }
 
 // Jobs lists the jobs, the newest first.

@@ -96,8 +96,11 @@ func describe(err error) *Error {
 	case errors.Is(err, jobs.ErrEntrypoint):
 		return badField("entrypoint", "%s", err)
 	case errors.Is(err, state.ErrStale):
-		_, why, _ := strings.Cut(err.Error(), state.ErrStale.Error()+": ")
-		return &Error{Status: http.StatusConflict, Type: "ConflictError", Message: why}
+		text := err.Error()
+		if _, why, given := strings.Cut(text, state.ErrStale.Error()+": "); given {
+			text = why
+		}
+		return &Error{Status: http.StatusConflict, Type: "ConflictError", Message: text}
 	case errors.Is(err, sample.ErrParameter):
 		text := strings.TrimPrefix(err.Error(), sample.ErrParameter.Error()+": ")
 		field, _, _ := strings.Cut(text, " ")

@@ -146,7 +146,8 @@ template <class T, int KIND> DEVICE void line(const LineArguments& a) {
 #pragma unroll 1
   for (; task.at < tasks; next(task)) {
     const int from = task.segment * a.segment;
-    uint32_t x = heap + a.stagedAt + from * 64 + lane % 4 * 16, piece = pieces + slot * wide + lane / 8 % 2 * pieceBytes + lane / 16 * 128 + lane % 8 * 16;
+    // A single unit stands for both: what lies after its pieces may be past the block's memory.
+    uint32_t x = heap + a.stagedAt + from * 64 + lane % 4 * 16, piece = pieces + slot * wide + lane / 8 % 2 * (wide - pieceBytes) + lane / 16 * 128 + lane % 8 * 16;
     float d[4] = {0, 0, 0, 0};
     uint4 w[2][2], v[2];
     auto take = [&](int h, int c) { w[h][0] = loadMatrix(piece + c * chunkBytes), w[h][1] = loadMatrix(piece + c * chunkBytes + 256), v[h] = loadShared(x + c * 64); };

@@ -115,12 +115,24 @@ func (s *Server) tidy(ctx context.Context) error {
 	}
 }
 
+// forgotten is how long no order may have come before one of a lower index is obeyed.
+// A leader repeats itself twice a second; such an order is one of heads that have lost
+// their disks and count anew.
+const forgotten = 5 * time.Second
+
 // Assign makes the node run what the heads want, and nothing else.
 func (s *Server) Assign(a wire.Assignments) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if a.Version > wire.Version || a.Index < s.index || s.draining || s.running != nil && s.running.Err() != nil {
+	if a.Version > wire.Version || s.draining || s.running != nil && s.running.Err() != nil {
 		return
+	}
+	if a.Index < s.index {
+		if time.Since(s.assigned) < forgotten {
+			return
+		}
+		s.cfg.Logger.Warn("the heads count anew: what runs here ends", "index", a.Index, "before", s.index)
+		a.Replicas = nil // their epochs are lower too; the next order starts them
 	}
 	s.index, s.assigned = a.Index, time.Now()
 	for id, r := range s.replicas {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -304,6 +305,31 @@ func TestFailedLoadIsReported(t *testing.T) {
 	}
 	r.server.Assign(assignment(2, modelPath))
 	r.await(2, wire.PhaseReady)
+}
+
+// An order of a lower index is stale, but not when no other comes: then it is of heads
+// that lost their disks, whose epochs count anew.
+func TestHeadsThatForgotAreObeyed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Config{Logger: slog.New(slog.DiscardHandler)})
+		epoch := func() uint64 {
+			if r := s.Report().Replicas; len(r) > 0 {
+				return r[0].Epoch
+			}
+			return 0
+		}
+		s.Assign(assignment(30, modelPath))
+		for _, c := range []struct {
+			after       time.Duration
+			index, want uint64
+		}{{forgotten - 1, 5, 30}, {0, 30, 30}, {forgotten - 1, 5, 30}, {1, 5, 0}, {0, 5, 5}, {0, 4, 5}} {
+			<-time.After(c.after)
+			s.Assign(assignment(c.index, modelPath))
+			if got := epoch(); got != c.want {
+				t.Errorf("%v later, index %d: epoch %d runs, want %d", c.after, c.index, got, c.want)
+			}
+		}
+	})
 }
 
 // Draining lets what runs come to its end and takes nothing new.

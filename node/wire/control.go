@@ -9,7 +9,7 @@ import (
 )
 
 // Assignments is the whole of what a node shall run. It is sent again and again;
-// the node compares it with what it runs. A lower Index than one seen is stale.
+// the node compares it with what it runs. A lower Index than one seen is stale, unless no other comes.
 type Assignments struct {
 	Version  int          `cbor:"1,keyasint"`
 	Index    uint64       `cbor:"2,keyasint"` // of the View it was made from

@@ -36,7 +36,12 @@ func (s sender) send(ctx context.Context, node, replica, kind string, message an
 	}
 	ctx, stop := context.WithTimeout(ctx, sendTimeout)
 	defer stop()
-	err = s.head.link.Send(ctx, s.head.members.Load().Ranks(node, replica), link.Control, kind, data)
+	if kind == wire.KindRequest {
+		err = s.head.link.Follow(ctx, trust.Identity{Role: trust.Node, ID: node})
+	}
+	if err == nil {
+		err = s.head.link.Send(ctx, s.head.members.Load().Ranks(node, replica), link.Control, kind, data)
+	}
 	if err != nil && ctx.Err() == nil {
 		s.head.silence(node)
 	}

@@ -105,7 +105,7 @@ var _ serve.Sender = Heads{}
 func (h Heads) Send(ctx context.Context, head, kind string, data []byte) error {
 	ctx, stop := context.WithTimeout(ctx, sendTimeout)
 	defer stop()
-	return h.Link.Send(ctx, trust.Identity{Role: trust.Head, ID: head}, link.Control, kind, data)
+	return h.Link.Send(ctx, trust.Identity{Role: trust.Head, ID: head}, link.Tokens, kind, data)
 }
 
 // Peers reaches ranks on other nodes.

@@ -9,12 +9,13 @@ import (
 //
 //	0   version (1)
 //	1   form: message, call, reply, fault
-//	2   flags: first, last, bye
+//	2   flags: first, last, bye, hello
 //	3   0
 //	4   session: 8 random bytes of the connection that carries it
 //	12  sequence number of the chunk within the session
 //	20  bytes of the whole message
-//	28  call that it belongs to, 0: none
+//	28  call that it belongs to, 0: none. On the lane of tokens: bytes of the
+//	    session's messages before this chunk
 const (
 	headerBytes  = 36
 	frameVersion = 1
@@ -33,7 +34,8 @@ const (
 const (
 	flagFirst = 1 << iota
 	flagLast
-	flagBye // the session ends here, nothing is lost; the chunk is no part of a message
+	flagBye   // the session ends here, nothing is lost; the chunk is no part of a message
+	flagHello // asks for a grant, no part of a session
 )
 
 type header struct {
@@ -124,6 +126,14 @@ type assembly struct {
 // did not end in order: some of that may be lost.
 func (a *assembly) replaces(h header) bool {
 	return a.session != 0 && h.session != a.session && !a.bye
+}
+
+// join takes up a session that began before anybody heard it, at the begin of a message.
+// What came before is lost, as whoever listened before has told.
+func (a *assembly) join(h header) {
+	if h.session != a.session && h.seq > 0 && h.flags&flagFirst != 0 {
+		*a = assembly{session: h.session, next: h.seq, consumed: h.call, partial: a.partial}
+	}
 }
 
 // A session's upper half is drawn once by its process: another one there means that

@@ -13,6 +13,10 @@
 // sender has at most Window bytes on the way to one peer's lane and waits for
 // credit beyond that; a missing chunk breaks the session aloud.
 //
+// What heads read of all nodes, tokens, goes the other way round (Tokens): who has it
+// publishes at its own node's server, and who wants it follows that node: it connects
+// there and reads. All connections that a process follows are read by one goroutine.
+//
 // A device process has no server: it subscribes at its node's, under an inbox of
 // its own, and publishes to everyone else's as any process does.
 //
@@ -49,18 +53,23 @@ var (
 	ErrUnknown  = errors.New("link: no address for peer")
 	ErrBusy     = errors.New("link: peer has too many calls in progress")
 	ErrRemote   = errors.New("link: peer answered with an error")
+	// ErrUnheard: nobody follows.
+	ErrUnheard = errors.New("link: peer does not follow")
+	errRefused = errors.New("link: refused")
 )
 
-// A Lane is one of the two connections that lead to a peer.
+// A Lane is one of the ways to a peer: a connection that leads to it, or, for Tokens,
+// one that it follows.
 type Lane uint8
 
 const (
-	Control Lane = iota // requests, frames, steps, results
-	Bulk                // activations
-	lanes
+	Control Lane     = iota // requests, steps, results; frames for who does not follow
+	Bulk                    // activations
+	Tokens                  // frames
+	lanes   = Tokens        // those that lead to an inbox
 )
 
-func (l Lane) String() string { return [lanes]string{"c", "b"}[l] }
+func (l Lane) String() string { return [...]string{"c", "b", "t"}[l] }
 
 // Defaults of Config.
 const (
@@ -116,7 +125,9 @@ type Link struct {
 	stop    context.CancelFunc
 	wg      sync.WaitGroup // the lanes' receivers, calls being answered, the sweeper
 
-	in [lanes]receiver
+	in    [lanes]receiver
+	feeds feeds
+	homes chan *homeward // spares
 
 	handlers struct {
 		sync.RWMutex
@@ -127,6 +138,8 @@ type Link struct {
 		sync.Mutex
 		closed bool
 		lanes  map[laneKey]*lane
+		// deaf holds until when a peer is thought not to follow.
+		deaf map[trust.Identity]time.Time
 	}
 	calls pendingCalls
 }
@@ -159,9 +172,10 @@ func Start(cfg Config) (*Link, error) {
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	l.handlers.messages = map[string]func(Message){}
 	l.handlers.calls = map[string]callHandler{}
-	l.out.lanes = map[laneKey]*lane{}
+	l.out.lanes, l.out.deaf = map[laneKey]*lane{}, map[trust.Identity]time.Time{}
 	l.calls.waiting = map[uint64]*pendingCall{}
 
+	l.homes = make(chan *homeward, spares)
 	open := l.serve
 	if l.self.Home() != l.self {
 		open = l.attach
@@ -191,6 +205,8 @@ func (l *Link) Close() {
 	for _, lane := range open {
 		lane.close(ErrClosed)
 	}
+	l.closeSpares()
+	l.feeds.close()
 	for which := range lanes {
 		if l.local[which] != nil {
 			l.local[which].Close()
@@ -232,10 +248,16 @@ func (l *Link) sweep() {
 					idle = append(idle, lane)
 				}
 			}
+			for peer, until := range l.out.deaf {
+				if now.After(until) {
+					delete(l.out.deaf, peer)
+				}
+			}
 			l.out.Unlock()
 			for _, lane := range idle {
 				lane.close(nil)
 			}
+			l.feeds.sweep(now.Add(-l.cfg.Idle), now.Add(-3*l.cfg.Idle))
 			for which := range lanes {
 				l.in[which].forget(now.Add(-3 * l.cfg.Idle))
 			}

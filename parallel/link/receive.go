@@ -17,6 +17,10 @@ const resubscribePause = 10 * time.Millisecond
 
 // A receiver assembles what arrives on one lane.
 type receiver struct {
+	which Lane
+	// tell lets the sender of a session go on, or begin anew.
+	tell func(which Lane, to trust.Identity, g grant)
+
 	mu       sync.Mutex // guards sessions
 	sessions map[trust.Identity]*session
 
@@ -24,6 +28,11 @@ type receiver struct {
 	subject string
 	sender  trust.Identity
 	kind    string
+}
+
+// begin makes it ready, before anything arrives.
+func (r *receiver) begin(which Lane, tell func(Lane, trust.Identity, grant)) {
+	r.which, r.tell, r.sessions = which, tell, map[trust.Identity]*session{}
 }
 
 // origin gives who sends under a subject, and the kind.
@@ -74,12 +83,13 @@ func (l *Link) connectLocal() (err error) {
 // is renewed: what was missed shows as a gap. A device process whose home's ends can
 // not be reached any more.
 func (l *Link) receiveAll(which Lane, s *subscriber) {
-	handle := func(subject, data []byte) { l.receive(which, subject, data) }
+	handle := func(subject, data []byte) { l.receive(&l.in[which], subject, data) }
 	l.wg.Go(func() {
 		for {
 			stop := context.AfterFunc(l.ctx, func() { s.conn.Close() })
 			err := s.run(handle)
 			stop()
+			s.conn.Close()
 			if l.ctx.Err() != nil {
 				return
 			}
@@ -102,9 +112,9 @@ func (l *Link) receiveAll(which Lane, s *subscriber) {
 	})
 }
 
-// receive takes a chunk, on the lane's goroutine.
-func (l *Link) receive(which Lane, subject, chunk []byte) {
-	in := &l.in[which]
+// receive takes a chunk, on the goroutine that reads the lane.
+func (l *Link) receive(in *receiver, subject, chunk []byte) {
+	which := in.which
 	sender, kind, err := in.origin(subject)
 	if err != nil {
 		l.log.Warn("link receive", "error", err)
@@ -129,10 +139,18 @@ func (l *Link) receive(which Lane, subject, chunk []byte) {
 		l.log.Info("link lost", "peer", sender.String(), "lane", which.String(), "error", "the peer began another session")
 		l.cfg.Lost(sender, ErrReplaced)
 	}
+	if which == Tokens {
+		if h.flags&flagHello != 0 {
+			s.assembly = assembly{session: h.session}
+			in.tell(which, sender, grant{session: h.session})
+			return
+		}
+		s.join(h)
+	}
 	whole, data, err := s.add(h, payload, l.cfg.MaxMessage)
 	if err != nil {
 		l.log.Warn("link receive", "peer", sender.String(), "kind", kind, "error", err)
-		l.grant(which, sender, grant{session: h.session, consumed: s.consumed, broken: true})
+		in.tell(which, sender, grant{session: h.session, consumed: s.consumed, broken: true})
 		return
 	}
 	if whole != nil {
@@ -140,7 +158,7 @@ func (l *Link) receive(which Lane, subject, chunk []byte) {
 	}
 	if !s.broken && s.consumed-s.granted >= uint64(l.cfg.Window)/4 {
 		s.granted = s.consumed
-		l.grant(which, sender, grant{session: h.session, consumed: s.consumed})
+		in.tell(which, sender, grant{session: h.session, consumed: s.consumed})
 	}
 }
 

@@ -48,14 +48,16 @@ type lane struct {
 	gone chan struct{} // closed when the connection's goroutines have ended
 
 	mu      sync.Mutex // guards what follows
-	conn    *nats.Conn
-	direct  *tls.Conn // under conn
-	socket  *gatherer // under direct
+	conn    *nats.Conn // nil for Tokens
+	direct  net.Conn   // under conn
+	socket  *gatherer  // under direct
 	session uint64
 	seq     uint64
 	sent    uint64 // payload bytes
 	granted uint64
 	last    time.Time
+	asked   time.Time     // of Tokens: when a chunk asked whether anybody hears it
+	heard   bool          // of Tokens: the peer follows
 	err     error         // why it ended
 	changed chan struct{} // closed and renewed at each grant and at the end
 }
@@ -76,6 +78,18 @@ func (l *Link) send(ctx context.Context, to trust.Identity, which Lane, kind str
 		return fmt.Errorf("%w: %s of %d bytes to %s, at most %d", ErrTooLarge, kind, size, to, l.cfg.MaxMessage)
 	}
 	h.total = uint64(size)
+	if which == Tokens {
+		err := l.publish(ctx, to, kind, h, parts)
+		if !errors.Is(err, ErrUnheard) {
+			return err
+		}
+		which = Control
+	}
+	return l.sendOn(ctx, to, which, kind, h, parts)
+}
+
+// sendOn sends on one lane.
+func (l *Link) sendOn(ctx context.Context, to trust.Identity, which Lane, kind string, h header, parts [][]byte) error {
 	// A lane that had ended before it took anything of this is replaced once.
 	for try := 0; ; try++ {
 		lane, err := l.lane(to, which)
@@ -164,7 +178,11 @@ func (d *encryptedDialer) Dial(network, address string) (net.Conn, error) {
 // chunks publishes a message. The caller holds the turn.
 func (n *lane) chunks(ctx context.Context, kind string, h header, parts [][]byte) error {
 	target := subject(n.key.peer, n.key.which, n.link.self, kind)
-	room := recordBytes - len("PUB  16384\r\n\r\n") - len(target) - headerBytes
+	reply := ""
+	if n.key.which == Tokens {
+		reply = creditSubject(n.link.self, Tokens) + " "
+	}
+	room := recordBytes - len("PUB   16384\r\n\r\n") - len(target) - len(reply) - headerBytes
 	left, part := int(h.total), []byte(nil)
 	h.flags = flagFirst
 	buffer := *buffers.Get().(*[]byte)
@@ -187,12 +205,22 @@ func (n *lane) chunks(ctx context.Context, kind string, h header, parts [][]byte
 		}
 		conn := n.direct
 		h.session, h.seq = n.session, n.seq
+		if n.key.which == Tokens {
+			h.call = n.sent
+		}
 		n.seq++
 		n.sent += uint64(size)
 		now := time.Now()
 		n.last = now
+		ask := n.key.which == Tokens && now.Sub(n.asked) > askAgain
+		if ask {
+			n.asked = now
+		}
 		n.mu.Unlock()
 		buffer = append(append(append(buffer[:0], "PUB "...), target...), ' ')
+		if ask {
+			buffer = append(buffer, reply...)
+		}
 		buffer = append(strconv.AppendInt(buffer, int64(headerBytes+size), 10), "\r\n"...)
 		buffer = h.append(buffer)
 		for size > 0 {
@@ -219,10 +247,13 @@ func (n *lane) chunks(ctx context.Context, kind string, h header, parts [][]byte
 // connect dials when the lane is new. The caller holds the turn.
 func (n *lane) connect(ctx context.Context) error {
 	n.mu.Lock()
-	ended, connected := n.err, n.conn != nil
+	ended, connected := n.err, n.direct != nil
 	n.mu.Unlock()
 	if ended != nil || connected {
 		return ended
+	}
+	if n.key.which == Tokens {
+		return n.greet(ctx)
 	}
 	home := n.key.peer.Home()
 	address, err := n.link.cfg.Resolve(home)
@@ -247,14 +278,7 @@ func (n *lane) connect(ctx context.Context) error {
 		n.close(err)
 		return err
 	}
-	var random [4]byte
-	rand.Read(random[:])
-	n.mu.Lock()
-	n.conn, n.direct, n.socket = conn, dialer.conn, dialer.socket
-	n.session = n.link.process<<32 | uint64(binary.LittleEndian.Uint32(random[:]))
-	ended = n.err
-	n.mu.Unlock()
-	if ended == nil {
+	if ended = n.begin(conn, dialer.conn, dialer.socket); ended == nil {
 		_, err = conn.Subscribe(creditSubject(n.link.self, n.key.which), n.credit)
 		if err == nil { // chunks are written past the client library: credit for them may come before it asks for it
 			err = conn.FlushTimeout(timeout)
@@ -267,6 +291,17 @@ func (n *lane) connect(ctx context.Context) error {
 	conn.Close()
 	n.close(ended)
 	return ended
+}
+
+// begin opens a session over a connection.
+func (n *lane) begin(conn *nats.Conn, direct net.Conn, socket *gatherer) (ended error) {
+	var random [4]byte
+	rand.Read(random[:])
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.conn, n.direct, n.socket = conn, direct, socket
+	n.session = n.link.process<<32 | uint64(binary.LittleEndian.Uint32(random[:]))
+	return n.err
 }
 
 // broken ends the lane for an error of its connection.
@@ -314,8 +349,10 @@ func (n *lane) await(ctx context.Context, size int) error {
 }
 
 // credit takes a grant from the peer.
-func (n *lane) credit(m *nats.Msg) {
-	g, err := parseGrant(m.Data)
+func (n *lane) credit(m *nats.Msg) { n.grant(m.Data) }
+
+func (n *lane) grant(data []byte) {
+	g, err := parseGrant(data)
 	if err != nil {
 		n.close(err)
 		return
@@ -325,6 +362,7 @@ func (n *lane) credit(m *nats.Msg) {
 		n.mu.Unlock()
 		return
 	}
+	n.heard = true
 	if g.consumed > n.granted {
 		n.granted = g.consumed
 	}
@@ -342,7 +380,7 @@ func (n *lane) wake() {
 }
 
 // bye ends the session in order, if no message is half sent.
-func (n *lane) bye(conn *nats.Conn) {
+func (n *lane) bye(conn *nats.Conn, direct net.Conn) {
 	select {
 	case <-n.turn:
 		defer func() { n.turn <- struct{}{} }()
@@ -352,6 +390,10 @@ func (n *lane) bye(conn *nats.Conn) {
 	n.mu.Lock()
 	h := header{flags: flagBye, session: n.session, seq: n.seq}
 	n.mu.Unlock()
+	if conn == nil {
+		_ = n.put(direct, "bye", h, "") // at worst the peer counts a loss that was none
+		return
+	}
 	if conn.Publish(subject(n.key.peer, n.key.which, n.link.self, "bye"), h.append(nil)) == nil {
 		conn.FlushTimeout(byeTimeout) // at worst the peer counts a loss that was none
 	}
@@ -375,7 +417,7 @@ func (n *lane) close(reason error) {
 		n.err = ErrClosed
 	}
 	ended, used := n.err, n.sent > 0 || n.seq > 0
-	conn := n.conn
+	conn, direct := n.conn, n.direct
 	n.wake()
 	n.mu.Unlock()
 
@@ -385,11 +427,15 @@ func (n *lane) close(reason error) {
 		delete(l.out.lanes, n.key)
 	}
 	l.out.Unlock()
-	if conn != nil {
+	if direct != nil {
 		if reason == nil || errors.Is(reason, ErrClosed) { // an orderly end says so
-			n.bye(conn)
+			n.bye(conn, direct)
 		}
-		conn.Close()
+		if conn != nil {
+			conn.Close()
+		} else {
+			direct.Close()
+		}
 	}
 	close(n.gone)
 	if n.key.which == Control && reason != nil {

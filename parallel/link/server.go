@@ -27,7 +27,8 @@ const (
 // Subjects. A process subscribes to <role>.<id>.<lane>.> at its own server; a
 // peer publishes there as <role>.<id>.<lane>.<its role>.<its id>.<kind>, and the
 // server lets it publish under no other name. Credit comes back on
-// credit.<its role>.<its id>.<lane>.
+// credit.<its role>.<its id>.<lane>. On the lane of tokens the server is the sender's,
+// and the peer subscribes.
 func inbox(owner trust.Identity) string { return string(owner.Role) + "." + owner.ID }
 
 func subject(owner trust.Identity, lane Lane, sender trust.Identity, kind string) string {
@@ -76,6 +77,9 @@ func (l *Link) serve() error {
 		return err
 	}
 	if err := l.open(); err != nil {
+		return err
+	}
+	if err := l.spare(); err != nil {
 		return err
 	}
 	if err := l.server.ReloadOptions(l.options(host, port, true)); err != nil {
@@ -154,9 +158,12 @@ func (g *gatekeeper) Check(c server.ClientAuthentication) bool {
 		publish = append(publish, subject(g.self, lane, peer, "*"), subject(devices, lane, peer, "*"))
 		subscribe = append(subscribe, creditSubject(peer, lane))
 	}
+	publish = append(publish, creditSubject(g.self, Tokens), creditSubject(devices, Tokens))
+	subscribe = append(subscribe, inbox(peer)+"."+Tokens.String()+".>")
 	if peer.Role == trust.Device && peer.Home() == g.self {
-		publish = append(publish, "credit.>")
-		subscribe = append(subscribe, inbox(peer)+".>")
+		everyone := trust.Identity{Role: "*", ID: "*"}
+		publish = append(publish, "credit.>", subject(everyone, Tokens, peer, "*"))
+		subscribe = append(subscribe, inbox(peer)+".>", creditSubject(peer, Tokens))
 	}
 	c.RegisterUser(&server.User{Username: peer.String(), Permissions: &server.Permissions{
 		Publish:   &server.SubjectPermission{Allow: publish},

@@ -31,7 +31,7 @@ func TestSubscriberReads(t *testing.T) {
 	}
 	says.WriteString("MSG node.b.c.node.a.x 1 many\r\n")
 	conn := &scripted{says: strings.NewReader(says.String())}
-	s := newReader(conn)
+	s := newReader(conn, inboxBuffer)
 	next := 0
 	err := s.run(func(subject, data []byte) {
 		if want := fmt.Sprintf("node.b.c.node.a.k%d", next); string(subject) != want {
@@ -55,7 +55,7 @@ func FuzzSubscriber(f *testing.F) {
 	f.Add([]byte("MSG a.b 1 3\r\nabc\r\nPING\r\nINFO {}\r\n-ERR 'x'\r\n"))
 	f.Add([]byte("MSG a.b 1 9999999\r\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		s := newReader(&scripted{says: bytes.NewReader(data)})
+		s := newReader(&scripted{says: bytes.NewReader(data)}, inboxBuffer)
 		if err := s.run(func(subject, data []byte) {}); err == nil {
 			t.Fatal("it ended without an error")
 		}

@@ -117,6 +117,11 @@ func describe(err error) *Error {
 		return &Error{Status: http.StatusInternalServerError, Type: "InternalServerError", Message: err.Error()}
 	case errors.Is(err, dispatch.ErrDraining), errors.Is(err, dispatch.ErrReplica):
 		return unavailable(1)
+	case errors.Is(err, store.ErrFull):
+		return &Error{
+			Status: http.StatusInsufficientStorage, Type: "InsufficientStorageError",
+			Message: store.ErrFull.Error() + ": delete files (DELETE /v1/files/ID) and jobs (manta jobs delete), or give the heads more",
+		}
 	case errors.Is(err, dispatch.ErrUnavailable), errors.Is(err, ErrNoLeader), errors.Is(err, store.ErrNoMajority):
 		return unavailable(5)
 	case errors.Is(err, dispatch.ErrDeadline), errors.Is(err, context.DeadlineExceeded):
@@ -130,7 +135,7 @@ func describe(err error) *Error {
 // fail answers with an error.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	known := describe(err)
-	if known.Status == http.StatusInternalServerError {
+	if known.Status == http.StatusInternalServerError || known.Status == http.StatusInsufficientStorage {
 		s.log.Error("request failed", "path", r.URL.Path, "request", w.Header().Get(requestIDHeader), "error", err)
 	}
 	if known.RetryAfter > 0 {

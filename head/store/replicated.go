@@ -30,12 +30,11 @@ type Replicated struct {
 // NewReplicated puts to and gets from disk and peers.
 func NewReplicated(disk *Disk, peers Peers) *Replicated { return &Replicated{disk: disk, peers: peers} }
 
-// PutBlob returns once a majority of the voters have the bytes on disk.
+// PutBlob returns once a majority of the voters have the bytes on disk. This head's
+// own disk may be the one that has no room.
 func (r *Replicated) PutBlob(ctx context.Context, data []byte) (state.Digest, error) {
-	digest, err := r.disk.PutBlob(ctx, data)
-	if err != nil {
-		return digest, err
-	}
+	digest := state.Digest(sha256.Sum256(data))
+	_, own := r.disk.PutBlob(ctx, data)
 	self, voters, err := r.peers.Voters()
 	if err != nil {
 		return digest, err
@@ -48,13 +47,15 @@ func (r *Replicated) PutBlob(ctx context.Context, data []byte) (state.Digest, er
 	outcome := make(chan error, len(voters))
 	for _, id := range voters {
 		if id == self {
-			have++
+			if own == nil {
+				have++
+			}
 			continue
 		}
 		left++
 		puts.Go(func() { outcome <- r.peers.Put(ctx, id, data) })
 	}
-	var errs []error
+	errs := []error{own}
 	for need := len(voters)/2 + 1; have < need; left-- {
 		if left == 0 {
 			return digest, fmt.Errorf("%w: %d of %d: %w", ErrNoMajority, have, len(voters), errors.Join(errs...))
@@ -68,7 +69,7 @@ func (r *Replicated) PutBlob(ctx context.Context, data []byte) (state.Digest, er
 	return digest, nil
 }
 
-// Blob reads from this head's disk, or else from another head's, and keeps it.
+// Blob reads from this head's disk, or else from another head's, and keeps it where there is room.
 func (r *Replicated) Blob(ctx context.Context, digest state.Digest) ([]byte, error) {
 	data, err := r.disk.Blob(ctx, digest)
 	if err == nil {
@@ -88,8 +89,8 @@ func (r *Replicated) Blob(ctx context.Context, digest state.Digest) ([]byte, err
 			errs = append(errs, err)
 			continue
 		}
-		_, err = r.disk.PutBlob(ctx, data)
-		return data, err
+		_, _ = r.disk.PutBlob(ctx, data) // a disk without room keeps nothing more, but nobody waits for it
+		return data, nil
 	}
 	return nil, errors.Join(errs...)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -47,20 +48,29 @@ func (h *heads) Get(ctx context.Context, head string, digest state.Digest) ([]by
 }
 
 // A blob counts as put when a majority has it, and is read as long as one head
-// that has it lives.
+// that has it lives. This head's disk may be one that takes nothing.
 func TestMajority(t *testing.T) {
 	for name, c := range map[string]struct {
-		down map[string]bool
-		want error
+		down   map[string]bool
+		broken bool // this head's disk
+		want   error
 	}{
-		"all up":     {nil, nil},
-		"one down":   {map[string]bool{"b": true}, nil},
-		"two down":   {map[string]bool{"b": true, "c": true}, ErrNoMajority},
-		"other down": {map[string]bool{"c": true}, nil},
+		"all up":                    {nil, false, nil},
+		"one down":                  {map[string]bool{"b": true}, false, nil},
+		"two down":                  {map[string]bool{"b": true, "c": true}, false, ErrNoMajority},
+		"other down":                {map[string]bool{"c": true}, false, nil},
+		"own disk broken":           {nil, true, nil},
+		"own disk broken, one down": {map[string]bool{"b": true}, true, ErrNoMajority},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := &heads{disks: map[string]*Disk{"b": open(t, t.TempDir()), "c": open(t, t.TempDir())}, down: c.down}
-			own := open(t, t.TempDir())
+			dir := t.TempDir()
+			own := open(t, dir)
+			if c.broken {
+				if err := os.Remove(filepath.Join(dir, "new")); err != nil {
+					t.Fatal(err)
+				}
+			}
 			r := NewReplicated(own, h)
 			digest, err := r.PutBlob(t.Context(), []byte("bytes"))
 			if !errors.Is(err, c.want) || c.want == nil && err != nil {
@@ -75,7 +85,7 @@ func TestMajority(t *testing.T) {
 			if got, err := r.Blob(t.Context(), digest); err != nil || !bytes.Equal(got, []byte("bytes")) {
 				t.Fatalf("%q, %v", got, err)
 			}
-			if _, err := own.Blob(t.Context(), digest); err != nil {
+			if _, err := own.Blob(t.Context(), digest); err != nil && !c.broken {
 				t.Fatalf("what was read from another head is not kept: %v", err)
 			}
 		})

@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"manta/head/state"
 )
@@ -29,6 +30,7 @@ var (
 	ErrNotFound = errors.New("store: not here")
 	ErrCorrupt  = errors.New("store: bytes do not have their digest")
 	ErrTooLarge = errors.New("store: too large")
+	ErrFull     = errors.New("store: no room on the heads' disks")
 )
 
 // Limits on one object.
@@ -68,6 +70,9 @@ func (d *Disk) path(digest state.Digest) string {
 // Put stores what from gives, and returns when it is on disk.
 func (d *Disk) Put(ctx context.Context, from io.Reader) (state.Digest, int64, error) {
 	fail := func(err error) (state.Digest, int64, error) {
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			err = fmt.Errorf("%w: %w", ErrFull, err)
+		}
 		return state.Digest{}, 0, fmt.Errorf("store: put: %w", err)
 	}
 	file, err := os.CreateTemp(filepath.Join(d.dir, "new"), "put-*")

@@ -346,7 +346,7 @@ func (o *Ops) Close() error {
 
 // kernelNames lists what each image must hold.
 func kernelNames() map[string][]string {
-	products, attention := []string{"linear_float", "line_plain_bf16", "line_gated_bf16", "line_added_bf16", "line_added_f16"}, []string(nil)
+	products, attention := []string{"linear_float", "line_plain_bf16", "line_gated_bf16", "line_added_bf16", "line_added_f16", "line_bare_bf16", "line_bare_f16"}, []string(nil)
 	rows := []string{"deliver", "gather", "seat", "feed", "readAll", "route", "group", "combine", "adjust", "draw", "scoreTokens"}
 	for _, t := range []string{"_bf16", "_f16", "_float"} {
 		for _, k := range []string{"prepare", "norm", "add", "embed", "pack", "fill"} {

@@ -205,8 +205,11 @@ func lineKind(a linearArguments) string {
 		return "gated"
 	case a.gain != 0 && a.gated == 0 && a.activation == 0 && a.outNarrow == 0 && a.accumulate == 0 && a.xNarrow == 0:
 		return "plain"
-	case a.gain == 0 && a.gated == 0 && a.activation == 0 && a.outNarrow == 0 && a.accumulate == 1 && a.xNarrow == 1:
-		return "added"
+	case a.gain == 0 && a.gated == 0 && a.activation == 0 && a.outNarrow == 0 && a.xNarrow == 1:
+		if a.accumulate == 1 {
+			return "added"
+		}
+		return "bare"
 	}
 	return ""
 }

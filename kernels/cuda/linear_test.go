@@ -34,6 +34,7 @@ var linearCases = []linearCase{
 	{name: "layer norm, gelu", width: 96, columns: 130, norm: "layer", bias: true, activation: kernels.GELU, rows: []int{1, 3, 11, 66}},
 	{name: "residual", width: 576, columns: 1536, accumulate: true, rows: []int{1, 3, 8, 33, 100}},
 	{name: "residual of an activation", width: 1000, columns: 1088, accumulate: true, narrow: true, rows: []int{1, 3, 8, 33, 128, 200}},
+	{name: "part of a sum of an activation", width: 1000, columns: 1088, narrow: true, rows: []int{1, 3, 9}},
 	{name: "an activation of odd width", width: 40, columns: 100, narrow: true, rows: []int{1, 5, 20}},
 	{name: "deep", width: 24, columns: 14336, accumulate: true, narrow: true, rows: []int{1, 2, 4, 8, 20}},
 	{name: "tiles of 192 rows", width: 4096, columns: 512, accumulate: true, narrow: true, rows: []int{1, 9, 570}},

@@ -1,6 +1,7 @@
 // line: the products of one row of a dense model's layers on Hopper.
 //
 //	plain: out = norm(x) · weightᵀ    gated: out = silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)    added: out += x · weightᵀ
+//	bare: out = x · weightᵀ, a rank's part of a sum
 //
 // What gemv does, in its order of sums. With one row a step is a chain of such kernels, each of
 // which would have its weights in shared memory before x is there: what counts is how
@@ -32,11 +33,11 @@ struct LineArguments {
   float eps;
 };
 
-enum LineKind { plainLine, gatedLine, addedLine };
+enum LineKind { plainLine, gatedLine, addedLine, bareLine };
 
 template <class T, int KIND> DEVICE void line(const LineArguments& a) {
 #if __CUDA_ARCH__ >= 900
-  constexpr bool gated = KIND == gatedLine, adds = KIND == addedLine, normed = !adds;
+  constexpr bool gated = KIND == gatedLine, adds = KIND == addedLine, normed = KIND == plainLine || gated;
   extern __shared__ __align__(128) char memory[]; // warp × slots × two pieces; x: chunk × 4 × 16 bytes; unit (× 2) × segment × 8 sums
   __shared__ __align__(16) float squares[16];
   __shared__ uint64_t barriers[gemvSlots + 2]; // x is staged; pieces are there; sums are there
@@ -210,4 +211,4 @@ template <class T, int KIND> DEVICE void line(const LineArguments& a) {
 
 #define LINE(type, name) \
   KERNEL __launch_bounds__(gemvThreads, 2) line_##name##_##type(const __grid_constant__ LineArguments a) { line<type, name##Line>(a); }
-LINE(bf16, plain) LINE(bf16, gated) LINE(bf16, added) LINE(f16, added)
+LINE(bf16, plain) LINE(bf16, gated) LINE(bf16, added) LINE(f16, added) LINE(bf16, bare) LINE(f16, bare)

@@ -16,6 +16,28 @@ type batchRequest struct {
 	Endpoint  string            `json:"endpoint"`
 	Window    string            `json:"completion_window"`
 	Metadata  map[string]string `json:"metadata"`
+	Expires   *expiresAfter     `json:"output_expires_after"`
+}
+
+// expiresAfter is OpenAI's: a file's time from its creation.
+type expiresAfter struct {
+	Anchor  string `json:"anchor"`
+	Seconds int    `json:"seconds"`
+}
+
+// last checks it and gives the time; 0: none is asked for.
+func (e *expiresAfter) last(field string) (time.Duration, error) {
+	const least, most = time.Hour, 30 * 24 * time.Hour // OpenAI's
+	if e == nil {
+		return 0, nil
+	}
+	if e.Anchor != "created_at" {
+		return 0, badField(field, "%s: anchor must be created_at, got %q", field, e.Anchor)
+	}
+	if e.Seconds < int(least.Seconds()) || e.Seconds > int(most.Seconds()) {
+		return 0, badField(field, "%s: seconds must be between %.0f and %.0f, got %d", field, least.Seconds(), most.Seconds(), e.Seconds)
+	}
+	return time.Duration(e.Seconds) * time.Second, nil
 }
 
 // batchObject is OpenAI's.
@@ -39,6 +61,7 @@ type batchObject struct {
 	CancellingAt *int64            `json:"cancelling_at"`
 	CancelledAt  *int64            `json:"cancelled_at"`
 	Counts       batchCounts       `json:"request_counts"`
+	Usage        *batchUsage       `json:"usage"`
 	Metadata     map[string]string `json:"metadata"`
 }
 
@@ -60,6 +83,29 @@ type batchCounts struct {
 	Failed    int `json:"failed"`
 }
 
+// batchUsage is OpenAI's. No model here reasons apart from its answer.
+type batchUsage struct {
+	Input  int `json:"input_tokens"`
+	Inputs struct {
+		Cached int `json:"cached_tokens"`
+	} `json:"input_tokens_details"`
+	Output  int `json:"output_tokens"`
+	Outputs struct {
+		Reasoning int `json:"reasoning_tokens"`
+	} `json:"output_tokens_details"`
+	Total int `json:"total_tokens"`
+}
+
+// describeUsage gives none where not all answers were counted.
+func describeUsage(b *state.BatchJob) *batchUsage {
+	if b.Usage.Answers != b.Completed {
+		return nil
+	}
+	u := &batchUsage{Input: b.Usage.Input, Output: b.Usage.Output, Total: b.Usage.Input + b.Usage.Output}
+	u.Inputs.Cached = b.Usage.Cached
+	return u
+}
+
 func describeBatch(j state.Job) batchObject {
 	b := j.Batch
 	seconds := func(t time.Time) *int64 {
@@ -79,7 +125,7 @@ func describeBatch(j state.Job) batchObject {
 		ID: j.ID, Object: "batch", Endpoint: b.Endpoint, InputFile: b.Input, Window: window(b.Window),
 		OutputFile: named(b.AnswersFile), ErrorFile: named(b.ErrorsFile), CreatedAt: j.Created.Unix(),
 		InProgressAt: seconds(j.Started), ExpiresAt: seconds(j.Created.Add(b.Window)), CancellingAt: seconds(j.Stopping),
-		Counts: batchCounts{b.Total, b.Completed, b.Failed}, Metadata: j.Metadata,
+		Counts: batchCounts{b.Total, b.Completed, b.Failed}, Usage: describeUsage(b), Metadata: j.Metadata,
 	}
 	switch {
 	case j.Status == state.Succeeded, j.Status == state.Broken && b.Failed > 0:
@@ -143,23 +189,22 @@ func (s *Server) newBatch(w http.ResponseWriter, r *http.Request) (*state.Job, e
 	if err := checkMetadata(request.Metadata); err != nil {
 		return nil, err
 	}
+	last, err := request.Expires.last("output_expires_after")
+	if err != nil {
+		return nil, err
+	}
 	if err := s.inputOf(r, request.InputFile, "input_file_id"); err != nil {
 		return nil, err
 	}
 	job := s.ownWork(r, "batch_"+rand.Text(), state.Batch)
 	job.Metadata = request.Metadata
-	job.Batch = &state.BatchJob{Input: request.InputFile, Endpoint: request.Endpoint, Window: length}
+	job.Batch = &state.BatchJob{Input: request.InputFile, Endpoint: request.Endpoint, Window: length, ResultsLast: last}
 	return job, nil
 }
 
 // batchOf finds the batch that a path names.
 func (s *Server) batchOf(w http.ResponseWriter, r *http.Request) (state.Job, bool) {
-	j, ok := s.job(w, r)
-	if ok && j.Batch == nil {
-		s.fail(w, r, &Error{Status: http.StatusNotFound, Type: "NotFoundError", Param: "id", Message: "job " + j.ID + " is no batch"})
-		return j, false
-	}
-	return j, ok
+	return s.jobAs(w, r, "batch", func(j state.Job) bool { return j.Batch != nil })
 }
 
 func (s *Server) getBatch(w http.ResponseWriter, r *http.Request) {

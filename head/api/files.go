@@ -34,10 +34,16 @@ type fileObject struct {
 	Filename  string `json:"filename"`
 	Purpose   string `json:"purpose"`
 	Status    string `json:"status"`
+	ExpiresAt *int64 `json:"expires_at,omitempty"`
 }
 
 func describeFile(f state.File) fileObject {
-	return fileObject{f.ID, "file", f.Size(), f.Created.Unix(), f.Name, f.Purpose, "processed"}
+	o := fileObject{f.ID, "file", f.Size(), f.Created.Unix(), f.Name, f.Purpose, "processed", nil}
+	if f.Lasts > 0 {
+		at := f.Created.Add(f.Lasts).Unix()
+		o.ExpiresAt = &at
+	}
+	return o
 }
 
 // uploadFile takes a form with purpose and file. The bytes go to the store piece by
@@ -64,6 +70,7 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request) (*state.File, er
 	}
 	c := by(r.Context())
 	file := &state.File{ID: "file-" + rand.Text(), Owner: c.hash, Key: c.name}
+	var expires *expiresAfter
 	for {
 		part, err := form.NextPart()
 		if errors.Is(err, io.EOF) {
@@ -72,9 +79,12 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request) (*state.File, er
 		if err != nil {
 			return nil, badField("file", "the body could not be read: %v", err)
 		}
-		if err := s.formPart(w, r, part, file); err != nil {
+		if err := s.formPart(w, r, part, file, &expires); err != nil {
 			return nil, err
 		}
+	}
+	if file.Lasts, err = expires.last("expires_after"); err != nil {
+		return nil, err
 	}
 	switch {
 	case file.Name == "":
@@ -85,11 +95,29 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request) (*state.File, er
 	return file, nil
 }
 
-func (s *Server) formPart(w http.ResponseWriter, r *http.Request, part *multipart.Part, file *state.File) (err error) {
-	switch part.FormName() {
+func (s *Server) formPart(w http.ResponseWriter, r *http.Request, part *multipart.Part, file *state.File, expires **expiresAfter) (err error) {
+	short := func() (string, error) {
+		text, err := io.ReadAll(io.LimitReader(part, 64))
+		return string(text), err
+	}
+	switch name := part.FormName(); name {
+	case "expires_after[anchor]", "expires_after[seconds]":
+		text, err := short()
+		if err != nil {
+			return err
+		}
+		if *expires == nil {
+			*expires = &expiresAfter{}
+		}
+		if name == "expires_after[anchor]" {
+			(*expires).Anchor = text
+		} else if (*expires).Seconds, err = strconv.Atoi(text); err != nil {
+			return badField("expires_after", "expires_after: seconds must be a number, got %q", text)
+		}
+		return nil
 	case "purpose":
-		purpose, err := io.ReadAll(io.LimitReader(part, 64))
-		if file.Purpose = string(purpose); err == nil && file.Purpose != "batch" && file.Purpose != "user_data" {
+		purpose, err := short()
+		if file.Purpose = purpose; err == nil && file.Purpose != "batch" && file.Purpose != "user_data" {
 			return badField("purpose", "purpose %q is not supported: give batch", file.Purpose)
 		}
 		return err
@@ -107,7 +135,7 @@ func (s *Server) formPart(w http.ResponseWriter, r *http.Request, part *multipar
 		}
 		return err
 	}
-	return nil // expires_after and others that change nothing here
+	return nil // others change nothing here
 }
 
 // paced gives a client its time for every piece of a body.
@@ -128,7 +156,7 @@ func (s *Server) file(w http.ResponseWriter, r *http.Request) (state.File, bool)
 	id := r.PathValue("id")
 	view, _ := s.newest(w, r)
 	f, ok := view.Files[id]
-	if !ok || !by(r.Context()).sees(f.Owner) {
+	if !ok || !by(r.Context()).sees(f.Owner) || f.Expired(time.Now()) {
 		s.fail(w, r, noFile("id", id))
 		return state.File{}, false
 	}
@@ -145,7 +173,7 @@ func (s *Server) inputOf(r *http.Request, id, field string) error {
 		return err
 	}
 	f, ok := s.views.View().Files[id]
-	if !ok || !by(r.Context()).sees(f.Owner) {
+	if !ok || !by(r.Context()).sees(f.Owner) || f.Expired(time.Now()) {
 		return noFile(field, id)
 	}
 	if f.Size() > jobs.MaxInputBytes {
@@ -255,7 +283,7 @@ func (s *Server) listFiles(w http.ResponseWriter, r *http.Request) {
 	c, purpose := by(r.Context()), r.URL.Query().Get("purpose")
 	var all []state.File
 	for _, f := range view.Files {
-		if c.sees(f.Owner) && (purpose == "" || f.Purpose == purpose) {
+		if c.sees(f.Owner) && (purpose == "" || f.Purpose == purpose) && !f.Expired(time.Now()) {
 			all = append(all, f)
 		}
 	}

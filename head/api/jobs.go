@@ -241,11 +241,16 @@ func ownJobs(view *state.View, c *caller) []state.Job {
 
 // job finds the job that a path names.
 func (s *Server) job(w http.ResponseWriter, r *http.Request) (state.Job, bool) {
+	return s.jobAs(w, r, "job", func(state.Job) bool { return true })
+}
+
+// jobAs is job for what a path calls otherwise.
+func (s *Server) jobAs(w http.ResponseWriter, r *http.Request, what string, is func(state.Job) bool) (state.Job, bool) {
 	id := r.PathValue("id")
 	view, _ := s.newest(w, r)
 	j, ok := view.Jobs[id]
-	if !ok || !by(r.Context()).sees(j.Owner) {
-		s.fail(w, r, &Error{Status: http.StatusNotFound, Type: "NotFoundError", Param: "id", Message: "there is no job " + id})
+	if !ok || !is(j) || !by(r.Context()).sees(j.Owner) {
+		s.fail(w, r, &Error{Status: http.StatusNotFound, Type: "NotFoundError", Param: "id", Message: "there is no " + what + " " + id})
 		return state.Job{}, false
 	}
 	return j, true

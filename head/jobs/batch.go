@@ -173,6 +173,7 @@ func (r *Runner) collect(ctx context.Context, b *book, results <-chan finished, 
 type finished struct {
 	data   []byte
 	failed bool
+	usage  state.BatchUsage
 }
 
 // record makes results last.
@@ -186,6 +187,10 @@ func (b *book) record(ctx context.Context, all []finished) error {
 		} else {
 			answers = append(append(answers, f.data...), '\n')
 			next.Completed++
+			next.Usage.Answers++
+			next.Usage.Input += f.usage.Input
+			next.Usage.Cached += f.usage.Cached
+			next.Usage.Output += f.usage.Output
 		}
 	}
 	var err error
@@ -232,8 +237,26 @@ func (r *Runner) line(ctx context.Context, j state.Job, input state.File, l line
 				return finished{}, false
 			}
 		}
-		return finished{data: data, failed: a.Status/100 != 2}, true
+		return finished{data: data, failed: a.Status/100 != 2, usage: usageOf(a.Body)}, true
 	}
+}
+
+// usageOf reads what an answer says it took; nothing where it doesn't.
+func usageOf(body []byte) state.BatchUsage {
+	var answer struct {
+		Usage struct {
+			Prompt     int `json:"prompt_tokens"`
+			Completion int `json:"completion_tokens"`
+			Details    struct {
+				Cached int `json:"cached_tokens"`
+			} `json:"prompt_tokens_details"`
+		} `json:"usage"`
+	}
+	if json.Unmarshal(body, &answer) != nil {
+		return state.BatchUsage{}
+	}
+	u := answer.Usage
+	return state.BatchUsage{Input: u.Prompt, Cached: u.Details.Cached, Output: u.Completion}
 }
 
 // clientGone is the API's status of a request that was cut off.
@@ -265,7 +288,7 @@ func (b *book) finish() {
 		sum := sha256.Sum256([]byte(b.job.ID + suffix))
 		f := state.File{
 			ID: fmt.Sprintf("file-%x", sum[:12]), Name: name, Purpose: "batch_output",
-			Owner: b.job.Owner, Key: b.job.Key, Parts: parts,
+			Owner: b.job.Owner, Key: b.job.Key, Parts: parts, Lasts: next.ResultsLast,
 		}
 		b.files = append(b.files, f)
 		return f.ID

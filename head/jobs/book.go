@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -33,7 +34,14 @@ func (b *book) commit(ctx context.Context) error {
 		ID: b.job.ID, Claim: b.job.Claim, Status: b.job.Status, Message: b.job.Message,
 		Serve: b.job.Serve, Batch: b.job.Batch, Log: log, Files: b.files,
 	}
-	if err := b.runner.cfg.Cluster.Apply(ctx, state.Change{ReportJob: &report}); err != nil {
+	err = b.runner.cfg.Cluster.Apply(ctx, state.Change{ReportJob: &report})
+	if errors.Is(err, state.ErrVersion) && report.Batch != nil && report.Batch.Usage != (state.BatchUsage{}) {
+		uncounted := *report.Batch // a head is still to be upgraded: the batch goes on meanwhile
+		uncounted.Usage = state.BatchUsage{}
+		b.job.Batch, report.Batch = &uncounted, &uncounted
+		err = b.runner.cfg.Cluster.Apply(ctx, state.Change{ReportJob: &report})
+	}
+	if err != nil {
 		return err
 	}
 	b.job.Log, b.said, b.files = log, nil, nil

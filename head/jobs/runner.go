@@ -58,6 +58,8 @@ type Config struct {
 
 const (
 	lookEvery = 250 * time.Millisecond
+	// expireEvery is between two removals of files whose time is over.
+	expireEvery = 10 * time.Second
 	// maxBatches run at once; the others wait in the order of their submission.
 	maxBatches = 8
 )
@@ -90,6 +92,8 @@ func (r *Runner) Run(ctx context.Context) error {
 	defer stop()
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
+	expire := time.NewTicker(expireEvery)
+	defer expire.Stop()
 	for {
 		changed := r.cfg.Cluster.Changed()
 		if r.cfg.Cluster.Leading() {
@@ -102,6 +106,31 @@ func (r *Runner) Run(ctx context.Context) error {
 			return ctx.Err()
 		case <-changed:
 		case <-ticker.C:
+		case now := <-expire.C:
+			r.expire(ctx, now)
+		}
+	}
+}
+
+// expire deletes files whose time is over, unless a batch reads them.
+func (r *Runner) expire(ctx context.Context, now time.Time) {
+	if !r.cfg.Cluster.Leading() {
+		return
+	}
+	view := r.cfg.Cluster.View()
+	reading := map[string]bool{}
+	for _, j := range view.Jobs {
+		if j.Batch != nil && !j.Status.Over() {
+			reading[j.Batch.Input] = true
+		}
+	}
+	for _, f := range view.Files {
+		if !f.Expired(now) || reading[f.ID] {
+			continue
+		}
+		if err := r.cfg.Cluster.Apply(ctx, state.Change{DeleteFile: f.ID}); err != nil && !errors.Is(err, state.ErrUnknown) && ctx.Err() == nil {
+			r.cfg.Log.Warn("file not deleted", "file", f.ID, "error", err)
+			return // the next time
 		}
 	}
 }

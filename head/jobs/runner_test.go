@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -32,6 +34,7 @@ type fakeHeads struct {
 	calls   map[string]int // by line
 	deploy  func(state.Deployment) (state.Deployment, error)
 	answer  func(call Call, times int) Answer // nil: 200 after a while
+	reads   int                               // the newest version that all read; 0: any
 }
 
 func newFakeHeads() *fakeHeads {
@@ -73,7 +76,7 @@ func (f *fakeHeads) Line(ctx context.Context, call Call) Answer {
 	if f.answer != nil {
 		return f.answer(call, f.calls[string(call.Body)])
 	}
-	return Answer{Status: 200, RequestID: "r", Body: fmt.Appendf(nil, `{"text":%q,"seed":%d}`, call.Body, call.Seed)}
+	return Answer{Status: 200, RequestID: "r", Body: fmt.Appendf(nil, `{"text":%q,"seed":%d,"usage":{"prompt_tokens":3,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":1}}}`, call.Body, call.Seed)}
 }
 
 // head is one head's part.
@@ -115,6 +118,9 @@ func (h fakeHead) Apply(ctx context.Context, changes ...state.Change) error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.reads > 0 && command.Version > h.reads {
+		return state.ErrVersion
+	}
 	h.view, err = h.view.Apply(h.view.Index+1, command)
 	close(h.changed)
 	h.changed = make(chan struct{})
@@ -238,6 +244,9 @@ func TestBatchOutlivesItsRunners(t *testing.T) {
 			if j.Status != state.Succeeded || j.Batch.Completed != lines || j.Batch.Failed != 0 || j.Batch.Total != lines {
 				t.Fatalf("%+v %+v", j, j.Batch)
 			}
+			if want := (state.BatchUsage{Answers: lines, Input: 3 * lines, Cached: lines, Output: 2 * lines}); j.Batch.Usage != want {
+				t.Errorf("it took %+v, want %+v", j.Batch.Usage, want)
+			}
 			got := f.results(t, fakeHead{f, ""}.View().Files[j.Batch.AnswersFile].Parts)
 			for id, text := range want {
 				if got[id] != text {
@@ -262,6 +271,57 @@ func TestBatchOutlivesItsRunners(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A batch goes on while a head is still to be upgraded that can't read what it took, and
+// says of itself that not all is counted.
+func TestBatchGoesOnDuringAnUpgrade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeHeads()
+		f.reads = 4
+		defer f.start("a")()
+		f.submit(t, "b", input(1000))
+		f.until(func(v *state.View) bool { return v.Jobs["b"].Batch.Completed > 100 })
+		f.mu.Lock()
+		f.reads = 5
+		f.mu.Unlock()
+		j := f.over("b")
+		if u := j.Batch.Usage; j.Status != state.Succeeded || j.Batch.Completed != 1000 || u.Answers == 0 || u.Answers == 1000 {
+			t.Errorf("%s: %s, %d answers, %+v", j.Status, j.Message, j.Batch.Completed, u)
+		}
+	})
+}
+
+// A file is deleted when its time is over, unless a batch reads it; then after that.
+func TestFilesExpire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeHeads()
+		f.answer = func(Call, int) Answer { return Answer{Status: 503} }
+		defer f.start("a")()
+		h := fakeHead{f, ""}
+		parts, err := PutFile(t.Context(), f, strings.NewReader(input(1)), 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		job := state.Job{ID: "b", Kind: state.Batch, Token: state.Digest{1}, Batch: &state.BatchJob{Input: "read", Window: 2 * time.Hour}}
+		for id, lasts := range map[string]time.Duration{"kept": 0, "later": 3 * time.Hour, "idle": time.Hour, "read": time.Hour} {
+			if err := h.Apply(t.Context(), state.Change{PutFile: &state.File{ID: id, Parts: parts, Lasts: lasts}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := h.Apply(t.Context(), state.Change{PutJob: &job}); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			after time.Duration
+			want  string
+		}{{time.Hour - time.Minute, "idle kept later read"}, {2 * time.Minute, "kept later read"}, {time.Hour, "kept later"}, {time.Hour, "kept"}} {
+			<-time.After(c.after)
+			if got := strings.Join(slices.Sorted(maps.Keys(h.View().Files)), " "); got != c.want {
+				t.Errorf("%v later: %s, want %s", c.after, got, c.want)
+			}
+		}
+	})
 }
 
 // What a job comes to, by its input and by what happens meanwhile.

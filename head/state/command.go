@@ -16,7 +16,7 @@ import (
 // writes each command in the least version that has all that the command uses, and
 // the leader writes none that a member can't read. A field that is later than
 // version 1 says so: its tag since names the version that has it first.
-const Version = 4
+const Version = 5
 
 // Refusals of Apply; the state is unchanged, on every head alike.
 var (

@@ -259,6 +259,10 @@ func TestVersionsAreChecked(t *testing.T) {
 		{command(Change{DrainNode: &DrainNode{ID: "n", Drained: true}}), 1},
 		{command(Change{DrainNode: &DrainNode{ID: "n", Drained: true, Forced: true}}), 3},
 		{command(Change{PutNode: &Node{ID: "n", Forced: true}}), 3},
+		{command(Change{PutFile: &File{ID: "f"}}), 2},
+		{command(Change{PutFile: &File{ID: "f", Lasts: time.Hour}}), 5},
+		{command(Change{ReportJob: &JobReport{ID: "j", Batch: &BatchJob{Completed: 1}}}), 2},
+		{command(Change{ReportJob: &JobReport{ID: "j", Batch: &BatchJob{Usage: BatchUsage{Answers: 1}}}}), 5},
 	} {
 		data, err := c.command.Encode()
 		if err != nil {

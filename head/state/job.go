@@ -69,6 +69,14 @@ type BatchJob struct {
 	Answers, Errors []Part
 	AnswersFile     string // file id, once the job is over; "": none
 	ErrorsFile      string
+	Usage           BatchUsage    `cbor:",omitzero" since:"5"`
+	ResultsLast     time.Duration `cbor:",omitzero" since:"5"` // as File.Lasts
+}
+
+// BatchUsage is what answers took, in tokens.
+type BatchUsage struct {
+	Answers               int // that it counts: fewer than there are where an earlier version wrote some down
+	Input, Cached, Output int
 }
 
 // A Part is a piece of a file: bytes in the store.
@@ -86,6 +94,12 @@ type File struct {
 	Key     string
 	Parts   []Part
 	Created time.Time
+	Lasts   time.Duration `cbor:",omitzero" since:"5"` // after Created; 0: until it is deleted
+}
+
+// Expired reports whether a file's time is over.
+func (f File) Expired(now time.Time) bool {
+	return f.Lasts > 0 && now.Sub(f.Created) >= f.Lasts
 }
 
 // Size is the file's length in bytes.

@@ -6,7 +6,7 @@ import time
 import urllib.error
 import urllib.request
 
-from openai import ConflictError, NotFoundError, OpenAI
+from openai import BadRequestError, ConflictError, NotFoundError, OpenAI
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 url = os.environ["MANTA_URL"]
@@ -163,6 +163,11 @@ def openai_batch():
         texts.append({a["custom_id"]: a["response"]["body"]["choices"][0]["text"] for a in answers})
         (error,) = [json.loads(line) for line in openai.files.content(done.error_file_id).text.splitlines()]
         assert error["custom_id"] == "bad" and error["response"]["status_code"] == 400, error
+        took = [a["response"]["body"]["usage"] for a in answers]
+        used = done.usage
+        assert used.input_tokens == sum(u["prompt_tokens"] for u in took) > 0 and used.output_tokens == 20 * 8, done
+        assert used.total_tokens == used.input_tokens + used.output_tokens and used.output_tokens_details.reasoning_tokens == 0, done
+        assert used.input_tokens_details.cached_tokens == sum(u["prompt_tokens_details"]["cached_tokens"] for u in took), done
         assert batch.id in [b.id for b in openai.batches.list(limit=5)]
     assert texts[0] == texts[1], "a batch that is repeated gives other tokens"
     broken = openai.batches.create(
@@ -178,7 +183,29 @@ def openai_batch():
         raise AssertionError("a deleted file is there")
 
 
-for test in (refused, odd, batch_job, stop_job, serve_job, openai_batch):
+def openai_odd():
+    """Files that last for a time, and what there is no batch of."""
+    file = openai.files.create(file=("in.jsonl", lines(1)), purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600})
+    assert file.expires_at == file.created_at + 3600 == openai.files.retrieve(file.id).expires_at, file
+    assert upload(lines(1)).expires_at is None
+    for after, says in (
+        ({"anchor": "created_at", "seconds": 60}, "between 3600 and 2592000"), ({"anchor": "last_active_at", "seconds": 3600}, "created_at"),
+    ):
+        fails(BadRequestError, 400, says, lambda: openai.files.create(file=("in.jsonl", lines(1)), purpose="batch", expires_after=after))
+    batch = openai.batches.create(
+        input_file_id=file.id, endpoint="/v1/completions", completion_window="24h",
+        extra_body={"output_expires_after": {"anchor": "created_at", "seconds": 7200}})
+    done = until("the batch", lambda: (b := openai.batches.retrieve(batch.id)).status == "completed" and b)
+    output = openai.files.retrieve(done.output_file_id)
+    assert output.expires_at == output.created_at + 7200, output
+    job = ray.submit_job(entrypoint=f"manta serve {model} --served-model-name fourth --max-model-len 256 --max-num-seqs 4")
+    for name in ("batch_none", job):
+        fails(NotFoundError, 404, "there is no batch " + name, lambda: openai.batches.retrieve(name))
+        fails(NotFoundError, 404, "there is no batch " + name, lambda: openai.batches.cancel(name))
+    assert ray.stop_job(job)
+
+
+for test in (refused, odd, batch_job, stop_job, serve_job, openai_batch, openai_odd):
     start = time.time()
     test()
     print(f"ok {test.__name__} {time.time() - start:.1f} s", flush=True)

@@ -182,7 +182,7 @@ func (n *lane) chunks(ctx context.Context, kind string, h header, parts [][]byte
 	if n.key.which == Tokens {
 		reply = creditSubject(n.link.self, Tokens) + " "
 	}
-	room := recordBytes - len("PUB   16384\r\n\r\n") - len(target) - len(reply) - headerBytes
+	room := recordBytes - len("PUB  16384\r\n\r\n") - len(target) - len(reply) - headerBytes
 	left, part := int(h.total), []byte(nil)
 	h.flags = flagFirst
 	buffer := *buffers.Get().(*[]byte)

@@ -55,7 +55,7 @@ var (
 
 func newControl(h *Head) *control {
 	return &control{
-		head: h, log: h.log, courier: link.NewCourier(h.link), wake: make(chan struct{}, 1),
+		head: h, log: h.log, courier: link.NewCourier(h.link, link.Control), wake: make(chan struct{}, 1),
 		awake: newAwake(), reports: map[string]wire.Report{}, heard: map[string]time.Duration{}, gone: map[string]time.Time{},
 		failed: map[string]failure{}, frozen: map[string]time.Time{}, drained: map[string]time.Time{},
 	}

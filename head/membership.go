@@ -43,6 +43,7 @@ func (h *Head) assemble(ctx context.Context) error {
 			}
 		}
 		h.found()
+		h.follow()
 		if h.raft.Leading() {
 			h.enlarge(ctx)
 		}
@@ -58,6 +59,17 @@ func (h *Head) assemble(ctx context.Context) error {
 		case <-ticker.C:
 		}
 	}
+}
+
+// follow reads what nodes have for heads at their own servers, from all that are there.
+func (h *Head) follow() {
+	var nodes []trust.Identity
+	for _, m := range h.members.Load().Members() {
+		if m.Role == trust.Node {
+			nodes = append(nodes, m.Identity)
+		}
+	}
+	h.link.FollowAll(nodes)
 }
 
 // found makes a new cluster as soon as as many heads are there as are expected,

@@ -67,6 +67,11 @@ func (h *Head) listen() {
 		if report.Node == node && report.Version <= wire.Version {
 			h.control.report(*report)
 			h.measure(report)
+			for _, credit := range report.Credits {
+				if credit.Node == node {
+					h.dispatch.Credit(credit)
+				}
+			}
 		}
 		return report.Version
 	})

@@ -111,7 +111,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	n.courier = link.NewCourier(n.link)
+	n.courier = link.NewCourier(n.link, link.Tokens)
 	serving := serve.Config{
 		Node: id, Devices: cfg.Devices, Library: cfg.Library, Logger: cfg.Logger, Tracer: cfg.Tracer, Changed: n.wake,
 		Send: device.Heads{Link: n.link}, Peers: device.Peers{Link: n.link, Ranks: func(node, replica string) trust.Identity {
@@ -318,10 +318,13 @@ func (n *Node) report(ctx context.Context) error {
 }
 
 func (n *Node) tell() error {
-	heads := map[trust.Identity]bool{}
+	heads, earlier := map[trust.Identity]bool{}, map[trust.Identity]bool{}
 	for _, m := range n.members.Load().Members() {
 		if m.Role == trust.Head {
 			heads[m.Identity] = true
+			if m.Info.Reads < wire.CreditsInReports {
+				earlier[m.Identity] = true
+			}
 		}
 	}
 	n.courier.Keep(heads)
@@ -329,15 +332,16 @@ func (n *Node) tell() error {
 		n.device.Tell()
 	}
 	inventory := n.server.Report()
-	inventory.Labels = n.cfg.Labels
+	inventory.Labels, inventory.Credits = n.cfg.Labels, n.server.Credits(len(heads))
 	report, err := wire.Marshal(inventory)
 	if err != nil {
 		return err
 	}
-	credits := n.server.Credits(len(heads))
 	for head := range heads {
 		n.courier.Tell(head, wire.KindReport, "", report)
-		for _, credit := range credits {
+	}
+	for head := range earlier {
+		for _, credit := range inventory.Credits {
 			data, err := wire.Marshal(credit)
 			if err != nil {
 				return err

@@ -56,7 +56,7 @@ func NewLauncher(cfg LauncherConfig) (*Launcher, error) {
 		}
 		cfg.Argv = []string{self, Command}
 	}
-	l := &Launcher{cfg: cfg, courier: link.NewCourier(cfg.Link), hosts: map[trust.Identity]*host{}, drained: make(chan struct{})}
+	l := &Launcher{cfg: cfg, courier: link.NewCourier(cfg.Link, link.Control), hosts: map[trust.Identity]*host{}, drained: make(chan struct{})}
 	Handle(cfg.Link, cfg.Logger, l.told, wire.KindTold, trust.Device)
 	return l, nil
 }

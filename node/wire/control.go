@@ -76,7 +76,13 @@ type Report struct {
 	Labels map[string]string `cbor:"8,keyasint,omitempty"`
 	// Protocol is that of the node's ranks; 0: 1.
 	Protocol int `cbor:"10,keyasint,omitempty"`
+	// Credits are its drivers' grants. Heads that read commands of a version before
+	// CreditsInReports get each as a message of its own.
+	Credits []Credit `cbor:"11,keyasint,omitempty"`
 }
+
+// CreditsInReports is the first version of commands whose readers look for Report.Credits.
+const CreditsInReports = 5
 
 // Device is one place for a shard.
 type Device struct {

@@ -16,6 +16,7 @@ const courierPause = 200 * time.Millisecond
 // what is said again and again (assignments, reports, credit).
 type Courier struct {
 	link *Link
+	lane Lane
 	ctx  context.Context
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -37,9 +38,9 @@ type letter struct {
 	data        []byte
 }
 
-// NewCourier makes a courier; Close ends it. It must end before the Link.
-func NewCourier(l *Link) *Courier {
-	c := &Courier{link: l, peers: map[trust.Identity]*courierPeer{}}
+// NewCourier makes a courier on a lane; Close ends it. It must end before the Link.
+func NewCourier(l *Link, which Lane) *Courier {
+	c := &Courier{link: l, lane: which, peers: map[trust.Identity]*courierPeer{}}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	return c
 }
@@ -113,7 +114,7 @@ func (c *Courier) deliver(ctx context.Context, to trust.Identity, p *courierPeer
 		case <-p.wake:
 		}
 		for _, l := range p.take() {
-			err := c.link.Send(ctx, to, Control, l.kind, l.data)
+			err := c.link.Send(ctx, to, c.lane, l.kind, l.data)
 			if err == nil || ctx.Err() != nil {
 				continue
 			}

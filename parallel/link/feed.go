@@ -75,6 +75,29 @@ func (l *Link) Follow(ctx context.Context, peer trust.Identity) error {
 	return f.err
 }
 
+// FollowAll begins to follow the peers that are not followed, and does not wait. It is to
+// be called again and again: who could not be reached is tried again then.
+func (l *Link) FollowAll(peers []trust.Identity) {
+	for _, peer := range peers {
+		if l.feeds.follows(peer) {
+			continue
+		}
+		l.out.Lock()
+		if !l.out.closed && !l.out.following[peer] {
+			l.out.following[peer] = true
+			l.wg.Go(func() {
+				if err := l.Follow(l.ctx, peer); err != nil && l.ctx.Err() == nil {
+					l.log.Debug("link follow", "peer", peer.String(), "error", err)
+				}
+				l.out.Lock()
+				defer l.out.Unlock()
+				delete(l.out.following, peer)
+			})
+		}
+		l.out.Unlock()
+	}
+}
+
 // feed gives a peer's; a fresh one is the caller's to connect. None: it can't be followed.
 func (l *Link) feed(peer trust.Identity) (f *feed, fresh bool, err error) {
 	s := &l.feeds
@@ -220,11 +243,44 @@ func (l *Link) endFeed(f *feed, err error) {
 	f.mu.Lock()
 	idle := f.idle
 	f.mu.Unlock()
+	var reason error
+	if !idle {
+		reason = fmt.Errorf("%w: %w", ErrBroken, errFeedLost)
+	}
+	l.closeWatched(f.peer, reason)
 	if idle || l.ctx.Err() != nil {
 		return
 	}
 	l.log.Info("link lost", "peer", f.peer.String(), "lane", Tokens.String(), "error", err)
 	l.cfg.Lost(f.peer, lost(err))
+}
+
+// follows reports whether a feed from a peer is read.
+func (s *feeds) follows(peer trust.Identity) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.polled[s.open[peer]]
+}
+
+// closeWatched ends the lanes to a peer, and to the device processes at its server, that
+// only its feed watches.
+func (l *Link) closeWatched(peer trust.Identity, reason error) {
+	l.out.Lock()
+	var open []*lane
+	for key, n := range l.out.lanes {
+		if key.which != Tokens && key.peer.Home() == peer {
+			open = append(open, n)
+		}
+	}
+	l.out.Unlock()
+	for _, n := range open {
+		n.mu.Lock()
+		watched := n.watched
+		n.mu.Unlock()
+		if watched {
+			n.close(reason)
+		}
+	}
 }
 
 // pingFeeds asks the servers of feeds whether they are there: those that say nothing.

@@ -145,3 +145,39 @@ func TestIdleFeedsClose(t *testing.T) {
 		}
 	}
 }
+
+// What is followed at all times is followed again after a break; lanes that its pings
+// watch over end with it, and one loss is told.
+func TestFollowAll(t *testing.T) {
+	d := &directory{}
+	lost := make(chan error, 16)
+	head := start(t, d, headA, secret, func(c *Config) { c.Lost = func(_ trust.Identity, err error) { lost <- err } })
+	node := start(t, d, nodeB, secret, nil)
+	got := make(chan struct{}, 1)
+	node.Handle("x", func(Message) { got <- struct{}{} })
+	for range 2 {
+		for late := soon(t); !head.feeds.follows(nodeB); runtime.Gosched() {
+			head.FollowAll([]trust.Identity{nodeB})
+			if late.Err() != nil {
+				t.Fatal("it is not followed")
+			}
+		}
+		if err := head.Send(soon(t), nodeB, Control, "x", nil); err != nil {
+			t.Fatal(err)
+		}
+		<-got
+		lane := openLane(head, nodeB, Control)
+		for _, f := range head.feeds.all() {
+			f.plain.shut()
+		}
+		<-lane.gone
+		if err := <-lost; !errors.Is(err, ErrBroken) {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-lost:
+			t.Fatalf("a second loss: %v", err)
+		default:
+		}
+	}
+}

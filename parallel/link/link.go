@@ -56,6 +56,8 @@ var (
 	// ErrUnheard: nobody follows.
 	ErrUnheard = errors.New("link: peer does not follow")
 	errRefused = errors.New("link: refused")
+	// errFeedLost ends the lanes to a peer when a feed from there has broken, which tells.
+	errFeedLost = errors.New("link: feed lost")
 )
 
 // A Lane is one of the ways to a peer: a connection that leads to it, or, for Tokens,
@@ -63,9 +65,9 @@ var (
 type Lane uint8
 
 const (
-	Control Lane     = iota // requests, steps, results; frames for who does not follow
+	Control Lane     = iota // requests, steps, results; what Tokens carry for who does not follow
 	Bulk                    // activations
-	Tokens                  // frames
+	Tokens                  // frames and reports, from nodes to heads
 	lanes   = Tokens        // those that lead to an inbox
 )
 
@@ -140,6 +142,8 @@ type Link struct {
 		lanes  map[laneKey]*lane
 		// deaf holds until when a peer is thought not to follow.
 		deaf map[trust.Identity]time.Time
+		// following are the peers that FollowAll is connecting to.
+		following map[trust.Identity]bool
 	}
 	calls pendingCalls
 }
@@ -172,7 +176,7 @@ func Start(cfg Config) (*Link, error) {
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	l.handlers.messages = map[string]func(Message){}
 	l.handlers.calls = map[string]callHandler{}
-	l.out.lanes, l.out.deaf = map[laneKey]*lane{}, map[trust.Identity]time.Time{}
+	l.out.lanes, l.out.deaf, l.out.following = map[laneKey]*lane{}, map[trust.Identity]time.Time{}, map[trust.Identity]bool{}
 	l.calls.waiting = map[uint64]*pendingCall{}
 
 	l.homes = make(chan *homeward, spares)
@@ -233,7 +237,8 @@ func (l *Link) Handle(kind string, handler func(Message)) {
 
 // sweep closes lanes that nobody used for a while.
 func (l *Link) sweep() {
-	ticker := time.NewTicker(max(l.cfg.Idle/4, time.Millisecond))
+	soon := max(l.cfg.Idle/12, time.Millisecond)
+	ticker := time.NewTicker(soon)
 	defer ticker.Stop()
 	for {
 		select {
@@ -243,7 +248,11 @@ func (l *Link) sweep() {
 			l.out.Lock()
 			var idle []*lane
 			for key, lane := range l.out.lanes {
-				if lane.idleSince(now) > l.cfg.Idle {
+				limit := l.cfg.Idle
+				if key.which == Control && l.out.lanes[laneKey{key.peer, Tokens}] != nil {
+					limit = soon // it was needed until the peer followed
+				}
+				if lane.idleSince(now) > limit {
 					delete(l.out.lanes, key)
 					idle = append(idle, lane)
 				}

@@ -297,7 +297,7 @@ func TestCourier(t *testing.T) {
 	d.set(nodeC, "127.0.0.1:1")
 	got := make(chan string, 1000)
 	b.Handle("news", func(m Message) { got <- string(m.Data) })
-	c := NewCourier(a)
+	c := NewCourier(a, Control)
 	defer c.Close()
 	for i := range 100 {
 		c.Tell(nodeC, "news", "", nil)

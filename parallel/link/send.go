@@ -58,6 +58,7 @@ type lane struct {
 	last    time.Time
 	asked   time.Time     // of Tokens: when a chunk asked whether anybody hears it
 	heard   bool          // of Tokens: the peer follows
+	watched bool          // nothing pings it: a feed from the peer's home breaks if that is gone
 	err     error         // why it ended
 	changed chan struct{} // closed and renewed at each grant and at the end
 }
@@ -267,10 +268,18 @@ func (n *lane) connect(ctx context.Context) error {
 		timeout = min(timeout, time.Until(deadline))
 	}
 	dialer := &encryptedDialer{Dialer: net.Dialer{Timeout: timeout, Control: control}, config: n.link.cfg.Authority.Client(home)}
+	watched := n.link.feeds.follows(home)
+	n.mu.Lock()
+	n.watched = watched
+	n.mu.Unlock()
+	ping := pingInterval
+	if watched {
+		ping = time.Hour
+	}
 	conn, err := nats.Connect("tls://"+address,
 		nats.Name(laneName(n.link.self, n.key.peer)), nats.SetCustomDialer(dialer),
 		nats.Secure(), nats.TLSHandshakeFirst(), nats.NoReconnect(), nats.Timeout(timeout), nats.FlusherTimeout(writeDeadline),
-		nats.PingInterval(pingInterval), nats.MaxPingsOutstanding(maxPings), nats.NoCallbacksAfterClientClose(),
+		nats.PingInterval(ping), nats.MaxPingsOutstanding(maxPings), nats.NoCallbacksAfterClientClose(),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { n.close(fmt.Errorf("%w: %w", ErrBroken, err)) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { n.close(lost(err)) }))
 	if err != nil {
@@ -441,7 +450,7 @@ func (n *lane) close(reason error) {
 	if n.key.which == Control && reason != nil {
 		l.calls.broken(n.key.peer, ended)
 	}
-	if used && reason != nil && l.ctx.Err() == nil {
+	if used && reason != nil && !errors.Is(reason, errFeedLost) && l.ctx.Err() == nil {
 		l.log.Info("link lost", "peer", n.key.peer.String(), "lane", n.key.which.String(), "error", reason)
 		l.cfg.Lost(n.key.peer, reason)
 	}

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"manta/head/api"
 	"manta/head/client"
 	"manta/internal/processtest"
@@ -26,7 +28,6 @@ const (
 	headCount = 3
 	devices   = 8 // a node
 	patience  = processtest.Patience
-	hertz     = 100 // of the kernel's clock in /proc/PID/stat
 )
 
 // bench is three heads as processes, and nodes in this one.
@@ -120,26 +121,26 @@ func (c cost) minus(before cost) cost {
 	return cost{c.processor - before.processor, c.resident - before.resident, c.sleeps - before.sleeps}
 }
 
-// heads' cost so far, from /proc.
+// heads' cost so far.
 func (b *bench) cost() cost {
 	b.t.Helper()
 	var sum cost
 	for i := range headCount {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", b.Member(processtest.HeadName(i)).Pid()))
+		pid := b.Member(processtest.HeadName(i)).Pid()
+		var used unix.Timespec // clock_getcpuclockid(3): /proc tells but hundredths of a second
+		if err := unix.ClockGettime(int32(^pid<<3|2), &used); err != nil {
+			b.t.Fatal(err)
+		}
+		sum.processor += time.Duration(used.Nano())
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
 		if err != nil {
 			b.t.Fatal(err)
 		}
-		_, rest, _ := strings.Cut(string(data), ") ")
-		fields := strings.Fields(rest)
-		at := func(i int) int64 { // numbered as in proc(5), from 3
-			n, err := strconv.ParseInt(fields[i-3], 10, 64)
-			if err != nil {
-				b.t.Fatal(err)
-			}
-			return n
+		pages, err := strconv.ParseInt(strings.Fields(string(data))[1], 10, 64)
+		if err != nil {
+			b.t.Fatal(err)
 		}
-		sum.processor += time.Duration(at(14)+at(15)) * time.Second / hertz
-		sum.resident += at(24) * int64(os.Getpagesize())
+		sum.resident += pages * int64(os.Getpagesize())
 		sum.sleeps += b.sleeps(i)
 	}
 	return sum

@@ -41,10 +41,10 @@ func benchLoad() *cobra.Command {
 			}
 			each := (cfg.Layout.Ranks() + len(devices) - 1) / len(devices)
 			cfg.Kind, cfg.Budget.Memory = kind.Name(), int64(utilization*float64(devices[0].Memory))/int64(each)
-			seats := cfg.Budget.Defaults(cfg.Kind).MaxSequences
+			cfg.Budget = cfg.Budget.Defaults(cfg.Kind, devices[0].Memory)
 			cfg.Open = func(stage, rank int) (kernels.Ops, error) {
 				d := devices[(stage*cfg.Layout.Tensor+rank)%len(devices)]
-				return kind.Open(d.ID, serve.Want{DType: cfg.DType, Seats: seats})
+				return kind.Open(d.ID, serve.Want{DType: cfg.DType, Seats: cfg.Budget.MaxSequences})
 			}
 			e, err := measure.Start(ctx, cfg)
 			if err != nil {
@@ -79,7 +79,7 @@ func benchLoad() *cobra.Command {
 	f.StringVar(&cfg.KVCache, "kv-cache-dtype", "auto", "type of stored keys and values")
 	f.Float64Var(&utilization, "gpu-memory-utilization", 0.9, "part of the device's memory to use")
 	f.IntVar(&cfg.Budget.MaxLen, "max-model-len", 0, "most tokens of one sequence; what fits by default")
-	f.IntVar(&cfg.Budget.MaxSequences, "max-num-seqs", 0, "most sequences that run at once")
+	f.IntVar(&cfg.Budget.MaxSequences, "max-num-seqs", 0, "most sequences that run at once; by default 1024 on GPUs of 70 GiB and more, 256 on smaller ones, 64 on a CPU")
 	f.IntVar(&cfg.Budget.MaxRows, "max-num-batched-tokens", 0, "most tokens of one step")
 	f.IntVar(&cfg.Layout.Tensor, "tensor-parallel-size", 1, "tensor ranks")
 	f.IntVar(&cfg.Layout.Pipeline, "pipeline-parallel-size", 1, "pipeline stages")

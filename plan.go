@@ -101,7 +101,7 @@ that holds config.json alone. It fails when the model does not fit.`,
 			if p.Budget.Speeds, err = p.speeds(speeds); err != nil {
 				return fmt.Errorf("--gpu-speed: %w", err)
 			}
-			p.Budget = p.Budget.Defaults(p.Device)
+			p.Budget = p.Budget.Defaults(p.Device, slices.Min(each))
 			if p.Budget.KVType, err = p.Shapes.CacheType(p.Device, kvCache, dtype); err != nil {
 				return err
 			}
@@ -129,7 +129,7 @@ that holds config.json alone. It fails when the model does not fit.`,
 	f.Float64SliceVar(&speeds, "gpu-speed", nil, "speed of the devices of each stage, by commas, in H200s: layers are cut by it too")
 	f.Float64Var(&utilization, "gpu-memory-utilization", 0.9, "part of it to use")
 	f.IntVar(&p.Budget.MaxLen, "max-model-len", 0, "most tokens of one sequence; what fits by default")
-	f.IntVar(&p.Budget.MaxSequences, "max-num-seqs", 0, "most sequences that run at once")
+	f.IntVar(&p.Budget.MaxSequences, "max-num-seqs", 0, "most sequences that run at once; by default 1024 on GPUs of 70 GiB and more, 256 on smaller ones, 64 on a CPU")
 	f.IntVar(&p.Budget.MaxRows, "max-num-batched-tokens", 0, "most tokens of one step")
 	f.StringVar(&kvCache, "kv-cache-dtype", "auto", "type of stored keys and values: auto, float32, float16 or bfloat16")
 	f.StringVar(&dtype, "dtype", "auto", "type of activations on a CPU")

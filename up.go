@@ -70,7 +70,7 @@ func (u *up) flags(f *pflag.FlagSet) {
 	u.process.flags(f, "127.0.0.1")
 	f.StringSliceVar(&u.names, "served-model-name", nil, "names that the API serves the model under; the first is its own")
 	f.IntVar(&u.settings.MaxModelLen, "max-model-len", 0, "most tokens of one sequence; what fits by default")
-	f.IntVar(&u.settings.MaxNumSeqs, "max-num-seqs", 0, "most sequences that run at once")
+	f.IntVar(&u.settings.MaxNumSeqs, "max-num-seqs", 0, "most sequences that run at once; by default 1024 on GPUs of 70 GiB and more, 256 on smaller ones, 64 on a CPU")
 	f.IntVar(&u.settings.MaxNumBatchedTokens, "max-num-batched-tokens", 0, "most tokens of one step")
 	f.StringVar(&u.settings.DType, "dtype", "auto", "type of activations on a CPU: auto (int8), float32, int16 or int8 (float32 is exact, the others faster)")
 	f.StringVar(&u.settings.KVCacheDType, "kv-cache-dtype", "auto", "type of stored keys and values: auto, float32, float16 or bfloat16")

@@ -369,7 +369,7 @@ func (s *search) budget(slots []*slot) (plan.Budget, []plan.Speed, error) {
 	b := plan.Budget{
 		KVType: cache, MaxLen: d.Settings.MaxModelLen,
 		MaxSequences: d.Settings.MaxNumSeqs, MaxRows: d.Settings.MaxNumBatchedTokens,
-	}.Defaults(kind)
+	}.Defaults(kind, slices.MinFunc(slots, func(a, b *slot) int { return cmp.Compare(a.device.Memory, b.device.Memory) }).device.Memory)
 	utilization := cmp.Or(d.Settings.GPUMemoryUtilization, Utilization)
 	most := int64(1 << 62)
 	if kind == "cpu" && d.Settings.GPUMemoryUtilization == 0 {

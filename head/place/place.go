@@ -17,6 +17,7 @@ package place
 import (
 	"cmp"
 	"maps"
+	"math"
 	"slices"
 
 	"manta/head/state"
@@ -220,7 +221,7 @@ func Assignments(view *state.View) map[string]wire.Assignments {
 }
 
 func assignment(view *state.View, d state.Deployment, r state.Replica) wire.Assignment {
-	kind := "cpu"
+	kind, memory := "cpu", int64(math.MaxInt64)
 	a := wire.Assignment{
 		Replica: r.ID, Deployment: r.Deployment, Epoch: r.Epoch, Model: d.Model, Revision: d.Revision,
 		Layout: r.Layout, Blocks: r.Blocks, MaxLen: r.MaxLen,
@@ -229,11 +230,11 @@ func assignment(view *state.View, d state.Deployment, r state.Replica) wire.Assi
 		a.Shards = append(a.Shards, wire.Shard{Stage: s.Stage, Rank: s.Rank, Node: s.Node, Device: s.Device})
 		for _, device := range view.Nodes[s.Node].Devices {
 			if device.ID == s.Device {
-				kind = device.Kind
+				kind, memory = device.Kind, min(memory, device.Memory)
 			}
 		}
 	}
-	b := plan.Budget{MaxSequences: d.Settings.MaxNumSeqs, MaxRows: d.Settings.MaxNumBatchedTokens}.Defaults(kind)
+	b := plan.Budget{MaxSequences: d.Settings.MaxNumSeqs, MaxRows: d.Settings.MaxNumBatchedTokens}.Defaults(kind, memory)
 	a.Settings = wire.Settings{
 		MaxNumSeqs: b.MaxSequences, MaxNumBatchedTokens: b.MaxRows,
 		DType: cmp.Or(d.Settings.DType, "auto"), KVCacheDType: cmp.Or(d.Settings.KVCacheDType, "auto"),

@@ -106,7 +106,7 @@ func (s *search) weighed(even fitted, b plan.Budget, ranks []plan.Speed) fitted 
 // StageSeconds is how long a full step takes on each stage of a replica that is placed,
 // by the cost model that its layers were cut by; nil where a speed is not known.
 func StageSeconds(view *state.View, d state.Deployment, r state.Replica) []float64 {
-	kind := ""
+	kind, memory := "", int64(math.MaxInt64)
 	var speeds []plan.Speed
 	for _, at := range r.Shards {
 		sharing := 0.0
@@ -120,10 +120,10 @@ func StageSeconds(view *state.View, d state.Deployment, r state.Replica) []float
 			return nil
 		}
 		device := view.Nodes[at.Node].Devices[i]
-		kind = device.Kind
+		kind, memory = device.Kind, min(memory, device.Memory)
 		speeds = append(speeds, device.Speed.Times(1/sharing))
 	}
-	b := plan.Budget{MaxSequences: d.Settings.MaxNumSeqs, MaxRows: d.Settings.MaxNumBatchedTokens}.Defaults(kind)
+	b := plan.Budget{MaxSequences: d.Settings.MaxNumSeqs, MaxRows: d.Settings.MaxNumBatchedTokens}.Defaults(kind, memory)
 	b.Speeds = stageSpeeds(evened(d.Shapes, r.Layout, speeds), r.Layout)
 	return plan.StageSeconds(d.Shapes, r.Layout, b)
 }

@@ -21,9 +21,9 @@ type LoadConfig struct {
 	Path       string // of the model
 	LoadFormat string
 	DType      string
-	KVCache    string // kv_cache_dtype
-	Kind       string // of the devices
-	Budget     plan.Budget
+	KVCache    string      // kv_cache_dtype
+	Kind       string      // of the devices
+	Budget     plan.Budget // with its defaults
 	Layout     shard.Layout
 	Open       func(stage, rank int) (kernels.Ops, error)
 }
@@ -57,7 +57,7 @@ func Start(ctx context.Context, cfg LoadConfig) (_ *Engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	b := cfg.Budget.Defaults(cfg.Kind)
+	b := cfg.Budget
 	if b.KVType, err = spec.Shapes().CacheType(cfg.Kind, cfg.KVCache, cfg.DType); err != nil {
 		return nil, err
 	}

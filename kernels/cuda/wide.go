@@ -2,28 +2,55 @@
 
 package cuda
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 // A wideTile is a kernel of src/wide.cuh: how many rows its tiles have, how many
-// blocks share them, and how long it takes for 64 columns where nothing limits it
-// but itself (H200).
+// blocks share them, which weights it is for, and how long it takes for 64 columns:
+// at the clock's height, and as part of a full device at the limit of its power (H200).
 type wideTile struct {
-	rows, cluster int
-	nanoseconds   float64
+	rows, cluster  int
+	weights        wideWeights
+	alone, limited float64 // nanoseconds
 }
 
-var wideTiles = []wideTile{{16, 1, 202}, {32, 1, 233}, {64, 1, 226}, {128, 1, 400}, {128, 2, 428}, {192, 1, 637}, {192, 2, 618}, {256, 1, 904}, {256, 2, 796}}
+type wideWeights int
+
+const (
+	anyWeights   wideWeights = iota
+	oneSegment               // a sum is all that registers hold
+	moreSegments             // half of the sums of segments are held in shared memory
+)
+
+var wideTiles = []wideTile{{16, 1, anyWeights, 202, 150}, {32, 1, anyWeights, 215, 200}, {64, 1, anyWeights, 230, 318},
+	{128, 1, anyWeights, 309, 390}, {128, 2, anyWeights, 342, 385}, {192, 1, anyWeights, 482, 525}, {192, 2, anyWeights, 489, 603},
+	{256, 1, oneSegment, 658, 698}, {256, 2, oneSegment, 639, 765}, {256, 1, moreSegments, 648, 698}, {256, 2, moreSegments, 654, 765}}
 
 func (t wideTile) kernel(suffix string) string {
-	return fmt.Sprintf("wide%s_%d_%d", suffix, t.rows, t.cluster)
+	name := fmt.Sprintf("wide%s_%d_%d", suffix, t.rows, t.cluster)
+	if t.weights == moreSegments {
+		name += "_segments"
+	}
+	return name
+}
+
+// takes tells whether the tile is for weights of so many segments.
+func (t wideTile) takes(segments int32) bool {
+	return t.weights == anyWeights || (t.weights == oneSegment) == (segments == 1)
 }
 
 const (
 	wideThreads, wideShared = 384, 226<<10 + 256 // src/wide.cuh
-	// What limits the device as a whole, and what a product, a whole tile, segments cost besides.
-	// All of these are fitted to 2,576 timings of 8B's, 1B's and 0.6B's products at 16 to 8192 rows.
-	l2PerNanosecond, memoryPerNanosecond                = 9600., 4030.
-	wideStart, wideTileEnd, segmentsStart, segmentShare = 4030., 4200., 1540., 6000.
+	// What a product, a whole tile and its rows, and a block's segment and its rows cost
+	// besides, in nanoseconds, and what more power rows take that no cluster shares.
+	// These and wideTiles are fitted to 892 timings of 8B's, 1B's and 0.6B's products at 64 to
+	// 8192 rows, random data: the tile that they choose takes 0.8% longer than the fastest.
+	memoryPerNanosecond                = 4460. // bytes
+	wideStart, wideTileEnd, wideRowEnd = 1590., 595., 15.6
+	segmentShare, segmentRowShare      = 2530., 20.
+	unsharedPower, unsharedFrom        = .2, 2048.
 )
 
 // A widePlan is how a product is laid on the device. It does not show in the result.
@@ -41,32 +68,43 @@ func (o *Ops) planWide(a linearArguments, rows int) (best widePlan) {
 		blocks = ceil(units(a), 8)
 	}
 	for _, t := range wideTiles {
+		if !t.takes(a.segments) {
+			continue
+		}
 		p := widePlan{tile: t, weightTiles: ceil(blocks, t.cluster), rowTiles: ceil(rows, t.rows), clusters: o.info.Multiprocessor / t.cluster}
 		p.tiles = p.weightTiles * p.rowTiles
-		bytes := float64(128*128 + t.rows*128/t.cluster)
-		stage := max(t.nanoseconds, bytes*float64(t.cluster*min(p.tiles, p.clusters))/l2PerNanosecond)
 		least := float64(p.weightTiles*t.cluster*128*stages*128) / memoryPerNanosecond
-		if t.rows <= 192 || a.segments == 1 {
-			p.whole = p.tiles
-			p.cost = wideStart + max(least, float64(ceil(p.tiles, p.clusters))*(float64(stages)*stage+wideTileEnd))
-			if best.cost == 0 || p.cost < best.cost {
-				best = p
-			}
+		power := float64(p.tiles*t.cluster*stages) * t.limited / float64(o.info.Multiprocessor)
+		if t.cluster == 1 {
+			power *= 1 + unsharedPower*min(1, float64(rows)/unsharedFrom)
+		}
+		whole := float64(stages)*t.alone + wideTileEnd + wideRowEnd*float64(t.rows)
+		p.whole = p.tiles
+		p.cost = wideStart + together(least, power, float64(ceil(p.tiles, p.clusters))*whole)
+		if best.cost == 0 || p.cost < best.cost {
+			best = p
 		}
 		// Whole tiles while all blocks have one, the rest by segments. Blocks wait for
 		// each other then, so all must run at once, which clusters need not.
 		p.whole = p.tiles / p.clusters * p.clusters
 		cut := p.tiles - p.whole
-		if a.segments == 1 || o.link != nil && !o.link.early || t.cluster > 1 || cut == 0 || p.whole > 0 && t.rows > 192 || 2*cut > arrivals || partialBytes(cut, a, t) > 256<<20 {
+		if a.segments == 1 || o.link != nil && !o.link.early || t.cluster > 1 || cut == 0 || 2*cut > arrivals || partialBytes(cut, a, t) > 256<<20 {
 			continue
 		}
-		each := ceil(cut*int(a.segments), p.clusters)
-		p.cost = wideStart + segmentsStart + float64(each)*segmentShare + max(least, float64(p.whole/p.clusters)*(float64(stages)*stage+wideTileEnd)+float64(each*segment)*stage)
-		if best.cost == 0 || p.cost < best.cost {
+		each := float64(ceil(cut*int(a.segments), p.clusters))
+		p.cost = wideStart + each*(segmentShare+segmentRowShare*float64(t.rows)) +
+			together(least, power, float64(p.whole/p.clusters)*whole+each*float64(segment)*t.alone)
+		if p.cost < best.cost {
 			best = p
 		}
 	}
 	return best
+}
+
+// together is how long work takes that has several limits, each alone so long: a
+// little more than the largest of them.
+func together(a, b, c float64) float64 {
+	return math.Sqrt(math.Sqrt(a*a*a*a + b*b*b*b + c*c*c*c))
 }
 
 // partialBytes is the memory for the segments' sums of so many tiles.

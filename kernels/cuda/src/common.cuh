@@ -135,11 +135,23 @@ template <> DEVICE void multiply<f16>(float (&d)[4], uint4 a, uint32_t b0, uint3
                : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
+// By the special unit alone, subnormals as zero.
+DEVICE float powerOfTwo(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+DEVICE float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Activation names match kernels.Activation.
 enum Activation { identity, silu, gelu, geluTanh };
 template <class T> DEVICE float activate(int kind, float x) {
   switch (kind) {
-    case silu: return sizeof(T) == 4 ? x / (1.f + expf(-x)) : __fdividef(x, 1.f + __expf(-x));
+    case silu: return sizeof(T) == 4 ? x / (1.f + expf(-x)) : x * reciprocal(1.f + powerOfTwo(-1.44269504f * x));
     case gelu: return 0.5f * x * (1.f + erff(x * 0.70710678118654752f));
     case geluTanh: return 0.5f * x * (1.f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
   }

@@ -16,6 +16,7 @@
 #pragma once
 #include "linear.cuh"
 #include "warpgroup.cuh"
+#include <type_traits>
 
 struct alignas(128) WideArguments {
   LinearArguments a;
@@ -32,13 +33,25 @@ struct alignas(128) WideArguments {
 constexpr int wideWeights = 128, wideThreads = 384;
 constexpr int wideShared = 226 * 1024 + 256; // of the 227 KB that a block may have
 
-template <class T, int N, int CL> struct Wide {
+// How outputs are finished: float32, with scales and biases at most; a gate with silu,
+// narrow; or any way. The first two are unrolled and without branches: one warp a
+// scheduler has nothing to hide its instructions behind.
+enum Ending { plainEnding, gatedEnding, anyEnding };
+template <int E> using As = std::integral_constant<int, E>;
+
+// `totals`: weights may have several segments.
+
+template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
   static constexpr int EIGHTS = N / 8, PIECE = N == 192 ? 3 : N >= 64 ? 4 : 1; // eights of rows; those that go to the output at a time
   static constexpr int PIECES = EIGHTS / PIECE, pieceBytes = 64 * PIECE * 8 * 4; // of a warpgroup, in float32
+  // Sums of segments: a thread keeps so many in registers, holds the rest in shared
+  // memory, where afterwards the tile's outputs are laid.
+  static constexpr int KEPT = !totals ? 0 : N == 256 ? 64 : N / 2;
+  static constexpr bool HELD = totals && KEPT < N / 2;
+  static constexpr int slotBytes = (HELD ? 2 : 1) * pieceBytes; // of a warpgroup's two slots, from which pieces leave
   static constexpr int weightBytes = wideWeights * 128, stageBytes = weightBytes + N * 128;
-  static constexpr int afterStages = 4 * pieceBytes + 2 * N * 4 + 128; // two pieces and the rows' scales of each warpgroup, barriers
+  static constexpr int afterStages = 4 * slotBytes + 2 * N * 4 + 128; // slots and the rows' scales of each warpgroup, barriers
   static constexpr int stagesThatFit = (wideShared - afterStages) / stageBytes, STAGES = stagesThatFit > 8 ? 8 : stagesThatFit;
-  static constexpr bool totals = N <= 192; // registers for sums of segments
   static constexpr int GROUP = N == 256 ? 8 : 16; // row tiles that share weights in L2
 
   // What a block works on, one after the other: whole tiles, then segments of tiles.
@@ -109,75 +122,105 @@ template <class T, int N, int CL> struct Wide {
     commitCopies();
   }
 
-  // Takes a piece, PIECE eights of rows from m0 on, of this warpgroup's 64 weight rows
-  // to the output. d is what wgmma leaves: rows r and r + 8 of a warp's 16, so with a
-  // gate both factors are in one lane. With the engine, threads lay finished values
-  // into one of two buffers, under the swizzle that makes a warp's stores hit all
-  // banks, and go on while they leave; sums onto what stands there are made in L2.
-  static DEVICE void put(const WideArguments& w, char* buffers, int buffer, const float* scales, int weightTile, int m0, int group, float (&d)[PIECE][4]) {
+  static DEVICE int ending(const WideArguments& w) {
+    const LinearArguments& a = w.a;
+    if (!w.engine || a.softcap > 0) return anyEnding;
+    return !a.gated && !a.outNarrow && !a.activation ? plainEnding : a.gated && a.outNarrow && a.activation == silu ? gatedEnding : anyEnding;
+  }
+  template <int ENDING> static DEVICE bool gates(const LinearArguments& a) { return ENDING == gatedEnding || ENDING == anyEnding && a.gated; }
+  template <int ENDING> static DEVICE bool narrows(const LinearArguments& a) { return ENDING == gatedEnding || ENDING == anyEnding && a.outNarrow; }
+  // Pieces that leave together, and the bytes that one takes of a slot.
+  static constexpr int roundOf(int ending) { return ending == gatedEnding ? (PIECES < 4 ? PIECES : 4) : ending == plainEnding ? slotBytes / pieceBytes : 1; }
+  static constexpr int placeOf(int ending) { return ending == gatedEnding ? pieceBytes / 4 : pieceBytes; }
+  // Before a tile's first piece: its scales are there, and a slot is free.
+  static DEVICE void beginPut(int group) {
+    waitCopies<0>();
+    if (threadIdx.x % 32 == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+    syncSome(1 + group, 128);
+  }
+
+  // Finishes a piece, PIECE eights of rows from m0 on, of this warpgroup's 64 weight
+  // rows. d is what wgmma leaves: rows r and r + 8 of a warp's 16, so with a gate both
+  // factors are in one lane. For the engine, threads lay finished values at `to`, under
+  // the swizzle that makes a warp's stores hit all banks; without it they store them.
+  template <int ENDING> static DEVICE void lay(const WideArguments& w, uint32_t to, const float* scales, int weightTile, int m0, int group, float (&d)[PIECE][4]) {
     const LinearArguments& a = w.a;
     const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32, r = lane / 4, q = lane % 4;
-    const int limit = a.gated ? a.width / 2 : a.width;
-    const int n = a.gated ? (weightTile * 8 + group * 4 + warp) * 8 + r : weightTile * 128 + group * 64 + warp * 16 + r;
-    char* staged = buffers + (group * 2 + buffer) * pieceBytes;
-    if (w.engine && thread == 0) asm volatile("cp.async.bulk.wait_group.read 1;" ::: "memory");
-    waitCopies<0>();
-    syncSome(1 + group, 128);
-    const float bias0 = a.bias && n < limit ? a.bias[n] : -0.f, bias1 = !a.bias ? -0.f : a.gated ? n < limit ? a.bias[n + limit] : -0.f : n + 8 < limit ? a.bias[n + 8] : -0.f;
+    const bool gated = gates<ENDING>(a), narrowed = narrows<ENDING>(a);
+    const int limit = gated ? a.width / 2 : a.width;
+    const int n = gated ? (weightTile * 8 + group * 4 + warp) * 8 + r : weightTile * 128 + group * 64 + warp * 16 + r;
+    if (a.scale || a.bias) {
+      const float bias0 = a.bias && n < limit ? a.bias[n] : -0.f, bias1 = !a.bias ? -0.f : gated ? n < limit ? a.bias[n + limit] : -0.f : n + 8 < limit ? a.bias[n + 8] : -0.f;
 #pragma unroll
-    for (int j = 0; j < PIECE; j++)
+      for (int j = 0; j < PIECE; j++) {
+        const float2 scale = *(const float2*)(scales + j * 8 + 2 * q);
 #pragma unroll
-      for (int e = 0; e < 4; e++) d[j][e] = scaled(d[j][e], scales[j * 8 + 2 * q + e % 2], e < 2 ? bias0 : bias1);
-    auto each = [&](auto change) {
+        for (int e = 0; e < 4; e++) d[j][e] = scaled(d[j][e], e % 2 ? scale.y : scale.x, e < 2 ? bias0 : bias1);
+      }
+    }
+    if (ENDING == anyEnding) {
+      auto each = [&](auto change) {
 #pragma unroll
-      for (int j = 0; j < PIECE; j++)
+        for (int j = 0; j < PIECE; j++)
 #pragma unroll
-        for (int e = 0; e < 4; e++)
-          if (e < 2 || !a.gated) d[j][e] = change(d[j][e]);
-    };
-    if (a.softcap > 0) each([&](float v) { return softcapped(a.softcap, v); });
-    if (a.activation == silu) each([](float v) { return activate<T>(silu, v); });
-    else if (a.activation) each([&](float v) { return activate<T>(a.activation, v); });
-    if (a.gated)
+          for (int e = 0; e < 4; e++)
+            if (e < 2 || !gated) d[j][e] = change(d[j][e]);
+      };
+      if (a.softcap > 0) each([&](float v) { return softcapped(a.softcap, v); });
+      if (a.activation) each([&](float v) { return activate<T>(a.activation, v); });
+    }
+    if (ENDING == gatedEnding)
+#pragma unroll
+      for (int j = 0; j < PIECE; j++) d[j][0] = activate<T>(silu, d[j][0]), d[j][1] = activate<T>(silu, d[j][1]);
+    if (gated)
 #pragma unroll
       for (int j = 0; j < PIECE; j++) d[j][0] = __fmul_rn(d[j][0], d[j][2]), d[j][1] = __fmul_rn(d[j][1], d[j][3]);
-    if (!w.engine) {
+    if (ENDING == anyEnding && !w.engine) {
 #pragma unroll
       for (int j = 0; j < PIECE; j++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
           const int m = m0 + j * 8 + 2 * q + e % 2, at = n + e / 2 * 8;
-          if (m >= a.rows || at >= limit || a.gated && e > 1) continue;
+          if (m >= a.rows || at >= limit || gated && e > 1) continue;
           store<T>(a, m, at, d[j][e]);
         }
-      syncSome(1 + group, 128); // the scales were read
       return;
     }
-    const uint32_t to = shared(staged);
-    if (!a.outNarrow) {
+    if (!narrowed) {
 #pragma unroll
       for (int j = 0; j < PIECE; j++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-          const int m = j * 8 + 2 * q + e % 2, word = warp % 2 * 16 + e / 2 * 8 + r;
-          asm volatile("st.shared.f32 [%0], %1;" ::"r"(to + warp / 2 * (PIECE * 1024) + m * 128 + ((word / 4 ^ m % 8) << 4) + word % 4 * 4), "f"(d[j][e]) : "memory");
+          const int m = 2 * q + e % 2, word = warp % 2 * 16 + e / 2 * 8 + r;
+          asm volatile("st.shared.f32 [%0], %1;" ::"r"(to + warp / 2 * (PIECE * 1024) + m * 128 + ((word / 4 ^ m) << 4) + word % 4 * 4 + j * 1024), "f"(d[j][e]) : "memory");
         }
     } else {
 #pragma unroll
       for (int j = 0; j < PIECE; j++) {
-        const int m = j * 8 + lane % 8;
-        if (a.gated) asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(to + m * 64 + ((warp ^ m / 2 % 4) << 4)), "r"(pair<T>(d[j][0], d[j][1])) : "memory");
+        const int m = lane % 8;
+        if (gated) asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(to + m * 64 + ((warp ^ m / 2) << 4) + j * 512), "r"(pair<T>(d[j][0], d[j][1])) : "memory");
         else
-          asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to + m * 128 + ((warp * 2 + lane / 8 % 2 ^ m % 8) << 4)), "r"(pair<T>(d[j][0], d[j][1])), "r"(pair<T>(d[j][2], d[j][3]))
+          asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to + m * 128 + ((warp * 2 + lane / 8 % 2 ^ m) << 4) + j * 1024), "r"(pair<T>(d[j][0], d[j][1])), "r"(pair<T>(d[j][2], d[j][3]))
                        : "memory");
       }
     }
+  }
+  // Has COUNT pieces that were laid into a slot leave while threads go on, and the other
+  // slot free. Sums onto what stands in the output are made in L2.
+  template <int ENDING, int COUNT> static DEVICE void leave(const WideArguments& w, uint32_t from, int weightTile, int m0, int group) {
+    const LinearArguments& a = w.a;
+    const int thread = threadIdx.x % 128;
+    const bool gated = gates<ENDING>(a), narrowed = narrows<ENDING>(a);
+    const int limit = gated ? a.width / 2 : a.width, halves = narrowed ? 1 : 2;
     fenceEngine();
+    if (thread % 32 == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
     syncSome(1 + group, 128);
-    if (thread) return;
-    const int column = a.gated ? weightTile * 64 + group * 32 : weightTile * 128 + group * 64;
-    for (int half = 0; half < (a.outNarrow ? 1 : 2); half++)
-      if (column + half * 32 < limit) storeTile(&w.out, column + half * 32, m0, to + half * (PIECE * 1024), a.accumulate);
+    if (thread % 32 || !w.engine) return;
+#pragma unroll
+    for (int i = 0; i < COUNT * 2; i += 4) {
+      const int item = i + thread / 32, p = item / halves, column = (gated ? weightTile * 64 + group * 32 : weightTile * 128 + group * 64) + item % halves * 32;
+      if (p < COUNT && column < limit) storeTile(&w.out, column, m0 + p * PIECE * 8, from + p * placeOf(ENDING) + item % halves * (PIECE * 1024), a.accumulate);
+    }
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
   }
 
@@ -185,8 +228,11 @@ template <class T, int N, int CL> struct Wide {
     const LinearArguments& a = w.a;
     const int thread = threadIdx.x % 256;
     float4* partial = (float4*)a.partial; // (segment, block of cluster, eight of rows, thread)
-    float sum[N / 2], total[totals ? N / 2 : 1];
-    auto result = [&](int i) -> float& { return totals ? total[totals ? i : 0] : sum[i]; };
+    float sum[N / 2], total[KEPT ? KEPT : 1];
+    auto result = [&](int i) -> float& { return i < KEPT ? total[i < KEPT ? i : 0] : sum[i]; };
+    const uint32_t held = shared(buffers) + group * 2 * slotBytes + thread % 128 * 16; // fours, 2 KB apart
+    const int how = ending(w);
+    const uint32_t out = shared(buffers) + group * 2 * slotBytes;
     auto release = [&](int slot) {
       if (thread % 128 == 0) {
         if (CL == 1) arrive(empty + 8 * slot);
@@ -209,7 +255,7 @@ template <class T, int N, int CL> struct Wide {
       for (int m = thread % 128; m < N; m += 128) scales[m] = 1;
     dependency();
     Work k;
-    int weightTile, rowTile, i = 0, buffer = 0;
+    int weightTile, rowTile, i = 0, slot = 0;
     for (; work(w, i, k); i++) {
       place(w, k.tile, rank, weightTile, rowTile);
       if (k.segment < 0) fetchScales(a, scales, rowTile * N);
@@ -229,9 +275,33 @@ template <class T, int N, int CL> struct Wide {
         waitProducts<0>();
         hold(sum);
         release(before);
-        if (totals)
 #pragma unroll
-          for (int e = 0; e < N / 2; e++) result(e) = stage > k.stage ? result(e) + sum[e] : sum[e];
+        for (int e = 0; e < KEPT; e++) total[e] = stage > k.stage ? total[e] + sum[e] : sum[e];
+        if (HELD && (stage > k.stage || end < k.end)) {
+          if (stage == k.stage) { // the tile before has left
+            if (thread % 32 == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+            syncSome(1 + group, 128);
+          }
+#pragma unroll
+          for (int j = KEPT; j < N / 2; j += 16) { // four loads on their way at once
+            float4 v[4];
+            if (stage > k.stage) {
+#pragma unroll
+              for (int i = 0; i < 4; i++) asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v[i].x), "=f"(v[i].y), "=f"(v[i].z), "=f"(v[i].w) : "r"(held + (j - KEPT + 4 * i) * 512));
+#pragma unroll
+              for (int i = 0; i < 4; i++) {
+                float* to = sum + j + 4 * i;
+                to[0] = v[i].x + to[0], to[1] = v[i].y + to[1], to[2] = v[i].z + to[2], to[3] = v[i].w + to[3];
+              }
+            }
+            if (end < k.end)
+#pragma unroll
+              for (int i = 0; i < 4; i++) {
+                const float* from = sum + j + 4 * i;
+                asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(held + (j - KEPT + 4 * i) * 512), "f"(from[0]), "f"(from[1]), "f"(from[2]), "f"(from[3]));
+              }
+          }
+        }
       }
       if (k.segment >= 0) {
         const int at = ((k.tile - w.whole) * CL + rank) * a.segments + k.segment;
@@ -242,16 +312,34 @@ template <class T, int N, int CL> struct Wide {
         if (thread == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(a.arrived + 2 * ((k.tile - w.whole) * CL + rank)) : "memory");
         continue;
       }
+      beginPut(group);
+      auto round = [&](auto ending, int first) {
+        constexpr int COUNT = roundOf(ending());
+        const uint32_t to = out + slot * slotBytes;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+          const int p = first + i;
+          float d[PIECE][4];
+#pragma unroll
+          for (int j = 0; j < EIGHTS; j++)
+            if (j / PIECE == p) {
+#pragma unroll
+              for (int e = 0; e < 4; e++) d[j % PIECE][e] = result(4 * j + e);
+            }
+          lay<ending()>(w, to + i * placeOf(ending()), scales + p * PIECE * 8, weightTile, rowTile * N + p * PIECE * 8, group, d);
+        }
+        leave<ending(), COUNT>(w, to, weightTile, rowTile * N + first * PIECE * 8, group);
+        slot ^= 1;
+      };
+      if (how == plainEnding) {
+#pragma unroll
+        for (int p = 0; p < PIECES; p += roundOf(plainEnding)) round(As<plainEnding>(), p);
+      } else if (how == gatedEnding) {
+#pragma unroll
+        for (int p = 0; p < PIECES; p += roundOf(gatedEnding)) round(As<gatedEnding>(), p);
+      } else {
 #pragma unroll 1
-      for (int p = 0; p < PIECES; p++, buffer ^= 1) {
-        float d[PIECE][4];
-#pragma unroll
-        for (int j = 0; j < EIGHTS; j++)
-          if (j / PIECE == p) {
-#pragma unroll
-            for (int e = 0; e < 4; e++) d[j % PIECE][e] = result(4 * j + e);
-          }
-        put(w, buffers, buffer, scales + p * PIECE * 8, weightTile, rowTile * N + p * PIECE * 8, group, d);
+        for (int p = 0; p < PIECES; p++) round(As<anyEnding>(), p);
       }
     }
     // The segments' tiles: this block finishes a share of each that it has a segment of.
@@ -262,9 +350,11 @@ template <class T, int N, int CL> struct Wide {
       unsigned* arrived = a.arrived + 2 * at;
       const int first = s * PIECES / a.segments, last = (s + 1) * PIECES / a.segments;
       waitForAll(arrived, a.segments, thread % 128, group);
-      if (first < last) fetchScales(a, scales, rowTile * N);
+      if (first == last) continue;
+      fetchScales(a, scales, rowTile * N);
+      beginPut(group);
 #pragma unroll 1
-      for (int p = first; p < last; p++, buffer ^= 1) {
+      for (int p = first; p < last; p++) {
         float v[PIECE][4];
         const float4* from = (const float4*)a.partial + (size_t(at) * a.segments * EIGHTS + p * PIECE) * 256 + thread;
         for (int k = 0; k < a.segments; k += 4) {
@@ -280,10 +370,18 @@ template <class T, int N, int CL> struct Wide {
               if (k + n == 0) v[j][0] = u[n][j].x, v[j][1] = u[n][j].y, v[j][2] = u[n][j].z, v[j][3] = u[n][j].w;
               else if (k + n < a.segments) v[j][0] += u[n][j].x, v[j][1] += u[n][j].y, v[j][2] += u[n][j].z, v[j][3] += u[n][j].w;
         }
-        put(w, buffers, buffer, scales + p * PIECE * 8, weightTile, rowTile * N + p * PIECE * 8, group, v);
+        const int m0 = p * PIECE * 8;
+        auto alone = [&](auto ending) {
+          lay<ending()>(w, out + slot * slotBytes, scales + m0, weightTile, rowTile * N + m0, group, v);
+          leave<ending(), 1>(w, out + slot * slotBytes, weightTile, rowTile * N + m0, group);
+        };
+        if (how == plainEnding) alone(As<plainEnding>());
+        else if (how == gatedEnding) alone(As<gatedEnding>());
+        else alone(As<anyEnding>());
+        slot ^= 1;
       }
     }
-    if (w.engine && thread % 128 == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+    if (w.engine && thread % 32 == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
   }
   // Waits until all segments of a tile are there; the last warpgroup that has seen it
   // sets the counters back.
@@ -300,7 +398,7 @@ template <class T, int N, int CL> struct Wide {
   static DEVICE void run(const WideArguments& w) {
     extern __shared__ __align__(1024) char wideMemory[]; // the swizzle counts from 1 KB bounds
     char* buffers = wideMemory + STAGES * stageBytes;
-    float* scales = (float*)(buffers + 4 * pieceBytes); // per warpgroup
+    float* scales = (float*)(buffers + 4 * slotBytes); // per warpgroup
     const uint32_t full = shared(scales + 2 * N), empty = full + 8 * STAGES;
     const int group = threadIdx.x / 128, rank = CL == 1 ? 0 : clusterRank();
     if (threadIdx.x == 0) {
@@ -323,8 +421,10 @@ template <class T, int N, int CL> struct Wide {
 
 #define WIDE(type, N, CL) \
   KERNEL __launch_bounds__(wideThreads, 1) __cluster_dims__(CL, 1, 1) wide_##type##_##N##_##CL(const __grid_constant__ WideArguments w) { Wide<type, N, CL>::run(w); }
+#define WIDE_SEGMENTS(type, N, CL) \
+  KERNEL __launch_bounds__(wideThreads, 1) __cluster_dims__(CL, 1, 1) wide_##type##_##N##_##CL##_segments(const __grid_constant__ WideArguments w) { Wide<type, N, CL, true>::run(w); }
 #define WIDES(type) \
   WIDE(type, 16, 1) WIDE(type, 32, 1) WIDE(type, 64, 1) WIDE(type, 128, 1) WIDE(type, 128, 2) \
-  WIDE(type, 192, 1) WIDE(type, 192, 2) WIDE(type, 256, 1) WIDE(type, 256, 2)
+  WIDE(type, 192, 1) WIDE(type, 192, 2) WIDE(type, 256, 1) WIDE(type, 256, 2) WIDE_SEGMENTS(type, 256, 1) WIDE_SEGMENTS(type, 256, 2)
 WIDES(bf16) WIDES(f16)
 #endif

@@ -116,10 +116,6 @@ func (o *Ops) Vocabulary(tokens int) error {
 	})
 }
 
-// drawClusters is how many rows at most are drawn by a cluster of blocks each: with
-// more, blocks are enough to fill the device.
-const drawClusters = 16
-
 // Sample draws a token for each row, on the device: only what was drawn comes back.
 func (o *Ops) Sample(logits kernels.Tensor, rows []kernels.SampleRow) {
 	s := o.step
@@ -193,9 +189,9 @@ func (o *Ops) Sample(logits kernels.Tensor, rows []kernels.SampleRow) {
 		a.adjusted = o.need("adjusted", 4*len(rows)*logits.Cols).at
 		o.launch("adjust", len(rows), 1, 1, 1024, 0, bytesOf(&a))
 	}
-	blocks := 1 // that search a row
-	if o.overlap && len(rows) <= drawClusters {
-		blocks = 8
+	blocks := 1 // that search a row: as many as there is room for
+	for o.overlap && blocks < 8 && 2*blocks*len(rows) <= o.info.Multiprocessor {
+		blocks *= 2
 	}
 	o.launchClusters("draw", len(rows), 1, blocks, 1024, 0, blocks, bytesOf(&a))
 	if scored {

@@ -125,10 +125,10 @@ template <class F> DEVICE void everyToken(const float* x, int vocabulary, F f) {
   }
 }
 
-// The same by fours, where rows begin at multiples of 16 bytes: for passes that are
-// bound by memory.
+// The same by fours, where the row begins at a multiple of 16 bytes: for passes that
+// are bound by memory.
 template <class F> DEVICE void everyFour(const float* x, int vocabulary, F f) {
-  if (vocabulary % 4 == 0) {
+  if (vocabulary % 4 == 0 && (size_t)x % 16 == 0) {
     const float4* four = (const float4*)x;
     const int fours = vocabulary / 4;
     for (int base = threadIdx.x; base < fours; base += 4 * sampleThreads) {

@@ -14,7 +14,7 @@ import (
 // items are what the attention kernels of one step work on, for KV heads of so
 // many query heads: rows that stand alone, and tiles of rows that do not.
 type items struct {
-	rows, tiles pointer
+	rows, tiles pointer // DecodeItems, PromptItems
 	rowCount    int
 	tileCount   int
 	deepest     int // the furthest position of a row that stands alone
@@ -28,17 +28,20 @@ type promptItem struct {
 	_                              [3]int32
 }
 
+// decodeItem mirrors DecodeItem of src/attention.cuh.
+type decodeItem struct{ row, position, span, _ int32 }
+
 // itemsOf divides the batch, once for each group size.
 func (s *slot) itemsOf(group int) *items {
 	if it := s.items[group]; it != nil {
 		return it
 	}
 	it := &items{}
-	var rows []int32
+	var rows []decodeItem
 	var tiles []promptItem
 	for i, span := range s.batch.Spans {
 		if span.Count == 1 {
-			rows = append(rows, int32(i))
+			rows = append(rows, decodeItem{row: int32(span.Row), position: s.batch.Positions[span.Row], span: int32(i)})
 			it.deepest = max(it.deepest, span.Start)
 			continue
 		}
@@ -47,15 +50,12 @@ func (s *slot) itemsOf(group int) *items {
 		}
 	}
 	// The longest contexts begin first: the last to begin would end alone.
-	slices.SortFunc(rows, func(i, j int32) int {
-		return cmp.Or(cmp.Compare(s.batch.Spans[j].Start, s.batch.Spans[i].Start), cmp.Compare(i, j))
+	slices.SortFunc(rows, func(i, j decodeItem) int {
+		return cmp.Or(cmp.Compare(j.position, i.position), cmp.Compare(i.span, j.span))
 	})
 	slices.SortStableFunc(tiles, func(i, j promptItem) int {
 		return cmp.Compare(int(j.start)*group+int(j.first), int(i.start)*group+int(i.first))
 	})
-	for i, span := range rows {
-		rows[i] = int32(s.batch.Spans[span].Row)
-	}
 	it.rowCount, it.tileCount = len(rows), len(tiles)
 	it.rows, it.tiles = s.put(listBytes(rows)), s.put(listBytes(tiles))
 	s.items[group] = it

@@ -16,6 +16,9 @@ constexpr int chunkKeys = 64;
 // PromptItem is 128 query rows of a span, from `first` on (prompt.cuh).
 struct alignas(16) PromptItem { int span, first, row, count, start; }; // row, count, start: of the span
 
+// DecodeItem is a row that is its sequence's only one (decode.cuh).
+struct alignas(16) DecodeItem { int row, position, span, unused; };
+
 struct AttentionArguments {
   const float* qkv;     // rows × (heads + 2 kvHeads) · size
   void* q;              // rows × heads × size, T: rotated queries
@@ -24,7 +27,7 @@ struct AttentionArguments {
   const int* position;  // per row
   const int* rowSpan;   // per row: its span
   const int* tables;    // per span: its blocks in this group
-  const int* items;     // rows (decode) or PromptItems (prompt)
+  const void* items;    // DecodeItems or PromptItems
   const int* groups;    // per KV head: its query heads, -1 at the end of a short list
   const float *qGain, *qBias, *kGain, *kBias; // norms, or null
   const float2* rope;   // (position, pair): cos, sin, or null

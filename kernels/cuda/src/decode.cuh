@@ -156,68 +156,89 @@ template <int HD> struct Turn {
 // Memory bound: 4·context·HD bytes per KV head. Reference: ref.Attention.
 constexpr int decodeThreads = 128;
 
+// The tiles of an item's KV head, asked for one after the other by all threads.
+template <class T, int HD> struct Walk {
+  static constexpr int rowBytes = HD * 2, PIECES = HD / 8, KEYSPER = decodeThreads / PIECES; // keys of a tile that all threads copy at once
+  const int* table;
+  int kv, first, there;  // keys [first, there) are in the cache
+  int chunk, end, value; // what comes next: a chunk's keys, or its values
+  int4 blocks, next;     // a chunk's four blocks are read one chunk ahead of its keys
+
+  DEVICE void begin(const AttentionArguments& a, const int* itsTable, int head, int position, int from, int to) {
+    table = itsTable, kv = head, there = a.stored ? position + 1 : position, first = a.window > 0 ? max(0, position - a.window + 1) : 0;
+    chunk = first / chunkKeys + from, end = first / chunkKeys + to, value = 0;
+    next = blocksOf(chunk);
+  }
+  DEVICE int4 blocksOf(int c) const { return c < end ? *(const int4*)(table + c * 4) : make_int4(-1, -1, -1, -1); }
+  DEVICE bool over() const { return chunk >= end; }
+  DEVICE void fetch(const AttentionArguments& a, uint32_t to) {
+    const int myKey = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
+    if (!value) blocks = next, next = blocksOf(chunk + 1);
+    const T* cache = (const T*)(value ? a.v : a.k) + (size_t(kv) * blockTokens + myKey) * HD + piece * 8;
+    const uint32_t at = to + myKey * rowBytes + ((piece ^ (myKey & 7)) << 4);
+    const int key0 = chunk * chunkKeys + myKey;
+#pragma unroll
+    for (int page = 0; page < 4; page++) {
+      const int b = page == 0 ? blocks.x : page == 1 ? blocks.y : page == 2 ? blocks.z : blocks.w;
+      const T* source = cache + size_t(max(b, 0)) * a.blockStride;
+#pragma unroll
+      for (int n = 0; n < blockTokens / KEYSPER; n++) {
+        const int key = page * blockTokens + n * KEYSPER, p = key0 + key;
+        copyAsync(at + key * rowBytes, source + n * KEYSPER * HD, b >= 0 && p < there && p >= first ? 16 : 0);
+      }
+    }
+    chunk += value, value ^= 1;
+  }
+};
+
 template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArguments& a) {
   using C = Chunk<T, HD, WIDE>;
   constexpr int ROWS = WIDE ? 16 : 8, HALVES = WIDE ? 2 : 1, NT = HD / 32; // NT: value tiles of a warp
-  constexpr int rowBytes = HD * 2, tileBytes = chunkKeys * rowBytes, pitch = chunkKeys + 8;
+  constexpr int rowBytes = HD * 2, tileBytes = chunkKeys * rowBytes, pitch = chunkKeys + 8, PIECES = HD / 8;
   extern __shared__ __align__(128) char memory[]; // tiles of the ring
   __shared__ __align__(16) T queries[ROWS * HD], newest[2 * HD];
   __shared__ float scores[ROWS * pitch], heads[4 * HD];
   __shared__ bool complete;
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, r = lane / 4, q = lane % 4;
-  const int kv = blockIdx.x, m = a.items[blockIdx.y], G = a.group;
-  const int position = a.position[m], first = a.window > 0 ? max(0, position - a.window + 1) : 0;
+  const DecodeItem item = ((const DecodeItem*)a.items)[blockIdx.y];
+  const int kv = blockIdx.x, m = item.row, G = a.group;
+  const int position = item.position, first = a.window > 0 ? max(0, position - a.window + 1) : 0;
   const int chunk0 = first / chunkKeys, chunks = position / chunkKeys + 1 - chunk0;
   const bool split = gridDim.z > 1;
   const int from = split ? blockIdx.z : 0, to = split ? from + 1 : chunks;
-  const int* table = a.tables + a.rowSpan[m] * a.stride;
   if (a.stored || from >= chunks) chain();
   if (from >= chunks) return;
 
-  const int there = a.stored ? position + 1 : position; // keys that the cache holds
-  // A chunk's four blocks are read one chunk ahead of its keys.
-  auto blocksOf = [&](int chunk) { return chunk < to ? *(const int4*)(table + (chunk0 + chunk) * 4) : make_int4(-1, -1, -1, -1); };
-  int4 blocks, next = blocksOf(from);
-  int fetched = 0, fetchSlot = 0; // tiles
-  const int tiles = 2 * (to - from), ahead = a.stages - 1;
-  constexpr int PIECES = HD / 8, KEYSPER = decodeThreads / PIECES; // keys of a tile that all threads copy at once
-  const int myKey = thread / PIECES, piece = thread % PIECES;
-  const uint32_t toShared = shared(memory) + myKey * rowBytes + ((piece ^ (myKey & 7)) << 4);
+  Walk<T, HD> walk;
+  walk.begin(a, a.tables + item.span * a.stride, kv, position, from, to);
+  int fetchSlot = 0, slot = 0;
   auto fetch = [&] {
-    if (fetched < tiles) {
-      const int chunk = from + fetched / 2, value = fetched & 1;
-      if (!value) blocks = next, next = blocksOf(chunk + 1);
-      const T* cache = (const T*)(value ? a.v : a.k) + (size_t(kv) * blockTokens + myKey) * HD + piece * 8;
-      const uint32_t at = toShared + fetchSlot * tileBytes;
-      const int key0 = (chunk0 + chunk) * chunkKeys + myKey;
-#pragma unroll
-      for (int page = 0; page < 4; page++) {
-        const int b = page == 0 ? blocks.x : page == 1 ? blocks.y : page == 2 ? blocks.z : blocks.w;
-        const T* source = cache + size_t(max(b, 0)) * a.blockStride;
-#pragma unroll
-        for (int n = 0; n < blockTokens / KEYSPER; n++) {
-          const int key = page * blockTokens + n * KEYSPER, p = key0 + key;
-          copyAsync(at + key * rowBytes, source + n * KEYSPER * HD, b >= 0 && p < there && p >= first ? 16 : 0);
-        }
-      }
+    if (!walk.over()) {
+      walk.fetch(a, shared(memory) + fetchSlot * tileBytes);
       if (++fetchSlot == a.stages) fetchSlot = 0;
     }
-    fetched++;
     commitCopies();
   };
-  auto arrived = [&] {
-    switch (ahead) {
+  bool full = true; // the ring is, until a tile was read
+  auto take = [&] {
+    switch (full ? a.stages : a.stages - 1) {
       case 2: waitCopies<1>(); break;
       case 3: waitCopies<2>(); break;
       case 4: waitCopies<3>(); break;
-      default: waitCopies<4>();
+      case 5: waitCopies<4>(); break;
+      default: waitCopies<5>();
     }
     __syncthreads();
-    fetch();
+    if (!full) fetch();
+    full = false;
+    char* at = memory + slot * tileBytes;
+    if (++slot == a.stages) slot = 0;
+    return at;
   };
-  for (int s = 0; s < ahead; s++) fetch();
+  for (int s = 0; s < a.stages; s++) fetch();
+  const int newestBlock = to == chunks ? walk.table[position / blockTokens] : -1;
   constexpr int SLOTS = (ROWS + 2 + 3) / 4; // heads that a warp turns
-  const int turned = ROWS + (to == chunks ? 2 : 0);
+  const int turned = G + (to == chunks ? 2 : 0); // the last two: the newest key and value
   Turn<HD> turn;
   if (!a.stored) {
     turn.prepare(a, position, lane);
@@ -232,7 +253,7 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
   } else {
     const float* x = a.qkv + size_t(m) * (a.heads + 2 * a.kvHeads) * HD;
     float v[SLOTS][HD / 32];
-    auto headOf = [&](int g) { return g >= ROWS ? a.heads + (g - ROWS) * a.kvHeads + kv : g < G ? a.groups[kv * G + g] : -1; };
+    auto headOf = [&](int g) { return g >= G ? a.heads + (g - G) * a.kvHeads + kv : a.groups[kv * G + g]; };
 #pragma unroll
     for (int s = 0; s < SLOTS; s++) { // all at once, not one latency after the other
       const int g = warp + 4 * s, h = g < turned ? headOf(g) : -1;
@@ -244,17 +265,18 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
       const int g = warp + 4 * s;
       if (g >= turned) break;
       const int h = headOf(g);
-      T* to = g >= ROWS ? newest + (g - ROWS) * HD : queries + g * HD;
+      T* to = g >= G ? newest + (g - G) * HD : queries + g * HD;
       float* head = heads + warp * HD;
       if (h >= 0) turn.apply(a, v[s], h, lane, head);
 #pragma unroll
       for (int i = lane; i < HD; i += 32) to[i] = narrow<T>(h >= 0 ? head[i] : 0.f);
       __syncwarp();
     }
+    for (int i = G * HD + thread; i < ROWS * HD; i += decodeThreads) queries[i] = narrow<T>(0.f);
   }
   __syncthreads();
   if (!a.stored && to == chunks && thread < 2 * HD / 8) { // the newest key and value into the cache
-    int value = thread / (HD / 8), piece = thread % (HD / 8), b = table[position / blockTokens];
+    int value = thread / (HD / 8), piece = thread % (HD / 8), b = newestBlock;
     size_t at = size_t(b) * a.blockStride + (size_t(kv) * blockTokens + position % blockTokens) * HD + piece * 8;
     if (b >= 0) *(uint4*)((T*)(value ? a.v : a.k) + at) = *(const uint4*)(newest + value * HD + piece * 8);
   }
@@ -267,14 +289,11 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
   float out[NT][4], high[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 #pragma unroll
   for (int j = 0; j < NT; j++) out[j][0] = out[j][1] = out[j][2] = out[j][3] = 0;
-  int slot = 0;
   for (int chunk = from; chunk < to; chunk++) {
     const int key0 = (chunk0 + chunk) * chunkKeys;
     const bool newer = !a.stored && chunk == chunks - 1;
     auto tile = [&](int value) {
-      arrived();
-      char* at = memory + slot * tileBytes;
-      if (++slot == a.stages) slot = 0;
+      char* at = take();
       if (newer) {
         const int key = position % chunkKeys;
         if (thread < PIECES) *(uint4*)(at + key * rowBytes + ((thread ^ (key & 7)) << 4)) = *(const uint4*)(newest + value * HD + thread * 8);

@@ -24,12 +24,13 @@ template <class T, int HD> DEVICE void spread(const AttentionArguments& a) {
   __shared__ float scores[spreadGroups][8 * scorePitch], heads[spreadWarps * HD];
   const int thread = threadIdx.x, lane = thread % 32, r = lane / 4, q = lane % 4, w = thread / 32;
   const int group = thread / 128, t = thread % 128, warp = w % 4; // within the group
-  const int kv = blockIdx.x, m = a.items[blockIdx.y], G = a.group, blocks = gridDim.z, rank = blockIdx.z, shift = 31 - __clz(blocks);
+  const int kv = blockIdx.x, G = a.group, blocks = gridDim.z, rank = blockIdx.z, shift = 31 - __clz(blocks);
   const int ownShift = (HD == 128 ? 7 : 6) - shift, own = 1 << ownShift; // dimensions of each head that this block merges
   if (blocks > 1) arriveCluster();
-  const int position = a.position[m], first = a.window > 0 ? max(0, position - a.window + 1) : 0;
+  const DecodeItem item = ((const DecodeItem*)a.items)[blockIdx.y];
+  const int m = item.row, position = item.position, first = a.window > 0 ? max(0, position - a.window + 1) : 0;
   const int chunk0 = first / chunkKeys, chunks = position / chunkKeys + 1 - chunk0;
-  const int* table = a.tables + a.rowSpan[m] * a.stride;
+  const int* table = a.tables + item.span * a.stride;
   const uint32_t tiles = shared(memory), results = tiles + 2 * spreadGroups * a.stages * tileBytes, stats = results + a.chunksMax * G * own * 4;
   float4* factors = (float4*)(memory + (stats - tiles) + (a.chunksMax * G + 1) / 2 * 16);
   const bool stored = a.stored, twice = a.stages == 2;

@@ -237,7 +237,7 @@ func (l *Link) Handle(kind string, handler func(Message)) {
 
 // sweep closes lanes that nobody used for a while.
 func (l *Link) sweep() {
-	soon := max(l.cfg.Idle/12, time.Millisecond)
+	soon := max(l.cfg.Idle/4, time.Millisecond)
 	ticker := time.NewTicker(soon)
 	defer ticker.Stop()
 	for {

@@ -122,8 +122,9 @@ func (p widePlan) relayed(o *Ops, a linearArguments, stages int, whole float64) 
 	rounds := p.tiles / p.clusters
 	p.whole = rounds * p.clusters
 	rest := p.tiles - p.whole
+	// Measured to pay for one tile of 256 rows; what memory bounds, and longer prompts, lose by it.
 	// Blocks wait for others that are launched before them, whose first work it is.
-	if a.segments > 1 || o.link != nil && !o.link.early || rounds == 0 || rest == 0 ||
+	if p.tile.rows != 256 || p.rowTiles > 1 || a.segments > 1 || o.link != nil && !o.link.early || rounds == 0 || rest == 0 ||
 		2*rest*p.tile.cluster > arrivals || partialBytes(rest*p.tile.cluster, a, p.tile) > 256<<20 {
 		return p, 0, false
 	}

@@ -35,11 +35,10 @@ type lineArguments struct {
 // wideArguments and widePromptArguments: tensor maps stand at multiples of 128 bytes.
 type wideArguments struct {
 	linearArguments
-	whole, tiles, relay, head int32
-	weightTiles, rowTiles     int32
-	once, engine              int32
-	_                         [127 - (unsafe.Sizeof(linearArguments{})+32+127)%128]byte
-	weight, x, out            tensorMap
+	whole, tiles, weightTiles, rowTiles int32
+	once, engine                        int32
+	_                                   [127 - (unsafe.Sizeof(linearArguments{})+24+127)%128]byte
+	weight, x, out                      tensorMap
 }
 
 type widePromptArguments struct {
@@ -51,7 +50,7 @@ type widePromptArguments struct {
 type normArguments struct {
 	x, gain, bias, out, scale         pointer
 	rows, columns, xStride, outStride int32
-	kind, xNarrow, postponed, early   int32
+	kind, xNarrow, postponed          int32
 	eps                               float32
 }
 

@@ -165,8 +165,6 @@ func (o *Ops) product(a linearArguments, w *weight, x kernels.Tensor, n *kernels
 func (o *Ops) prepare(a *linearArguments, x kernels.Tensor, n *kernels.Norm, stride int, postponed bool) {
 	p := normOf(x, n)
 	p.out, p.outStride, p.postponed = o.need("prepared", x.Rows*stride*4).at, int32(stride), bit(postponed)
-	// Large weights of few rows are better not begun so early.
-	p.early = bit(x.Rows > 64 || int(a.width)*int(a.columns)*2 < 48<<20)
 	if postponed {
 		p.scale = o.need("scale", x.Rows*4).at
 		a.scale = p.scale

@@ -39,7 +39,6 @@ var linearCases = []linearCase{
 	{name: "deep", width: 24, columns: 14336, accumulate: true, narrow: true, rows: []int{1, 2, 4, 8, 20}},
 	{name: "tiles of 192 rows", width: 4096, columns: 512, accumulate: true, narrow: true, rows: []int{1, 9, 570}},
 	{name: "tiles of 256 rows", width: 4096, columns: 64, norm: "rms", gated: true, activation: kernels.SiLU, rows: []int{1, 9, 1000}},
-	{name: "begun by one block, ended by another", width: 24576, columns: 768, norm: "rms", gated: true, activation: kernels.SiLU, rows: []int{1, 9, 64, 128}},
 	{name: "logits, capped", width: 4099, columns: 576, norm: "rms", softcap: 3, rows: []int{1, 7, 48}},
 }
 

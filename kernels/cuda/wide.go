@@ -51,7 +51,6 @@ const (
 	wideStart, wideTileEnd, wideRowEnd = 1590., 595., 15.6
 	segmentShare, segmentRowShare      = 2530., 20.
 	unsharedPower, unsharedFrom        = .2, 2048.
-	relayCost                          = 1500. // not fitted: sums from L2
 )
 
 // A widePlan is how a product is laid on the device. It does not show in the result.
@@ -59,7 +58,6 @@ type widePlan struct {
 	tile                   wideTile
 	weightTiles, rowTiles  int // a weight tile is one of the whole cluster
 	whole, tiles, clusters int
-	relay, head            int // src/wide.cuh
 	cost                   float64
 }
 
@@ -86,11 +84,6 @@ func (o *Ops) planWide(a linearArguments, rows int) (best widePlan) {
 		if best.cost == 0 || p.cost < best.cost {
 			best = p
 		}
-		if r, time, fits := p.relayed(o, a, stages, whole); fits {
-			if r.cost = wideStart + together(least, power, time); r.cost < best.cost {
-				best = r
-			}
-		}
 		// Whole tiles while all blocks have one, the rest by segments. Blocks wait for
 		// each other then, so all must run at once, which clusters need not.
 		p.whole = p.tiles / p.clusters * p.clusters
@@ -114,31 +107,6 @@ func together(a, b, c float64) float64 {
 	return math.Sqrt(math.Sqrt(a*a*a*a + b*b*b*b + c*c*c*c))
 }
 
-// relayed lays a product of one segment so that of relay + 1 blocks the first begins
-// relay of the tiles that are too few for all blocks, and each other one ends with one
-// of them: as if those tiles were shared out evenly. The sums go through L2. `whole` is
-// how long a tile takes; time is what all of it would, if nothing else limited it.
-func (p widePlan) relayed(o *Ops, a linearArguments, stages int, whole float64) (_ widePlan, time float64, fits bool) {
-	rounds := p.tiles / p.clusters
-	p.whole = rounds * p.clusters
-	rest := p.tiles - p.whole
-	// Measured to pay for one tile of 256 rows; what memory bounds, and longer prompts, lose by it.
-	// Blocks wait for others that are launched before them, whose first work it is.
-	if p.tile.rows != 256 || p.rowTiles > 1 || a.segments > 1 || o.link != nil && !o.link.early || rounds == 0 || rest == 0 ||
-		2*rest*p.tile.cluster > arrivals || partialBytes(rest*p.tile.cluster, a, p.tile) > 256<<20 {
-		return p, 0, false
-	}
-	for p.relay = 1; p.clusters/(p.relay+1)*p.relay < rest; {
-		if p.relay++; p.relay == stages {
-			return p, 0, false
-		}
-	}
-	p.head = stages / (p.relay + 1)
-	stage := p.tile.alone
-	begins, ends := float64(p.relay)*(float64(p.head)*stage+relayCost), whole-float64(p.head)*stage+relayCost
-	return p, float64(rounds)*whole + max(begins, ends), true
-}
-
 // partialBytes is the memory for the segments' sums of so many tiles.
 func partialBytes(tiles int, a linearArguments, t wideTile) int {
 	return tiles * int(a.segments) * 128 * t.rows * 4
@@ -159,10 +127,10 @@ func (o *Ops) wide(a linearArguments, rows int) {
 		box: [3]uint32{64, uint32(p.tile.rows / p.tile.cluster)}, swizzled: true}
 	grid := min(p.clusters, p.tiles)
 	if cut := p.tiles - p.whole; cut > 0 {
-		a.partial = o.need("partial", partialBytes(cut*p.tile.cluster, a, p.tile)).at
+		a.partial = o.need("partial", partialBytes(cut, a, p.tile)).at
 		grid = min(p.clusters, p.whole+cut*int(a.segments))
 	}
-	w := wideArguments{linearArguments: a, whole: int32(p.whole), tiles: int32(p.tiles), relay: int32(p.relay), head: int32(p.head), weightTiles: int32(p.weightTiles), rowTiles: int32(p.rowTiles),
+	w := wideArguments{linearArguments: a, whole: int32(p.whole), tiles: int32(p.tiles), weightTiles: int32(p.weightTiles), rowTiles: int32(p.rowTiles),
 		once: bit(p.rowTiles == 1), weight: o.tensorMap(weight), x: o.tensorMap(x)}
 	if to, fits := outputTiling(a, rows, p.tile); fits {
 		w.engine, w.out = 1, o.tensorMap(to)

@@ -10,8 +10,7 @@
 // most one block (of a cluster) a multiprocessor, each takes tiles in turn. The
 // last tiles, too few for all blocks, are cut at segments: a block then stores its
 // segments' sums, waits for those of the others, and adds and finishes a share of
-// each such tile. Of a weight of one segment, whose sums are one chain, such tiles are
-// begun by some blocks and ended by others, which go on from the float32 sums.
+// each such tile.
 // A cluster of CL blocks shares its rows of x: each brings a part to all of them.
 // Bound: 2·rows·width·columns operations, or 2·width·columns bytes. Reference: ref.Linear.
 #pragma once
@@ -22,7 +21,6 @@
 struct alignas(128) WideArguments {
   LinearArguments a;
   int whole, tiles; // tiles (of a cluster) taken whole; all
-  int relay, head;  // how many tiles a block begins for others, or 0; the stages that it takes of each
   int weightTiles, rowTiles;
   int once;    // weights are read once: they leave L2 first
   int engine;  // outputs leave through shared memory and the copy engine, else by threads
@@ -57,41 +55,23 @@ template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
   static constexpr int GROUP = N == 256 ? 8 : 16; // row tiles that share weights in L2
 
   // What a block works on, one after the other: whole tiles, then segments of tiles.
-  // In a relay the first of relay + 1 blocks begins a tile for each other one, then has
-  // whole ones; the others end with those tiles, whose sums are there long since.
-  static constexpr int all = -1, begun = -2; // in place of a segment: a tile, what is left of a tile
   struct Work {
-    int tile, segment, stage, end;
+    int tile, segment, stage, end; // segment -1: all
   };
   static DEVICE int blocks() { return gridDim.x / CL; }
-  static DEVICE int units(const WideArguments& w) { return w.relay ? 0 : (w.tiles - w.whole) * w.a.segments; }
+  static DEVICE int units(const WideArguments& w) { return (w.tiles - w.whole) * w.a.segments; }
   static DEVICE int firstUnit(const WideArguments& w, int block) { return (long long)units(w) * block / blocks(); }
   static DEVICE bool work(const WideArguments& w, int i, Work& k) {
-    const int block = blockIdx.x / CL, stages = w.a.chunks / 2, length = w.a.segment / 2;
+    const int block = blockIdx.x / CL, all = w.a.chunks / 2, length = w.a.segment / 2;
     const int own = w.whole > block ? (w.whole - block - 1) / blocks() + 1 : 0;
-    const int place = w.relay ? block % (w.relay + 1) : 0, first = w.relay ? w.whole + block / (w.relay + 1) * w.relay : 0;
-    if (w.relay && place == 0) {
-      const int begins = max(0, min(w.relay, w.tiles - first));
-      if (i < begins) {
-        k = {first + i, 0, 0, w.head};
-        return true;
-      }
-      i -= begins;
-    }
     if (i < own) {
-      k = {block + i * blocks(), all, 0, stages};
-      return true;
-    }
-    if (w.relay) {
-      const int tile = first + place - 1;
-      if (i > own || place == 0 || tile >= w.tiles) return false;
-      k = {tile, begun, w.head, stages};
+      k = {block + i * blocks(), -1, 0, all};
       return true;
     }
     const int unit = firstUnit(w, block) + i - own;
     if (unit >= firstUnit(w, block + 1)) return false;
     const int s = unit % w.a.segments;
-    k = {w.whole + unit / w.a.segments, s, s * length, min((s + 1) * length, stages)};
+    k = {w.whole + unit / w.a.segments, s, s * length, min((s + 1) * length, all)};
     return true;
   }
   static DEVICE void place(const WideArguments& w, int tile, int rank, int& weightTile, int& rowTile) {
@@ -279,19 +259,10 @@ template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
     for (; work(w, i, k); i++) {
       place(w, k.tile, rank, weightTile, rowTile);
       if (k.segment < 0) fetchScales(a, scales, rowTile * N);
-      if (k.segment == begun) {
-        const int at = (k.tile - w.whole) * CL + rank;
-        waitForAll(a.arrived + 2 * at, 1, thread % 128, group);
-#pragma unroll
-        for (int j = 0; j < EIGHTS; j++) {
-          const float4 v = __ldcg(partial + (size_t(at) * EIGHTS + j) * 256 + thread);
-          sum[4 * j] = v.x, sum[4 * j + 1] = v.y, sum[4 * j + 2] = v.z, sum[4 * j + 3] = v.w;
-        }
-      }
       for (int stage = k.stage; stage < k.end; stage += a.segment / 2) {
         const int end = min(stage + a.segment / 2, k.end);
         int before = ring.slot;
-        issue(ring.slot, k.segment == begun);
+        issue(ring.slot, 0);
         ring.next<STAGES>();
 #pragma unroll 1
         for (int n = stage + 1; n < end; n++) {

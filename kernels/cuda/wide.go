@@ -51,6 +51,7 @@ const (
 	wideStart, wideTileEnd, wideRowEnd = 1590., 595., 15.6
 	segmentShare, segmentRowShare      = 2530., 20.
 	unsharedPower, unsharedFrom        = .2, 2048.
+	fewRows, staysInL2                 = 64, 32 << 20 // bytes
 )
 
 // A widePlan is how a product is laid on the device. It does not show in the result.
@@ -74,6 +75,9 @@ func (o *Ops) planWide(a linearArguments, rows int) (best widePlan) {
 		p := widePlan{tile: t, weightTiles: ceil(blocks, t.cluster), rowTiles: ceil(rows, t.rows), clusters: o.info.Multiprocessor / t.cluster}
 		p.tiles = p.weightTiles * p.rowTiles
 		least := float64(p.weightTiles*t.cluster*128*stages*128) / memoryPerNanosecond
+		if rows <= fewRows && least*memoryPerNanosecond > staysInL2 {
+			least *= float64(p.rowTiles) // in a step each tile of rows reads such a weight from memory
+		}
 		power := float64(p.tiles*t.cluster*stages) * t.limited / float64(o.info.Multiprocessor)
 		if t.cluster == 1 {
 			power *= 1 + unsharedPower*min(1, float64(rows)/unsharedFrom)

@@ -43,7 +43,8 @@ type wideArguments struct {
 
 type widePromptArguments struct {
 	attentionArguments
-	_            [127 - (unsafe.Sizeof(attentionArguments{})+127)%128]byte
+	works        int32 // items × KV heads
+	_            [127 - (unsafe.Sizeof(attentionArguments{})+4+127)%128]byte
 	keys, values tensorMap
 }
 
@@ -115,6 +116,7 @@ type attentionArguments struct {
 	qNorm, kNorm                             int32
 	window, chunksMax                        int32
 	stored, stages                           int32
+	walks, together                          int32
 	qEps, kEps, scale, softcap               float32
 }
 

@@ -17,7 +17,7 @@ type items struct {
 	rows, tiles pointer // DecodeItems, PromptItems
 	rowCount    int
 	tileCount   int
-	deepest     int // the furthest position of a row that stands alone
+	contexts    []int32 // of the rows that stand alone, the longest first
 }
 
 const promptRows = 128 // src/prompt.cuh
@@ -42,7 +42,6 @@ func (s *slot) itemsOf(group int) *items {
 	for i, span := range s.batch.Spans {
 		if span.Count == 1 {
 			rows = append(rows, decodeItem{row: int32(span.Row), position: s.batch.Positions[span.Row], span: int32(i)})
-			it.deepest = max(it.deepest, span.Start)
 			continue
 		}
 		for first := 0; first < span.Count*group; first += promptRows {
@@ -56,6 +55,9 @@ func (s *slot) itemsOf(group int) *items {
 	slices.SortStableFunc(tiles, func(i, j promptItem) int {
 		return cmp.Compare(int(j.start)*group+int(j.first), int(i.start)*group+int(i.first))
 	})
+	for _, r := range rows {
+		it.contexts = append(it.contexts, r.position)
+	}
 	it.rowCount, it.tileCount = len(rows), len(tiles)
 	it.rows, it.tiles = s.put(listBytes(rows)), s.put(listBytes(tiles))
 	s.items[group] = it
@@ -127,9 +129,13 @@ func (o *Ops) Attention(out, qkv kernels.Tensor, a kernels.Attention) {
 		return
 	}
 	it := s.itemsOf(group)
-	if it.tileCount > 0 || a.NormAcross {
+	switch {
+	case a.NormAcross:
 		args.stored = 1
 		store()
+	case it.tileCount > 0:
+		args.stored = 1
+		o.launch(fmt.Sprintf("turn%s_%d", o.suffix, a.HeadDim), qkv.Rows, 1, 1, 256, 8*a.HeadDim*4, bytesOf(&args))
 	}
 	if it.rowCount > 0 {
 		o.decode(args, it)
@@ -139,12 +145,13 @@ func (o *Ops) Attention(out, qkv kernels.Tensor, a kernels.Attention) {
 	}
 	args.items = it.tiles
 	if o.wideKernels {
-		w := widePromptArguments{attentionArguments: args, keys: o.pages(c, args.k), values: o.pages(c, args.v)}
+		works := a.KVHeads * it.tileCount
+		w := widePromptArguments{attentionArguments: args, works: int32(works), keys: o.pages(c, args.k), values: o.pages(c, args.v)}
 		name := "wide_prompt"
 		if a.Softcap > 0 {
 			name += "_capped"
 		}
-		o.launch(fmt.Sprintf("%s%s_%d", name, o.suffix, a.HeadDim), a.KVHeads, it.tileCount, 1, 384, (2*64+6*128)*a.HeadDim*2+1024, bytesOf(&w))
+		o.launch(fmt.Sprintf("%s%s_%d", name, o.suffix, a.HeadDim), min(o.info.Multiprocessor, works), 1, 1, 384, (2*64+6*128)*a.HeadDim*2+1024, bytesOf(&w))
 	} else {
 		o.launch(fmt.Sprintf("prompt%s_%d", o.suffix, a.HeadDim), a.KVHeads, it.tileCount, 1, 256, 4*64*a.HeadDim*2, bytesOf(&args))
 	}
@@ -164,7 +171,7 @@ func (o *Ops) decode(args attentionArguments, it *items) {
 	if args.group > 8 {
 		name = "decode_wide"
 	}
-	chunks := it.deepest/64 + 1
+	chunks := int(it.contexts[0])/64 + 1
 	if args.window > 0 {
 		chunks = min(chunks, int(args.window)/64+2)
 	}
@@ -174,6 +181,9 @@ func (o *Ops) decode(args attentionArguments, it *items) {
 	}
 	args.items, args.chunksMax = it.rows, int32(most)
 	if most > 1 && o.spread(args, it.rowCount) {
+		return
+	}
+	if o.walk(args, it) {
 		return
 	}
 	pairs := it.rowCount * int(args.kvHeads)
@@ -203,9 +213,43 @@ func (o *Ops) decodeTiles(k *kernel, pairs, tileBytes int) int32 {
 	return int32(tiles)
 }
 
+const (
+	walkThreads = 128
+	walkers     = 12 // warps of src/walk.cuh on a multiprocessor
+)
+
+// walk gives each row and KV head a warp, where these are more than there is room for
+// at once. A context so long that one warp would end with it last of all has the four
+// warps of a block. Fewer rows have such blocks alone, if their contexts are uneven:
+// decode's blocks do as well with even ones.
+func (o *Ops) walk(args attentionArguments, it *items) bool {
+	warps, pairs := walkers*o.info.Multiprocessor, it.rowCount*int(args.kvHeads)
+	seen := func(i int) int {
+		if args.window > 0 {
+			return min(int(it.contexts[i]), int(args.window))
+		}
+		return int(it.contexts[i])
+	}
+	all, long := 0, 0
+	for i := range it.contexts {
+		all += seen(i)
+	}
+	if args.group > 8 || pairs < warps && (4*pairs < warps || 2*seen(0)*it.rowCount < 3*all) {
+		return false
+	}
+	for long < it.rowCount && (pairs < warps || 4*seen(long)*warps > 5*all*int(args.kvHeads)) {
+		long++
+	}
+	args.walks, args.together = int32(pairs), int32(long)*args.kvHeads
+	blocks := int(args.together) + ceil(pairs-int(args.together), walkThreads/32)
+	shared := walkThreads/32*16<<10 + (int(args.size)/16+1)*512 // rings, and what is handed on
+	o.launch(fmt.Sprintf("walk%s_%d", o.suffix, args.size), blocks, 1, 1, walkThreads, shared, bytesOf(&args))
+	return true
+}
+
 // spreadRows is how many rows at most are spread over clusters: with more, decode's
 // blocks are enough to fill the device.
-const spreadRows = 8
+const spreadRows = 16
 
 // spread puts the chunks of each row on the blocks of a cluster, where the device can
 // and what they leave behind fits into their memory.

@@ -36,6 +36,8 @@ var attentionCases = []attentionCase{
 	{name: "more chunks than tiles", heads: 2, kv: 1, size: 64, lengths: []int{330, 330, 330, 330, 330}},
 	{name: "many rows", heads: 8, kv: 8, size: 128, norm: true, lengths: spread(80, 140)},
 	{name: "many rows, groups of 12, window and cap", heads: 48, kv: 4, size: 64, window: 50, softcap: 5, lengths: spread(150, 100)},
+	{name: "more rows than warps", heads: 32, kv: 16, size: 64, norm: true, lengths: append(spread(150, 100), 400, 500)},
+	{name: "more rows than warps, interleaved, window and cap", heads: 16, kv: 16, size: 128, interleaved: true, window: 50, softcap: 5, lengths: append(spread(150, 40), 300)},
 	{name: "size 80, norm across", heads: 4, kv: 2, size: 80, norm: true, across: true, lengths: []int{9, 80, 130}},
 	{name: "size 16, float32 cache, no rope", heads: 4, kv: 1, size: 16, plain: true, floatCache: true, lengths: []int{20, 70}},
 	{name: "size 256", heads: 4, kv: 2, size: 256, lengths: []int{70}},
@@ -53,6 +55,9 @@ func spread(n, most int) []int {
 	}
 	return list
 }
+
+// lastAlone is a chunk: all tokens of a sequence but its last one, then that.
+const lastAlone = 0
 
 // run computes the attention of all sequences, in chunks of so many tokens, and
 // gives the outputs, sequence by sequence.
@@ -105,6 +110,9 @@ func (c attentionCase) run(t testing.TB, o kernels.Ops, cacheType kernels.DType,
 		var who []int
 		for s, n := range c.lengths {
 			count := min(chunk, n-done[s])
+			if chunk == lastAlone {
+				count = min(max(n-1-done[s], 1), n-done[s])
+			}
 			if count == 0 {
 				continue
 			}
@@ -143,12 +151,12 @@ func (c attentionCase) run(t testing.TB, o kernels.Ops, cacheType kernels.DType,
 }
 
 // Attention agrees with ref, and gives the same bits whether a sequence comes in
-// chunks of 1, 7 or 64 or all at once, alone or beside others.
+// chunks of 1, 7 or 64, all at once, or but for its last token, alone or beside others.
 func TestAttentionAgreesWithReferenceAndKeepsBits(t *testing.T) {
 	for _, c := range computeTypes {
 		t.Run(c.compute.String(), func(t *testing.T) {
 			t.Parallel()
-			attentionAgrees(t, open(t, c.compute), c.compute, c.tolerance, attentionCases, 1, 7, 64)
+			attentionAgrees(t, open(t, c.compute), c.compute, c.tolerance, attentionCases, lastAlone, 1, 7, 64)
 		})
 	}
 }
@@ -161,7 +169,8 @@ func TestAttentionBriefly(t *testing.T) {
 		{name: "more rows, spread over blocks", heads: 4, kv: 2, size: 64, lengths: slices.Repeat([]int{66}, 12)},
 		{name: "many rows", heads: 16, kv: 8, size: 128, lengths: slices.Repeat([]int{66}, 34)},
 		{name: "many rows, groups of 12, window and cap", heads: 96, kv: 8, size: 64, window: 50, softcap: 5, lengths: slices.Repeat([]int{66}, 34)},
-	}, 65)
+		{name: "more rows than warps", heads: 16, kv: 16, size: 64, lengths: append(slices.Repeat([]int{66}, 150), 300)},
+	}, 65, lastAlone)
 }
 
 // attentionAgrees compares every case with ref, and chunks of these sizes with the

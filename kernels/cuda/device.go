@@ -369,7 +369,7 @@ func kernelNames() map[string][]string {
 			products = append(products, "gemm"+t+"_"+n)
 		}
 		for _, n := range []string{"64", "128"} {
-			attention = append(attention, "spread"+t+"_"+n, "decode"+t+"_"+n, "decode_wide"+t+"_"+n, "prompt"+t+"_"+n, "wide_prompt"+t+"_"+n, "wide_prompt_capped"+t+"_"+n)
+			attention = append(attention, "spread"+t+"_"+n, "decode"+t+"_"+n, "decode_wide"+t+"_"+n, "walk"+t+"_"+n, "turn"+t+"_"+n, "prompt"+t+"_"+n, "wide_prompt"+t+"_"+n, "wide_prompt_capped"+t+"_"+n)
 		}
 	}
 	return map[string][]string{"products": products, "attention": attention, "rows": rows, "collectives": {"sumPushed", "sumShared", "gatherParts"}}

@@ -39,6 +39,7 @@ struct AttentionArguments {
   int pairs, interleaved, normAcross, qNorm, kNorm;
   int window, chunksMax;
   int stored, stages;    // decode: keys and queries are in place; tiles of the ring (spread: chunks)
+  int walks, together;   // walk: items × KV heads; those of them that have a block each
   float qEps, kEps, scale, softcap;
 };
 
@@ -151,6 +152,9 @@ DEVICE void mergeFactors(float& high, float& sum, float m, float l, float& keep,
   high = to;
   sum = __fmaf_rn(l, take, __fmul_rn(sum, keep));
 }
+// What all kernels but plain multiply their outputs with at the end: a division of each
+// of them would be ten operations and a branch.
+DEVICE float inverse(float sum) { return __frcp_rn(sum); }
 DEVICE float merged(float out, float o, float keep, float take) { return __fmaf_rn(o, take, __fmul_rn(out, keep)); }
 
 // A raw product of query and key as a power of two's exponent. Without a cap the

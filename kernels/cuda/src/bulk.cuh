@@ -4,8 +4,9 @@
 #include "common.cuh"
 #include <cuda.h>
 
-// A barrier among some warps of the block.
+// A barrier among some warps of the block; those that only arrive do not wait there.
 DEVICE void syncSome(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+DEVICE void arriveSome(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 #if __CUDA_ARCH__ >= 900
 DEVICE void initBarrier(uint32_t at, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory"); }

@@ -100,6 +100,29 @@ template <int HD> struct Turn {
 #pragma unroll
     for (int i = 0; i < HD / 32; i++) gain[0][i] = a.qGain ? a.qGain[lane + 32 * i] : 1.f, gain[1][i] = a.kGain ? a.kGain[lane + 32 * i] : 1.f;
   }
+  // Whether inPlace does all that is to be done.
+  static DEVICE bool simple(const AttentionArguments& a) { return a.rope && !a.interleaved && 2 * a.pairs == HD && !a.qBias && !a.kBias && a.qNorm < 1 && a.kNorm < 1; }
+  // A query or a key in registers alone.
+  DEVICE void inPlace(const AttentionArguments& a, float (&v)[HD / 32], bool key) const {
+    if ((key ? a.kNorm : a.qNorm) == 0) {
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < HD / 32; i++) sum += v[i] * v[i];
+      const float scale = 1.f / sqrtf(warpSum(sum) / a.size + (key ? a.kEps : a.qEps));
+#pragma unroll
+      for (int i = 0; i < HD / 32; i++) {
+        v[i] = v[i] * scale;
+        if (key ? a.kGain : a.qGain) v[i] *= key ? gain[1][i] : gain[0][i];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < HD / 64; k++) {
+      const float2 t = angle[k];
+      const float u = v[k], w = v[k + HD / 64];
+      v[k] = __fsub_rn(__fmul_rn(u, t.x), __fmul_rn(w, t.y));
+      v[k + HD / 64] = __fadd_rn(__fmul_rn(w, t.x), __fmul_rn(u, t.y));
+    }
+  }
   DEVICE void apply(const AttentionArguments& a, const float (&v)[HD / 32], int h, int lane, float* head) const {
     const bool key = h >= a.heads, value = h >= a.heads + a.kvHeads;
     const int kind = value ? -1 : key ? a.kNorm : a.qNorm;
@@ -365,9 +388,10 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
     for (int h = 0; h < HALVES; h++) {
       int g = r + 8 * h, head = g < G ? a.groups[kv * G + g] : -1;
       if (head < 0) continue;
+      const float scale = inverse(sum[h]);
       T* at = (T*)a.out + (size_t(m) * a.heads + head) * HD + warp * NT * 8 + 2 * q;
 #pragma unroll
-      for (int j = 0; j < NT; j++) *(uint32_t*)(at + 8 * j) = pair<T>(out[j][2 * h] / sum[h], out[j][2 * h + 1] / sum[h]);
+      for (int j = 0; j < NT; j++) *(uint32_t*)(at + 8 * j) = pair<T>(out[j][2 * h] * scale, out[j][2 * h + 1] * scale);
     }
     return;
   }
@@ -401,7 +425,8 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
       }
     }
     if (head < 0) continue;
-    *(uint2*)((T*)a.out + (size_t(m) * a.heads + head) * HD + i % HD) = make_uint2(pair<T>(u.x / l, u.y / l), pair<T>(u.z / l, u.w / l));
+    l = inverse(l);
+    *(uint2*)((T*)a.out + (size_t(m) * a.heads + head) * HD + i % HD) = make_uint2(pair<T>(u.x * l, u.y * l), pair<T>(u.z * l, u.w * l));
   }
 }
 

@@ -104,6 +104,7 @@ template <class T, int HD> DEVICE void prompt(const AttentionArguments& a) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     if (head[half] < 0) continue;
+    const float scale = inverse(sum[half]);
     T* to = (T*)a.out + (size_t(row[half]) * a.heads + head[half]) * HD;
 #pragma unroll
     for (int h = 0; h < pieces; h++)
@@ -111,10 +112,53 @@ template <class T, int HD> DEVICE void prompt(const AttentionArguments& a) {
       for (int e = 0; e < 2; e++)
 #pragma unroll
         for (int d = 0; d < 8; d += 2)
-          *(uint32_t*)(to + (2 * q + e) * (HD / 8) + h * 8 + d) = pair<T>(out[h][d][2 * half + e] / sum[half], out[h][d + 1][2 * half + e] / sum[half]);
+          *(uint32_t*)(to + (2 * q + e) * (HD / 8) + h * 8 + d) = pair<T>(out[h][d][2 * half + e] * scale, out[h][d + 1][2 * half + e] * scale);
   }
 }
 
-#define PROMPT(type, size) \
+// turn: `store` of heads of HD dimensions that are each normalised by themselves. A
+// warp asks for all of its heads before it waits for anything.
+// Memory bound: 6 bytes of each product of qkv.
+template <class T, int HD> DEVICE void turn(const AttentionArguments& a) {
+  chain();
+  constexpr int PER = HD / 32, AHEAD = 6;
+  const int m = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  const int heads = a.heads + 2 * a.kvHeads;
+  const float* x = a.qkv + size_t(m) * heads * HD + lane;
+  float v[AHEAD][PER];
+  auto ask = [&](int first) {
+#pragma unroll
+    for (int n = 0; n < AHEAD; n++)
+#pragma unroll
+      for (int i = 0; i < PER; i++) v[n][i] = first + n * warps < heads ? x[size_t(first + n * warps) * HD + 32 * i] : 0.f;
+  };
+  ask(warp);
+  const int position = a.position[m], block = a.tables[a.rowSpan[m] * a.stride + position / blockTokens];
+  extern __shared__ float heap[];
+  float* head = heap + warp * HD;
+  Turn<HD> angles;
+  angles.prepare(a, position, lane);
+  for (int first = warp; first < heads; first += AHEAD * warps) {
+    if (first > warp) ask(first);
+#pragma unroll
+    for (int n = 0; n < AHEAD; n++) {
+      const int h = first + n * warps;
+      if (h >= heads) break;
+      angles.apply(a, v[n], h, lane, head);
+      const bool value = h >= a.heads + a.kvHeads;
+      const int kv = h - a.heads - (value ? a.kvHeads : 0);
+      T* to = kv < 0 ? (T*)a.q + (size_t(m) * a.heads + h) * HD
+                     : (T*)(value ? a.v : a.k) + block * a.blockStride + (size_t(kv) * blockTokens + position % blockTokens) * HD;
+      if (kv < 0 || block >= 0) {
+#pragma unroll
+        for (int i = 2 * lane; i < HD; i += 64) *(uint32_t*)(to + i) = pair<T>(head[i], head[i + 1]);
+      }
+      __syncwarp();
+    }
+  }
+}
+
+#define PROMPT(type, size)                                                                                                            \
+  KERNEL __launch_bounds__(256) turn_##type##_##size(const __grid_constant__ AttentionArguments a) { turn<type, size>(a); }       \
   KERNEL __launch_bounds__(promptThreads, 1) prompt_##type##_##size(const __grid_constant__ AttentionArguments a) { prompt<type, size>(a); }
 PROMPT(bf16, 64) PROMPT(bf16, 128) PROMPT(f16, 64) PROMPT(f16, 128)

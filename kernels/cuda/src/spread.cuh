@@ -83,37 +83,18 @@ template <class T, int HD> DEVICE void spread(const AttentionArguments& a) {
     const int newer = G <= spreadWarps - 2 ? w - G : w - (spreadWarps - 2); // 0: key, 1: value
     const int head = w < G ? a.groups[kv * G + w] : -1;
     const bool makes = last && newer >= 0 && newer < 2;
-    const bool simple = a.rope && !a.interleaved && 2 * a.pairs == HD && !a.qBias && !a.kBias && a.qNorm < 1 && a.kNorm < 1;
+    const bool simple = Turn<HD>::simple(a);
     Turn<HD> turn;
     turn.prepare(a, position, lane);
     touch(a);
     const float* x = a.qkv + size_t(m) * (a.heads + 2 * a.kvHeads) * HD + lane;
     const int b = table[position / blockTokens];
-    auto take = [&](int h, auto put) { // of head h; where only the order of things differs the bits are Turn's
+    auto take = [&](int h, auto put) { // of head h
       float v[HD / 32];
 #pragma unroll
       for (int i = 0; i < HD / 32; i++) v[i] = x[h * HD + 32 * i];
       if (simple) {
-        const bool key = h >= a.heads, value = h >= a.heads + a.kvHeads;
-        if (!value && (key ? a.kNorm : a.qNorm) == 0) {
-          float sum = 0;
-#pragma unroll
-          for (int i = 0; i < HD / 32; i++) sum += v[i] * v[i];
-          const float scale = 1.f / sqrtf(warpSum(sum) / a.size + (key ? a.kEps : a.qEps));
-#pragma unroll
-          for (int i = 0; i < HD / 32; i++) {
-            v[i] = v[i] * scale;
-            if (key ? a.kGain : a.qGain) v[i] *= key ? turn.gain[1][i] : turn.gain[0][i];
-          }
-        }
-        if (!value)
-#pragma unroll
-          for (int k = 0; k < HD / 64; k++) {
-            const float2 t = turn.angle[k];
-            const float u = v[k], w = v[k + HD / 64];
-            v[k] = __fsub_rn(__fmul_rn(u, t.x), __fmul_rn(w, t.y));
-            v[k + HD / 64] = __fadd_rn(__fmul_rn(w, t.x), __fmul_rn(u, t.y));
-          }
+        if (h < a.heads + a.kvHeads) turn.inPlace(a, v, h >= a.heads);
       } else {
         turn.apply(a, v, h, lane, heads + w * HD);
 #pragma unroll
@@ -241,7 +222,7 @@ template <class T, int HD> DEVICE void spread(const AttentionArguments& a) {
       l = __fmaf_rn(v.z, v.y, __fmul_rn(l, v.x));
       u = merged(u, result[(n * G) << ownShift], v.x, v.y);
     }
-    if (head >= 0) ((T*)a.out)[(size_t(m) * a.heads + head) * HD + (rank << ownShift) + (e & (own - 1))] = narrow<T>(u / l);
+    if (head >= 0) ((T*)a.out)[(size_t(m) * a.heads + head) * HD + (rank << ownShift) + (e & (own - 1))] = narrow<T>(u * inverse(l));
   }
 }
 #else

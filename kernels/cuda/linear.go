@@ -274,7 +274,7 @@ func (o *Ops) gemvFits(a *linearArguments, w *weight, rows int) (kernel, shared 
 	if a.slots < all {
 		shared = max(shared, min(gemvAlone, o.shared-staticShared))
 	}
-	if kernel > 8 || shared > o.shared-staticShared {
+	if kernel > 8 || kernel > 4 && o.wideKernels || shared > o.shared-staticShared { // tiles of 16 rows are faster than eight by gemv
 		return 0, 0
 	}
 	return kernel, shared

@@ -249,7 +249,10 @@ func (o *Ops) walk(args attentionArguments, it *items) bool {
 
 // spreadRows is how many rows at most are spread over clusters: with more, decode's
 // blocks are enough to fill the device.
-const spreadRows = 16
+const (
+	spreadRows  = 16
+	spreadWarps = 8 // src/spread.cuh
+)
 
 // spread puts the chunks of each row on the blocks of a cluster, where the device can
 // and what they leave behind fits into their memory.
@@ -260,7 +263,9 @@ func (o *Ops) spread(args attentionArguments, rows int) bool {
 	}
 	args.stages = int32(min(2, ceil(ceil(int(args.chunksMax), blocks), 2)))
 	results := int(args.chunksMax * args.group)
-	shared := 2*int(args.stages)*stageBytesOf(args) + results*int(args.size)/blocks*4 + ceil(results, 2)*16 + results*16
+	own := int(args.size) / blocks // dimensions of each head that a block merges
+	merging := min(spreadWarps, ceil(int(args.group)*own, 32)) * max(1, 32/own)
+	shared := 2*int(args.stages)*stageBytesOf(args) + results*own*4 + ceil(results, 2)*16 + merging*int(args.chunksMax)*16
 	if !o.overlap || rows > spreadRows || args.group > 8 || shared > o.shared-staticShared {
 		return false
 	}

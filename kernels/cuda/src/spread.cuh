@@ -19,7 +19,7 @@ template <class T, int HD> DEVICE void spread(const AttentionArguments& a) {
   using C = Chunk<T, HD, false>;
   constexpr int PIECES = HD / 8, KEYS = 128 / PIECES, PASSES = chunkKeys / KEYS; // of 16 bytes; keys that a group copies at once
   constexpr int rowBytes = HD * 2, tileBytes = chunkKeys * rowBytes, queryPitch = HD + 8, scorePitch = chunkKeys + 8;
-  extern __shared__ __align__(128) char memory[]; // group × stages × (keys, values); chunk × head × own dimensions; chunk × head × (m, l); head × chunk: factors
+  extern __shared__ __align__(128) char memory[]; // group × stages × (keys, values); chunk × head × own dimensions; chunk × head × (m, l); warp × head × chunk: factors
   __shared__ __align__(16) T queries[8 * queryPitch];
   __shared__ float scores[spreadGroups][8 * scorePitch], heads[spreadWarps * HD];
   const int thread = threadIdx.x, lane = thread % 32, r = lane / 4, q = lane % 4, w = thread / 32;
@@ -187,34 +187,42 @@ template <class T, int HD> DEVICE void spread(const AttentionArguments& a) {
   if (blocks > 1) arriveCluster(), waitCluster();
   else __syncthreads();
   // What a chunk keeps of the sums before it and takes of its own follows from the
-  // highest scores alone: a lane a chunk. The sums then go chunk by chunk.
+  // highest scores alone: a lane a chunk. The sums then go chunk by chunk. Each warp makes
+  // the factors that it needs, of one head or the few whose dimensions its lanes have.
   auto statAt = [&](int chunk, int g) { return *(const float2*)(memory + (stats - tiles) + (chunk * G + g) * 8); };
-  if (w < G) {
-    float before = -INFINITY;
+  const int heads32 = max(1, 32 >> ownShift);
+  float4* mine = factors + w * heads32 * a.chunksMax;
 #pragma unroll 1
-    for (int n = 0; n < chunks; n += 32) {
-      const int at = min(n + lane, chunks - 1);
-      const float2 s = statAt(at, w);
-      float high = s.x;
+  for (int base = 32 * w; base < G << ownShift; base += spreadThreads) {
+    const int head0 = base >> ownShift;
+    __syncwarp(); // all have read the factors before
+#pragma unroll 1
+    for (int k = 0; k < heads32 && head0 + k < G; k++) {
+      float before = -INFINITY;
+#pragma unroll 1
+      for (int n = 0; n < chunks; n += 32) {
+        const int at = min(n + lane, chunks - 1);
+        const float2 s = statAt(at, head0 + k);
+        float high = s.x;
 #pragma unroll
-      for (int o = 1; o < 32; o *= 2) {
-        float u = __shfl_up_sync(allLanes, high, o);
-        if (lane >= o) high = fmaxf(high, u);
+        for (int o = 1; o < 32; o *= 2) {
+          float u = __shfl_up_sync(allLanes, high, o);
+          if (lane >= o) high = fmaxf(high, u);
+        }
+        high = fmaxf(high, before);
+        float lower = __shfl_up_sync(allLanes, high, 1);
+        if (lane == 0) lower = before;
+        const bool none = s.x == -INFINITY;
+        if (n + lane < chunks) mine[k * a.chunksMax + at] = make_float4(none ? 1.f : power(lower - high), none ? 0.f : power(s.x - high), s.y, 0);
+        before = __shfl_sync(allLanes, high, 31);
       }
-      high = fmaxf(high, before);
-      float lower = __shfl_up_sync(allLanes, high, 1);
-      if (lane == 0) lower = before;
-      const bool none = s.x == -INFINITY;
-      if (n + lane < chunks) factors[w * a.chunksMax + at] = make_float4(none ? 1.f : power(lower - high), none ? 0.f : power(s.x - high), s.y, 0);
-      before = __shfl_sync(allLanes, high, 31);
     }
-  }
-  __syncthreads();
-#pragma unroll 1
-  for (int e = thread; e < G << ownShift; e += spreadThreads) {
-    const int g = e >> ownShift, head = e == thread ? mergedHead : a.groups[kv * G + g];
+    __syncwarp();
+    const int e = base + lane, g = e >> ownShift;
+    if (e >= G << ownShift) break; // the last of them
+    const int head = e == thread ? mergedHead : a.groups[kv * G + g];
     const float* result = (const float*)(memory + (results - tiles)) + e;
-    const float4* f = factors + g * a.chunksMax;
+    const float4* f = mine + (g - head0) * a.chunksMax;
     float l = 0, u = 0;
 #pragma unroll 4
     for (int n = 0; n < chunks; n++) {

@@ -218,10 +218,10 @@ const (
 	walkers     = 12 // warps of src/walk.cuh on a multiprocessor
 )
 
-// walk gives each row and KV head a warp, where these are more than there is room for
-// at once. A context so long that one warp would end with it last of all has the four
-// warps of a block. Fewer rows have such blocks alone, if their contexts are uneven:
-// decode's blocks do as well with even ones.
+// walk gives each row and KV head a warp, where their contexts are uneven: decode's
+// blocks do better with even ones. A context so long that one warp would end with it last
+// of all has the four warps of a block; where there is room for more warps than there
+// are rows and KV heads, all have.
 func (o *Ops) walk(args attentionArguments, it *items) bool {
 	warps, pairs := walkers*o.info.Multiprocessor, it.rowCount*int(args.kvHeads)
 	seen := func(i int) int {
@@ -234,7 +234,7 @@ func (o *Ops) walk(args attentionArguments, it *items) bool {
 	for i := range it.contexts {
 		all += seen(i)
 	}
-	if args.group > 8 || pairs < warps && (4*pairs < warps || 2*seen(0)*it.rowCount < 3*all) {
+	if args.group > 8 || 4*pairs < warps || 2*seen(0)*it.rowCount < 3*all {
 		return false
 	}
 	for long < it.rowCount && (pairs < warps || 4*seen(long)*warps > 5*all*int(args.kvHeads)) {

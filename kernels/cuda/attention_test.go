@@ -37,7 +37,7 @@ var attentionCases = []attentionCase{
 	{name: "many rows", heads: 8, kv: 8, size: 128, norm: true, lengths: spread(80, 140)},
 	{name: "many rows, groups of 12, window and cap", heads: 48, kv: 4, size: 64, window: 50, softcap: 5, lengths: spread(150, 100)},
 	{name: "more rows than warps", heads: 32, kv: 16, size: 64, norm: true, lengths: append(spread(150, 100), 400, 500)},
-	{name: "more rows than warps, interleaved, window and cap", heads: 16, kv: 16, size: 128, interleaved: true, window: 50, softcap: 5, lengths: append(spread(150, 40), 300)},
+	{name: "more rows than warps, interleaved, window and cap", heads: 16, kv: 16, size: 128, interleaved: true, window: 200, softcap: 5, lengths: append(spread(150, 40), 300)},
 	{name: "size 80, norm across", heads: 4, kv: 2, size: 80, norm: true, across: true, lengths: []int{9, 80, 130}},
 	{name: "size 16, float32 cache, no rope", heads: 4, kv: 1, size: 16, plain: true, floatCache: true, lengths: []int{20, 70}},
 	{name: "size 256", heads: 4, kv: 2, size: 256, lengths: []int{70}},

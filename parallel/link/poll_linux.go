@@ -95,13 +95,18 @@ func (p *poller) wait() ([]*feed, error) {
 
 // look reports whether there is anything.
 func (p *poller) look(fd uintptr) bool {
-	n, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_PWAIT, fd, uintptr(unsafe.Pointer(&p.events)), uintptr(len(p.events)), 0, 0, 0)
-	if errno != 0 {
-		p.count, p.failed = 0, fmt.Errorf("epoll: %w", errno)
-		return true
+	for {
+		n, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_PWAIT, fd, uintptr(unsafe.Pointer(&p.events)), uintptr(len(p.events)), 0, 0, 0)
+		switch errno {
+		case 0:
+			p.count = int(n)
+			return p.count > 0
+		case syscall.EINTR:
+		default:
+			p.count, p.failed = 0, fmt.Errorf("epoll: %w", errno)
+			return true
+		}
 	}
-	p.count = int(n)
-	return p.count > 0
 }
 
 func (p *poller) close() { p.file.Close() }

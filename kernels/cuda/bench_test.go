@@ -151,27 +151,34 @@ func promptBatch(n int) (*kernels.Batch, []kernels.SampleRow) {
 	return b, rows
 }
 
-// median times steps that follow each other with two in flight, from the outside:
-// what an engine would see, host and all.
+// inARow times n steps that follow each other with two in flight, from the outside: what
+// an engine would see, host and all. It gives the time of one.
+func inARow(t testing.TB, n int, step func() kernels.Pending) time.Duration {
+	t.Helper()
+	var last kernels.Pending
+	begin := time.Now()
+	for range n {
+		p := step()
+		if last != nil {
+			if _, err := last.Wait(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		last = p
+	}
+	if _, err := last.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	return time.Since(begin) / time.Duration(n)
+}
+
+// median times steps in a row, of which the first round counts for nothing.
 func (d *dummy) median(t testing.TB, b *kernels.Batch, rows []kernels.SampleRow, steps, rounds int) time.Duration {
 	var times []time.Duration
 	for r := range rounds + 1 {
-		var last kernels.Pending
-		begin := time.Now()
-		for range steps {
-			p := d.step(t, b, rows)
-			if last != nil {
-				if _, err := last.Wait(); err != nil {
-					t.Fatal(err)
-				}
-			}
-			last = p
-		}
-		if _, err := last.Wait(); err != nil {
-			t.Fatal(err)
-		}
+		took := inARow(t, steps, func() kernels.Pending { return d.step(t, b, rows) })
 		if r > 0 {
-			times = append(times, time.Since(begin)/time.Duration(steps))
+			times = append(times, took)
 		}
 	}
 	slices.Sort(times)
@@ -328,25 +335,15 @@ func BenchmarkAttention(b *testing.B) {
 		n := len(batch.Tokens)
 		const steps = 32
 		took := o.elapsed(b, func() {
-			var last kernels.Pending
-			for range steps {
+			inARow(b, steps, func() kernels.Pending {
 				if err := o.Begin(batch); err != nil {
 					b.Fatal(err)
 				}
 				for l := range s.layers {
 					o.Attention(d.attended.Top(n), d.qkvT.Top(n), d.attention[l])
 				}
-				p := o.End()
-				if last != nil {
-					if _, err := last.Wait(); err != nil {
-						b.Fatal(err)
-					}
-				}
-				last = p
-			}
-			if _, err := last.Wait(); err != nil {
-				b.Fatal(err)
-			}
+				return o.End()
+			})
 		}).Seconds() / float64(steps*s.layers)
 		fmt.Printf("attention, %s, a layer: %.1f µs, limit %.1f, %.1f%%\n", name, took*1e6, limit*1e6, 100*limit/took)
 	}

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 
 	"manta/kernels"
 )
@@ -163,21 +162,8 @@ func BenchmarkChat(b *testing.B) {
 					continue
 				}
 				n := max(2, min(20, int(50/each)))
-				var last kernels.Pending
-				begin := time.Now()
-				for range n {
-					p := d.stepWithout(b, batch, rows, part)
-					if last != nil {
-						if _, err := last.Wait(); err != nil {
-							b.Fatal(err)
-						}
-					}
-					last = p
-				}
-				if _, err := last.Wait(); err != nil {
-					b.Fatal(err)
-				}
-				if each = time.Since(begin).Seconds() * 1e3 / float64(n); round > 0 {
+				each = inARow(b, n, func() kernels.Pending { return d.stepWithout(b, batch, rows, part) }).Seconds() * 1e3
+				if round > 0 {
 					times[part] = append(times[part], each)
 				}
 			}

@@ -1,4 +1,4 @@
-// walk: decode attention of many rows, by warps that wait for no other.
+// walk: decode attention of many rows of uneven contexts, by warps that wait for no other.
 //
 // As decode (decode.cuh) and bit for bit its result. A warp has a row and a KV head by
 // itself, and twelve of them stand on a multiprocessor: a block of four warps lives 14

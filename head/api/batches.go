@@ -157,18 +157,16 @@ func window(d time.Duration) string {
 	return text
 }
 
-func (s *Server) createBatch(w http.ResponseWriter, r *http.Request) {
+func (s *Server) createBatch(w http.ResponseWriter, r *http.Request) (any, error) {
 	job, err := s.newBatch(w, r)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	if err := s.work.Apply(r.Context(), state.Change{PutJob: job}); err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	job.Created = time.Now()
-	s.reply(w, http.StatusOK, describeBatch(*job))
+	return describeBatch(*job), nil
 }
 
 func (s *Server) newBatch(w http.ResponseWriter, r *http.Request) (*state.Job, error) {
@@ -203,35 +201,36 @@ func (s *Server) newBatch(w http.ResponseWriter, r *http.Request) (*state.Job, e
 }
 
 // batchOf finds the batch that a path names.
-func (s *Server) batchOf(w http.ResponseWriter, r *http.Request) (state.Job, bool) {
+func (s *Server) batchOf(w http.ResponseWriter, r *http.Request) (state.Job, error) {
 	return s.jobAs(w, r, "batch", func(j state.Job) bool { return j.Batch != nil })
 }
 
-func (s *Server) getBatch(w http.ResponseWriter, r *http.Request) {
-	if j, ok := s.batchOf(w, r); ok {
-		s.reply(w, http.StatusOK, describeBatch(j))
+func (s *Server) getBatch(w http.ResponseWriter, r *http.Request) (any, error) {
+	j, err := s.batchOf(w, r)
+	if err != nil {
+		return nil, err
 	}
+	return describeBatch(j), nil
 }
 
-func (s *Server) cancelBatch(w http.ResponseWriter, r *http.Request) {
-	j, ok := s.batchOf(w, r)
-	if !ok {
-		return
+func (s *Server) cancelBatch(w http.ResponseWriter, r *http.Request) (any, error) {
+	j, err := s.batchOf(w, r)
+	if err != nil {
+		return nil, err
 	}
 	if err := s.work.Apply(r.Context(), state.Change{StopJob: j.ID}); err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	if now, ok := s.views.View().Jobs[j.ID]; ok {
 		j = now
 	}
-	s.reply(w, http.StatusOK, describeBatch(j))
+	return describeBatch(j), nil
 }
 
 // batchPage is how many batches a page has when nothing is asked for.
 const batchPage = 20
 
-func (s *Server) listBatches(w http.ResponseWriter, r *http.Request) {
+func (s *Server) listBatches(w http.ResponseWriter, r *http.Request) (any, error) {
 	view, _ := s.newest(w, r)
 	var list []batchObject
 	for _, j := range ownJobs(view, by(r.Context())) {
@@ -241,8 +240,7 @@ func (s *Server) listBatches(w http.ResponseWriter, r *http.Request) {
 	}
 	answer, err := page(r, list, batchPage, func(b batchObject) string { return b.ID })
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
-	s.reply(w, http.StatusOK, answer)
+	return answer, nil
 }

@@ -38,28 +38,24 @@ type chatRequest struct {
 	Prediction   json.RawMessage `json:"prediction"`
 }
 
-func (s *Server) chat(w http.ResponseWriter, r *http.Request) {
+func (s *Server) chat(w http.ResponseWriter, r *http.Request) (any, error) {
 	data, err := s.body(w, r)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	j, request, err := s.chatJob(r, data)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	form := &chatForm{job: j, prefix: request.echoed()}
 	if j.stream {
-		s.stream(w, r, j, form)
-		return
+		return nil, s.stream(w, r, j, form)
 	}
 	all, err := s.gather(r.Context(), j)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
-	s.reply(w, http.StatusOK, form.whole(&all[0][0], countUsage(j, all[0])))
+	return form.whole(&all[0][0], countUsage(j, all[0])), nil
 }
 
 // chatJob checks a chat request and renders its messages.

@@ -31,7 +31,7 @@ func (s *Server) newest(w http.ResponseWriter, r *http.Request) (view *state.Vie
 	return s.views.View(), stale
 }
 
-func (s *Server) clusterState(w http.ResponseWriter, r *http.Request) {
+func (s *Server) clusterState(w http.ResponseWriter, r *http.Request) (any, error) {
 	view, stale := s.newest(w, r)
 	answer := ClusterState{
 		Index: view.Index, Stale: stale, Version: version.String(), Leader: s.cluster.Leader(),
@@ -51,7 +51,7 @@ func (s *Server) clusterState(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	answer.Warnings = answer.Warnings[max(0, len(answer.Warnings)-maxWarnings):]
-	s.reply(w, http.StatusOK, answer)
+	return answer, nil
 }
 
 // maxWarnings bounds those that the whole state shows.
@@ -141,95 +141,77 @@ func (s *Server) told(r state.Replica, entry *Replica) {
 	}
 }
 
-func (s *Server) listDeployments(w http.ResponseWriter, r *http.Request) {
+func (s *Server) listDeployments(w http.ResponseWriter, r *http.Request) (any, error) {
 	view, _ := s.newest(w, r)
-	s.reply(w, http.StatusOK, struct {
+	return struct {
 		Deployments []Deployment `json:"deployments"`
-	}{s.describeAll(view)})
+	}{s.describeAll(view)}, nil
 }
 
-func (s *Server) getDeployment(w http.ResponseWriter, r *http.Request) {
+func (s *Server) getDeployment(w http.ResponseWriter, r *http.Request) (any, error) {
 	view, _ := s.newest(w, r)
 	deployment, ok := view.Deployments[r.PathValue("name")]
 	if !ok {
-		s.fail(w, r, noDeployment(r.PathValue("name")))
-		return
+		return nil, noDeployment(r.PathValue("name"))
 	}
-	s.reply(w, http.StatusOK, s.describeDeployment(view, deployment))
+	return s.describeDeployment(view, deployment), nil
 }
 
-func (s *Server) createDeployment(w http.ResponseWriter, r *http.Request) {
-	data, err := s.body(w, r)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
+func (s *Server) createDeployment(w http.ResponseWriter, r *http.Request) (any, error) {
 	var request deploymentRequest
-	if err := parse(data, &request); err != nil {
-		s.fail(w, r, err)
-		return
+	if err := s.read(w, r, &request); err != nil {
+		return nil, err
 	}
 	deployment, err := request.deployment()
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	accepted, err := s.cluster.Deploy(r.Context(), deployment)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
-	s.reply(w, http.StatusCreated, s.describeDeployment(s.views.View(), accepted))
+	return created{s.describeDeployment(s.views.View(), accepted)}, nil
 }
 
 // patchDeployment changes the number of replicas, and nothing else.
-func (s *Server) patchDeployment(w http.ResponseWriter, r *http.Request) {
+func (s *Server) patchDeployment(w http.ResponseWriter, r *http.Request) (any, error) {
 	name := r.PathValue("name")
-	data, err := s.body(w, r)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
 	var request struct {
 		Replicas json.RawMessage `json:"replicas"`
 	}
-	if err := parse(data, &request); err != nil {
-		s.fail(w, r, err)
-		return
+	if err := s.read(w, r, &request); err != nil {
+		return nil, err
 	}
 	if absent(request.Replicas) {
-		s.fail(w, r, badField("replicas", "replicas must be given: it is what can be changed of a deployment; to change the rest, post it again"))
-		return
+		return nil, badField("replicas", "replicas must be given: it is what can be changed of a deployment; to change the rest, post it again")
 	}
-	scale := &state.Scale{Deployment: name}
-	if scale.Replicas, scale.Auto, err = replicaCount(request.Replicas); err != nil {
-		s.fail(w, r, err)
-		return
+	replicas, auto, err := replicaCount(request.Replicas)
+	if err != nil {
+		return nil, err
 	}
+	scale := &state.Scale{Deployment: name, Replicas: replicas, Auto: auto}
 	if err := s.cluster.Change(r.Context(), state.Change{Scale: scale}); err != nil {
 		if errors.Is(err, state.ErrUnknown) {
 			err = noDeployment(name)
 		}
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	view := s.views.View()
-	s.reply(w, http.StatusOK, s.describeDeployment(view, view.Deployments[name]))
+	return s.describeDeployment(view, view.Deployments[name]), nil
 }
 
-func (s *Server) deleteDeployment(w http.ResponseWriter, r *http.Request) {
+func (s *Server) deleteDeployment(w http.ResponseWriter, r *http.Request) (any, error) {
 	name := r.PathValue("name")
 	err := s.cluster.Change(r.Context(), state.Change{DeleteDeployment: name})
 	if errors.Is(err, state.ErrUnknown) {
 		err = noDeployment(name)
 	}
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
-	s.reply(w, http.StatusOK, struct {
+	return struct {
 		Deleted string `json:"deleted"`
-	}{name})
+	}{name}, nil
 }
 
 func noDeployment(name string) *Error {

@@ -27,27 +27,23 @@ type completionRequest struct {
 // defaultMaxTokens is OpenAI's for completions.
 const defaultMaxTokens = 16
 
-func (s *Server) completions(w http.ResponseWriter, r *http.Request) {
+func (s *Server) completions(w http.ResponseWriter, r *http.Request) (any, error) {
 	data, err := s.body(w, r)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	j, form, err := s.completionJob(r, data)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	if j.stream {
-		s.stream(w, r, j, form)
-		return
+		return nil, s.stream(w, r, j, form)
 	}
 	all, err := s.gather(r.Context(), j)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
-	s.reply(w, http.StatusOK, form.whole(all[0]))
+	return form.whole(all[0]), nil
 }
 
 func (s *Server) completionJob(r *http.Request, data []byte) (*job, *textForm, error) {

@@ -48,18 +48,16 @@ func describeFile(f state.File) fileObject {
 
 // uploadFile takes a form with purpose and file. The bytes go to the store piece by
 // piece as they come; the file is there once a majority of the heads has them all.
-func (s *Server) uploadFile(w http.ResponseWriter, r *http.Request) {
+func (s *Server) uploadFile(w http.ResponseWriter, r *http.Request) (any, error) {
 	file, err := s.upload(w, r)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	if err := s.work.Apply(r.Context(), state.Change{PutFile: file}); err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	file.Created = time.Now()
-	s.reply(w, http.StatusOK, describeFile(*file))
+	return describeFile(*file), nil
 }
 
 func (s *Server) upload(w http.ResponseWriter, r *http.Request) (*state.File, error) {
@@ -152,15 +150,14 @@ func (p *paced) Read(b []byte) (int, error) {
 }
 
 // file finds the file that a path names.
-func (s *Server) file(w http.ResponseWriter, r *http.Request) (state.File, bool) {
+func (s *Server) file(w http.ResponseWriter, r *http.Request) (state.File, error) {
 	id := r.PathValue("id")
 	view, _ := s.newest(w, r)
 	f, ok := view.Files[id]
 	if !ok || !by(r.Context()).sees(f.Owner) || f.Expired(time.Now()) {
-		s.fail(w, r, noFile("id", id))
-		return state.File{}, false
+		return state.File{}, noFile("id", id)
 	}
-	return f, true
+	return f, nil
 }
 
 func noFile(field, id string) *Error {
@@ -182,51 +179,52 @@ func (s *Server) inputOf(r *http.Request, id, field string) error {
 	return nil
 }
 
-func (s *Server) getFile(w http.ResponseWriter, r *http.Request) {
-	if f, ok := s.file(w, r); ok {
-		s.reply(w, http.StatusOK, describeFile(f))
+func (s *Server) getFile(w http.ResponseWriter, r *http.Request) (any, error) {
+	f, err := s.file(w, r)
+	if err != nil {
+		return nil, err
 	}
+	return describeFile(f), nil
 }
 
-func (s *Server) deleteFile(w http.ResponseWriter, r *http.Request) {
-	f, ok := s.file(w, r)
-	if !ok {
-		return
+func (s *Server) deleteFile(w http.ResponseWriter, r *http.Request) (any, error) {
+	f, err := s.file(w, r)
+	if err != nil {
+		return nil, err
 	}
 	for _, j := range s.views.View().Jobs {
 		if j.Batch != nil && j.Batch.Input == f.ID && !j.Status.Over() {
-			s.fail(w, r, &Error{Status: http.StatusConflict, Type: "ConflictError", Param: "id",
-				Message: "batch " + j.ID + " reads this file: cancel it first, or wait for its end"})
-			return
+			return nil, &Error{Status: http.StatusConflict, Type: "ConflictError", Param: "id",
+				Message: "batch " + j.ID + " reads this file: cancel it first, or wait for its end"}
 		}
 	}
 	if err := s.work.Apply(r.Context(), state.Change{DeleteFile: f.ID}); err != nil && !errors.Is(err, state.ErrUnknown) {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
-	s.reply(w, http.StatusOK, struct {
+	return struct {
 		ID      string `json:"id"`
 		Object  string `json:"object"`
 		Deleted bool   `json:"deleted"`
-	}{f.ID, "file", true})
+	}{f.ID, "file", true}, nil
 }
 
-func (s *Server) fileContent(w http.ResponseWriter, r *http.Request) {
-	if f, ok := s.file(w, r); ok {
-		s.download(w, r, f.Name, f.Parts)
+func (s *Server) fileContent(w http.ResponseWriter, r *http.Request) (any, error) {
+	f, err := s.file(w, r)
+	if err != nil {
+		return nil, err
 	}
+	return nil, s.download(w, r, f.Name, f.Parts)
 }
 
 // download writes parts as they come from the store.
-func (s *Server) download(w http.ResponseWriter, r *http.Request, name string, parts []state.Part) {
+func (s *Server) download(w http.ResponseWriter, r *http.Request, name string, parts []state.Part) error {
 	from := jobs.Open(r.Context(), s.store, parts)
 	buffer := make([]byte, 256<<10)
 	for first := true; ; first = false {
 		n, err := io.ReadFull(from, buffer)
 		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 			if first {
-				s.fail(w, r, err)
-				return
+				return err
 			}
 			s.log.Error("download cut off", "name", name, "error", err)
 			panic(http.ErrAbortHandler) // the client must not take half a file for a whole one
@@ -239,7 +237,7 @@ func (s *Server) download(w http.ResponseWriter, r *http.Request, name string, p
 		}
 		s.extend(w)
 		if _, failed := w.Write(buffer[:n]); failed != nil || err != nil {
-			return
+			return nil
 		}
 	}
 }
@@ -278,7 +276,7 @@ func page[T any](r *http.Request, all []T, most int, id func(T) string) (listObj
 	return answer, nil
 }
 
-func (s *Server) listFiles(w http.ResponseWriter, r *http.Request) {
+func (s *Server) listFiles(w http.ResponseWriter, r *http.Request) (any, error) {
 	view, _ := s.newest(w, r)
 	c, purpose := by(r.Context()), r.URL.Query().Get("purpose")
 	var all []state.File
@@ -300,8 +298,7 @@ func (s *Server) listFiles(w http.ResponseWriter, r *http.Request) {
 	}
 	answer, err := page(r, list, maxPage, func(f fileObject) string { return f.ID })
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
-	s.reply(w, http.StatusOK, answer)
+	return answer, nil
 }

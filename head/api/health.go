@@ -9,7 +9,7 @@ import (
 
 // health says whether a deployment can generate: every rank has answered a real
 // step. With ?model= it says so of that one, else of the first by name.
-func (s *Server) health(w http.ResponseWriter, r *http.Request) {
+func (s *Server) health(w http.ResponseWriter, r *http.Request) (any, error) {
 	view := s.views.View()
 	name := r.URL.Query().Get("model")
 	if name == "" {
@@ -30,6 +30,7 @@ func (s *Server) health(w http.ResponseWriter, r *http.Request) {
 		status, answer.Status, answer.Reason = http.StatusServiceUnavailable, "unhealthy", why
 	}
 	s.reply(w, status, answer)
+	return nil, nil
 }
 
 // generating reports whether a deployment has a ready replica, or why not.
@@ -54,14 +55,14 @@ func generating(view *state.View, name string) (ok bool, why string) {
 }
 
 // live never depends on other machines: a process that answers is alive.
-func (s *Server) live(w http.ResponseWriter, r *http.Request) {
-	s.reply(w, http.StatusOK, struct {
+func (s *Server) live(w http.ResponseWriter, r *http.Request) (any, error) {
+	return struct {
 		Status string `json:"status"`
-	}{"alive"})
+	}{"alive"}, nil
 }
 
 // ready says whether this head can queue.
-func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
+func (s *Server) ready(w http.ResponseWriter, r *http.Request) (any, error) {
 	answer := struct {
 		Status string `json:"status"`
 		Reason string `json:"reason,omitempty"`
@@ -75,10 +76,11 @@ func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	s.reply(w, status, answer)
+	return nil, nil
 }
 
-func (s *Server) version(w http.ResponseWriter, r *http.Request) {
-	s.reply(w, http.StatusOK, struct {
+func (s *Server) version(w http.ResponseWriter, r *http.Request) (any, error) {
+	return struct {
 		Version string `json:"version"`
-	}{version.String()})
+	}{version.String()}, nil
 }

@@ -21,14 +21,14 @@ import (
 // rayProtocol is the version of Ray whose Jobs REST this is; its clients ask.
 const rayProtocol = "2.60.0"
 
-func (s *Server) rayVersion(w http.ResponseWriter, r *http.Request) {
-	s.reply(w, http.StatusOK, struct {
+func (s *Server) rayVersion(w http.ResponseWriter, r *http.Request) (any, error) {
+	return struct {
 		Version     string `json:"version"`
 		RayVersion  string `json:"ray_version"`
 		RayCommit   string `json:"ray_commit"`
 		SessionName string `json:"session_name"`
 		Manta       string `json:"manta_version"`
-	}{"4", rayProtocol, "", "manta", version.String()})
+	}{"4", rayProtocol, "", "manta", version.String()}, nil
 }
 
 // jobRequest is Ray's.
@@ -46,8 +46,8 @@ type jobRequest struct {
 }
 
 // refusePackage answers Ray's client, which sends folders before the job that names them.
-func (s *Server) refusePackage(w http.ResponseWriter, r *http.Request) {
-	s.fail(w, r, unsupported("runtime_env", "working_dir and py_modules would bring code; a job is a manta command, it runs none of its own"))
+func (s *Server) refusePackage(http.ResponseWriter, *http.Request) (any, error) {
+	return nil, unsupported("runtime_env", "working_dir and py_modules would bring code; a job is a manta command, it runs none of its own")
 }
 
 var jobID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
@@ -87,29 +87,26 @@ func checkMetadata(metadata map[string]string) error {
 	return nil
 }
 
-func (s *Server) submitJob(w http.ResponseWriter, r *http.Request) {
+func (s *Server) submitJob(w http.ResponseWriter, r *http.Request) (any, error) {
 	var request jobRequest
 	if err := s.read(w, r, &request); err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	job, err := s.newWork(r, &request)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	if err := s.work.Apply(r.Context(), state.Change{PutJob: job}); err != nil {
 		if _, exists := s.views.View().Jobs[job.ID]; exists && errors.Is(err, state.ErrStale) {
 			err = &Error{Status: http.StatusConflict, Type: "ConflictError", Param: "submission_id",
 				Message: "there is a job " + job.ID + " already: give another submission_id, or delete that job first"}
 		}
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
-	s.reply(w, http.StatusOK, struct {
+	return struct {
 		JobID        string `json:"job_id"`
 		SubmissionID string `json:"submission_id"`
-	}{job.ID, job.ID})
+	}{job.ID, job.ID}, nil
 }
 
 // newWork makes a job of a request, or says why it can't be one. Nothing is run or
@@ -218,13 +215,13 @@ func describeJob(j state.Job) jobDetails {
 	return d
 }
 
-func (s *Server) listJobs(w http.ResponseWriter, r *http.Request) {
+func (s *Server) listJobs(w http.ResponseWriter, r *http.Request) (any, error) {
 	view, _ := s.newest(w, r)
 	list := []jobDetails{}
 	for _, j := range ownJobs(view, by(r.Context())) {
 		list = append(list, describeJob(j))
 	}
-	s.reply(w, http.StatusOK, list)
+	return list, nil
 }
 
 // ownJobs gives the jobs that a caller sees, the newest first.
@@ -240,86 +237,83 @@ func ownJobs(view *state.View, c *caller) []state.Job {
 }
 
 // job finds the job that a path names.
-func (s *Server) job(w http.ResponseWriter, r *http.Request) (state.Job, bool) {
+func (s *Server) job(w http.ResponseWriter, r *http.Request) (state.Job, error) {
 	return s.jobAs(w, r, "job", func(state.Job) bool { return true })
 }
 
 // jobAs is job for what a path calls otherwise.
-func (s *Server) jobAs(w http.ResponseWriter, r *http.Request, what string, is func(state.Job) bool) (state.Job, bool) {
+func (s *Server) jobAs(w http.ResponseWriter, r *http.Request, what string, is func(state.Job) bool) (state.Job, error) {
 	id := r.PathValue("id")
 	view, _ := s.newest(w, r)
 	j, ok := view.Jobs[id]
 	if !ok || !is(j) || !by(r.Context()).sees(j.Owner) {
-		s.fail(w, r, &Error{Status: http.StatusNotFound, Type: "NotFoundError", Param: "id", Message: "there is no " + what + " " + id})
-		return state.Job{}, false
+		return state.Job{}, &Error{Status: http.StatusNotFound, Type: "NotFoundError", Param: "id", Message: "there is no " + what + " " + id}
 	}
-	return j, true
+	return j, nil
 }
 
-func (s *Server) getJob(w http.ResponseWriter, r *http.Request) {
-	if j, ok := s.job(w, r); ok {
-		s.reply(w, http.StatusOK, describeJob(j))
+func (s *Server) getJob(w http.ResponseWriter, r *http.Request) (any, error) {
+	j, err := s.job(w, r)
+	if err != nil {
+		return nil, err
 	}
+	return describeJob(j), nil
 }
 
-func (s *Server) stopJob(w http.ResponseWriter, r *http.Request) {
-	j, ok := s.job(w, r)
-	if !ok {
-		return
+func (s *Server) stopJob(w http.ResponseWriter, r *http.Request) (any, error) {
+	j, err := s.job(w, r)
+	if err != nil {
+		return nil, err
 	}
 	// One that is over is left alone: by now another may have its id.
 	if !j.Status.Over() {
 		if err := s.work.Apply(r.Context(), state.Change{StopJob: j.ID}); err != nil {
-			s.fail(w, r, err)
-			return
+			return nil, err
 		}
 	}
-	s.reply(w, http.StatusOK, struct {
+	return struct {
 		Stopped bool `json:"stopped"`
-	}{!j.Status.Over()})
+	}{!j.Status.Over()}, nil
 }
 
-func (s *Server) deleteJob(w http.ResponseWriter, r *http.Request) {
-	j, ok := s.job(w, r)
-	if !ok {
-		return
+func (s *Server) deleteJob(w http.ResponseWriter, r *http.Request) (any, error) {
+	j, err := s.job(w, r)
+	if err != nil {
+		return nil, err
 	}
 	if err := s.work.Apply(r.Context(), state.Change{DeleteJob: j.ID}); err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
-	s.reply(w, http.StatusOK, struct {
+	return struct {
 		Deleted bool `json:"deleted"`
-	}{true})
+	}{true}, nil
 }
 
-func (s *Server) jobLogs(w http.ResponseWriter, r *http.Request) {
-	j, ok := s.job(w, r)
-	if !ok {
-		return
+func (s *Server) jobLogs(w http.ResponseWriter, r *http.Request) (any, error) {
+	j, err := s.job(w, r)
+	if err != nil {
+		return nil, err
 	}
 	text, err := io.ReadAll(io.LimitReader(jobs.Open(r.Context(), s.store, j.Log), maxLogBytes))
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
-	s.reply(w, http.StatusOK, struct {
+	return struct {
 		Logs string `json:"logs"`
-	}{string(bytes.ToValidUTF8(text, []byte("?")))})
+	}{string(bytes.ToValidUTF8(text, []byte("?")))}, nil
 }
 
 // maxLogBytes bounds what one answer gives of a log.
 const maxLogBytes = 64 << 20
 
 // jobResults gives the lines that are answered so far.
-func (s *Server) jobResults(w http.ResponseWriter, r *http.Request) {
-	j, ok := s.job(w, r)
-	if !ok {
-		return
+func (s *Server) jobResults(w http.ResponseWriter, r *http.Request) (any, error) {
+	j, err := s.job(w, r)
+	if err == nil && j.Batch == nil {
+		err = badField("id", "job %s is no batch: it has no results", j.ID)
 	}
-	if j.Batch == nil {
-		s.fail(w, r, badField("id", "job %s is no batch: it has no results", j.ID))
-		return
+	if err != nil {
+		return nil, err
 	}
-	s.download(w, r, j.ID+".jsonl", slices.Concat(j.Batch.Answers, j.Batch.Errors))
+	return nil, s.download(w, r, j.ID+".jsonl", slices.Concat(j.Batch.Answers, j.Batch.Errors))
 }

@@ -65,7 +65,7 @@ const keyPrefix = "mk-"
 // maxKeys bounds what the View holds.
 const maxKeys = 10_000
 
-func (s *Server) createKey(w http.ResponseWriter, r *http.Request) {
+func (s *Server) createKey(w http.ResponseWriter, r *http.Request) (any, error) {
 	var request keyRequest
 	data, err := s.body(w, r)
 	if err == nil {
@@ -75,22 +75,18 @@ func (s *Server) createKey(w http.ResponseWriter, r *http.Request) {
 		err = request.check()
 	}
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	view, _ := s.newest(w, r)
 	if _, exists := view.KeyNamed(request.Name); exists {
-		s.fail(w, r, &Error{Status: http.StatusConflict, Type: "ConflictError", Param: "name",
-			Message: "there is a key " + request.Name + " already: revoke it, or give another name"})
-		return
+		return nil, &Error{Status: http.StatusConflict, Type: "ConflictError", Param: "name",
+			Message: "there is a key " + request.Name + " already: revoke it, or give another name"}
 	}
 	if len(view.Keys) >= maxKeys {
-		s.fail(w, r, badField("name", "there are %d keys already, the most there may be: revoke some", len(view.Keys)))
-		return
+		return nil, badField("name", "there are %d keys already, the most there may be: revoke some", len(view.Keys))
 	}
 	if s.keys == nil && !s.keysOff && !request.Admin && !hasAdmin(view, "") {
-		s.fail(w, r, badField("admin", "the first key must be an administrator's (admin: true, --admin): from then on keys are demanded, and it makes the others"))
-		return
+		return nil, badField("admin", "the first key must be an administrator's (admin: true, --admin): from then on keys are demanded, and it makes the others")
 	}
 	secret := keyPrefix + rand.Text() + rand.Text()
 	key := state.Key{
@@ -101,44 +97,40 @@ func (s *Server) createKey(w http.ResponseWriter, r *http.Request) {
 		},
 	}
 	if err := s.keyring.PutKey(r.Context(), key); err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	answer := describeKey(key)
 	answer.Key = secret
-	s.reply(w, http.StatusCreated, answer)
+	return created{answer}, nil
 }
 
-func (s *Server) listKeys(w http.ResponseWriter, r *http.Request) {
+func (s *Server) listKeys(w http.ResponseWriter, r *http.Request) (any, error) {
 	view, _ := s.newest(w, r)
 	list := []Key{}
 	for _, k := range view.Keys {
 		list = append(list, describeKey(k))
 	}
 	slices.SortFunc(list, func(a, b Key) int { return cmp.Compare(a.Name, b.Name) })
-	s.reply(w, http.StatusOK, struct {
+	return struct {
 		Keys []Key `json:"keys"`
-	}{list})
+	}{list}, nil
 }
 
-func (s *Server) revokeKey(w http.ResponseWriter, r *http.Request) {
+func (s *Server) revokeKey(w http.ResponseWriter, r *http.Request) (any, error) {
 	name := r.PathValue("name")
 	view, _ := s.newest(w, r)
 	if _, exists := view.KeyNamed(name); !exists {
-		s.fail(w, r, &Error{Status: http.StatusNotFound, Type: "NotFoundError", Param: "name", Message: "there is no key " + name})
-		return
+		return nil, &Error{Status: http.StatusNotFound, Type: "NotFoundError", Param: "name", Message: "there is no key " + name}
 	}
 	if s.keys == nil && !s.keysOff && len(view.Keys) > 1 && !hasAdmin(view, name) {
-		s.fail(w, r, badField("name", "%s is the last administrator's key: make another first, or revoke the other keys", name))
-		return
+		return nil, badField("name", "%s is the last administrator's key: make another first, or revoke the other keys", name)
 	}
 	if err := s.keyring.DeleteKey(r.Context(), name); err != nil && !errors.Is(err, state.ErrUnknown) {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
-	s.reply(w, http.StatusOK, struct {
+	return struct {
 		Revoked string `json:"revoked"`
-	}{name})
+	}{name}, nil
 }
 
 // hasAdmin reports whether an administrator's key other than one exists.

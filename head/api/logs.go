@@ -27,23 +27,21 @@ type source struct {
 // readLogs gives the newest lines of a node's, a head's or a replica's log: of a
 // replica those in which its nodes name it. Several members' lines follow each
 // other, each begun with its id.
-func (s *Server) readLogs(w http.ResponseWriter, r *http.Request) {
+func (s *Server) readLogs(w http.ResponseWriter, r *http.Request) (any, error) {
 	name := r.PathValue("name")
 	lines := tailByDefault
 	if text := r.URL.Query().Get("tail"); text != "" {
 		var err error
 		if lines, err = strconv.Atoi(text); err != nil || lines < 1 || lines > wire.MaxLogLines {
-			s.fail(w, r, badField("tail", "tail must be a number from 1 to %d, got %q", wire.MaxLogLines, text))
-			return
+			return nil, badField("tail", "tail must be a number from 1 to %d, got %q", wire.MaxLogLines, text)
 		}
 	}
 	sources := sourcesOf(s.views.View(), name)
 	if len(sources) == 0 || s.logs == nil {
-		s.fail(w, r, &Error{
+		return nil, &Error{
 			Status: http.StatusNotFound, Type: "NotFoundError", Param: "name",
 			Message: fmt.Sprintf("there is no node, head or replica %q", name),
-		})
-		return
+		}
 	}
 	var text strings.Builder
 	for _, from := range sources {
@@ -58,6 +56,7 @@ func (s *Server) readLogs(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	s.extend(w)
 	_, _ = w.Write([]byte(text.String())) // the client may be gone
+	return nil, nil
 }
 
 func sourcesOf(view *state.View, name string) []source {

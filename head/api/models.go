@@ -134,20 +134,19 @@ func (s *Server) entries() []modelEntry {
 	return list
 }
 
-func (s *Server) models(w http.ResponseWriter, r *http.Request) {
-	s.reply(w, http.StatusOK, struct {
+func (s *Server) models(w http.ResponseWriter, r *http.Request) (any, error) {
+	return struct {
 		Object string       `json:"object"`
 		Data   []modelEntry `json:"data"`
-	}{"list", s.entries()})
+	}{"list", s.entries()}, nil
 }
 
-func (s *Server) model(w http.ResponseWriter, r *http.Request) {
+func (s *Server) model(w http.ResponseWriter, r *http.Request) (any, error) {
 	name := r.PathValue("model")
 	for _, entry := range s.entries() {
 		if entry.ID == name {
-			s.reply(w, http.StatusOK, entry)
-			return
+			return entry, nil
 		}
 	}
-	s.fail(w, r, noModel(name))
+	return nil, noModel(name)
 }

@@ -44,14 +44,14 @@ func (s *Server) describeNode(view *state.View, node state.Node) Node {
 	return entry
 }
 
-// node finds the node that a request's path names, or answers that there is none.
-func (s *Server) node(w http.ResponseWriter, r *http.Request) (*state.View, state.Node, bool) {
+// node finds the node that a request's path names.
+func (s *Server) node(w http.ResponseWriter, r *http.Request) (*state.View, state.Node, error) {
 	view, _ := s.newest(w, r)
 	node, ok := view.FindNode(r.PathValue("name"))
 	if !ok {
-		s.fail(w, r, noNode(r.PathValue("name")))
+		return nil, state.Node{}, noNode(r.PathValue("name"))
 	}
-	return view, node, ok
+	return view, node, nil
 }
 
 func noNode(name string) *Error {
@@ -61,11 +61,11 @@ func noNode(name string) *Error {
 	}
 }
 
-func (s *Server) listNodes(w http.ResponseWriter, r *http.Request) {
+func (s *Server) listNodes(w http.ResponseWriter, r *http.Request) (any, error) {
 	view, _ := s.newest(w, r)
-	s.reply(w, http.StatusOK, struct {
+	return struct {
 		Nodes []Node `json:"nodes"`
-	}{s.describeNodes(view)})
+	}{s.describeNodes(view)}, nil
 }
 
 func (s *Server) describeNodes(view *state.View) []Node {
@@ -77,7 +77,7 @@ func (s *Server) describeNodes(view *state.View) []Node {
 }
 
 // listEvents gives the newest events, of one thing with ?name=.
-func (s *Server) listEvents(w http.ResponseWriter, r *http.Request) {
+func (s *Server) listEvents(w http.ResponseWriter, r *http.Request) (any, error) {
 	view, _ := s.newest(w, r)
 	events := []Event{}
 	for _, e := range view.Events {
@@ -85,9 +85,9 @@ func (s *Server) listEvents(w http.ResponseWriter, r *http.Request) {
 			events = append(events, describeEvent(e))
 		}
 	}
-	s.reply(w, http.StatusOK, struct {
+	return struct {
 		Events []Event `json:"events"`
-	}{events})
+	}{events}, nil
 }
 
 // about reports whether an event is of what has a name: of a deployment's replicas
@@ -106,18 +106,16 @@ func describeEvent(e state.Event) Event {
 }
 
 // explainDeployment says what a deployment waits for.
-func (s *Server) explainDeployment(w http.ResponseWriter, r *http.Request) {
+func (s *Server) explainDeployment(w http.ResponseWriter, r *http.Request) (any, error) {
 	view, _ := s.newest(w, r)
 	name := r.PathValue("name")
 	d, ok := view.Deployments[name]
 	if !ok {
-		s.fail(w, r, noDeployment(name))
-		return
+		return nil, noDeployment(name)
 	}
 	waiting, err := s.cluster.Waiting(r.Context())
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	answer := Explanation{Deployment: s.describeDeployment(view, d), Pending: []Waiting{}, Events: []Event{}}
 	for _, entry := range waiting {
@@ -130,69 +128,67 @@ func (s *Server) explainDeployment(w http.ResponseWriter, r *http.Request) {
 			answer.Events = append(answer.Events, describeEvent(e))
 		}
 	}
-	s.reply(w, http.StatusOK, answer)
+	return answer, nil
 }
 
-func (s *Server) getNode(w http.ResponseWriter, r *http.Request) {
-	if view, node, ok := s.node(w, r); ok {
-		s.reply(w, http.StatusOK, s.describeNode(view, node))
+func (s *Server) getNode(w http.ResponseWriter, r *http.Request) (any, error) {
+	view, node, err := s.node(w, r)
+	if err != nil {
+		return nil, err
 	}
+	return s.describeNode(view, node), nil
 }
 
 // drainNode makes a node take no shards; those it has move where there is room. With
 // ?force=true the others go too, and wait for a place.
-func (s *Server) drainNode(w http.ResponseWriter, r *http.Request) {
+func (s *Server) drainNode(w http.ResponseWriter, r *http.Request) (any, error) {
 	forced := false
 	if text := r.URL.Query().Get("force"); text != "" {
 		var err error
 		if forced, err = strconv.ParseBool(text); err != nil {
-			s.fail(w, r, badField("force", "force must be true or false, got %q", text))
-			return
+			return nil, badField("force", "force must be true or false, got %q", text)
 		}
 	}
-	s.setDrained(w, r, state.DrainNode{Drained: true, Forced: forced})
+	return s.setDrained(w, r, state.DrainNode{Drained: true, Forced: forced})
 }
 
 // undrainNode lets it take shards again.
-func (s *Server) undrainNode(w http.ResponseWriter, r *http.Request) {
-	s.setDrained(w, r, state.DrainNode{})
+func (s *Server) undrainNode(w http.ResponseWriter, r *http.Request) (any, error) {
+	return s.setDrained(w, r, state.DrainNode{})
 }
 
-func (s *Server) setDrained(w http.ResponseWriter, r *http.Request, drain state.DrainNode) {
-	_, node, ok := s.node(w, r)
-	if !ok {
-		return
+func (s *Server) setDrained(w http.ResponseWriter, r *http.Request, drain state.DrainNode) (any, error) {
+	_, node, err := s.node(w, r)
+	if err != nil {
+		return nil, err
 	}
 	drain.ID = node.ID
 	if err := s.changeNode(r, node, state.Change{DrainNode: &drain}); err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	view := s.views.View()
-	s.reply(w, http.StatusOK, s.describeNode(view, view.Nodes[node.ID]))
+	return s.describeNode(view, view.Nodes[node.ID]), nil
 }
 
 // deleteNode forgets a node that is gone for good. One that lives comes back with
 // its next report.
-func (s *Server) deleteNode(w http.ResponseWriter, r *http.Request) {
-	view, node, ok := s.node(w, r)
-	if !ok {
-		return
+func (s *Server) deleteNode(w http.ResponseWriter, r *http.Request) (any, error) {
+	view, node, err := s.node(w, r)
+	if err != nil {
+		return nil, err
 	}
 	if has := s.describeNode(view, node).Replicas; len(has) > 0 {
-		s.fail(w, r, &Error{
+		return nil, &Error{
 			Status: http.StatusConflict, Type: "ConflictError", Param: "name",
 			Message: fmt.Sprintf("node %s has shards of %d replicas: drain it first", node.ID, len(has)),
-		})
-		return
+		}
 	}
 	if err := s.changeNode(r, node, state.Change{DeleteNode: node.ID}); err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
-	s.reply(w, http.StatusOK, struct {
+	return struct {
 		Deleted string `json:"deleted"`
-	}{node.ID})
+	}{node.ID}, nil
 }
 
 func (s *Server) changeNode(r *http.Request, node state.Node, change state.Change) error {

@@ -30,31 +30,27 @@ type seedAnswer struct {
 	NumTokens     int    `json:"num_tokens"`
 }
 
-func (s *Server) generate(w http.ResponseWriter, r *http.Request) {
+func (s *Server) generate(w http.ResponseWriter, r *http.Request) (any, error) {
 	data, err := s.body(w, r)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	var request seedRequest
 	if err := parse(data, &request); err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	answers, err := s.seedAnswers(r, data, []seedRequest{request}, "")
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
-	s.reply(w, http.StatusOK, answers[0])
+	return answers[0], nil
 }
 
 // batchGenerate takes a bare list, or an object with the list as requests.
-func (s *Server) batchGenerate(w http.ResponseWriter, r *http.Request) {
+func (s *Server) batchGenerate(w http.ResponseWriter, r *http.Request) (any, error) {
 	data, err := s.body(w, r)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	var request struct {
 		Requests *[]seedRequest `json:"requests"`
@@ -73,17 +69,15 @@ func (s *Server) batchGenerate(w http.ResponseWriter, r *http.Request) {
 		err = badField("requests", "requests has %d entries, at most %d", len(*request.Requests), maxSeedBatch)
 	}
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	answers, err := s.seedAnswers(r, data, *request.Requests, "requests")
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
-	s.reply(w, http.StatusOK, struct {
+	return struct {
 		Results []seedAnswer `json:"results"`
-	}{answers})
+	}{answers}, nil
 }
 
 const maxSeedBatch = 256

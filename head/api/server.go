@@ -127,7 +127,7 @@ func New(config Config) *Server {
 // Handler gives the whole surface.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	for pattern, handler := range map[string]http.HandlerFunc{
+	for pattern, answer := range map[string]answerer{
 		"GET /health":                               s.health,
 		"GET /livez":                                s.live,
 		"GET /readyz":                               s.ready,
@@ -135,12 +135,6 @@ func (s *Server) Handler() http.Handler {
 		"GET /ping":                                 s.health,
 		"GET /v1/models":                            s.models,
 		"GET /v1/models/{model...}":                 s.model,
-		"POST /v1/completions":                      s.limited(s.completions),
-		"POST /v1/chat/completions":                 s.limited(s.chat),
-		"POST /tokenize":                            s.limited(s.tokenize),
-		"POST /detokenize":                          s.limited(s.detokenize),
-		"POST /generate":                            s.limited(s.generate),
-		"POST /batch-generate":                      s.limited(s.batchGenerate),
 		"GET /api/cluster":                          s.clusterState,
 		"GET /api/cluster/deployments":              s.listDeployments,
 		"POST /api/cluster/deployments":             s.createDeployment,
@@ -159,7 +153,17 @@ func (s *Server) Handler() http.Handler {
 		"POST /api/keys":                            s.createKey,
 		"DELETE /api/keys/{name}":                   s.revokeKey,
 	} {
-		mux.HandleFunc(pattern, handler)
+		mux.HandleFunc(pattern, s.answered(answer))
+	}
+	for pattern, answer := range map[string]answerer{
+		"POST /v1/completions":      s.completions,
+		"POST /v1/chat/completions": s.chat,
+		"POST /tokenize":            s.tokenize,
+		"POST /detokenize":          s.detokenize,
+		"POST /generate":            s.generate,
+		"POST /batch-generate":      s.batchGenerate,
+	} {
+		mux.HandleFunc(pattern, s.limited(s.answered(answer)))
 	}
 	if s.work != nil {
 		s.handleWork(mux)
@@ -168,6 +172,28 @@ func (s *Server) Handler() http.Handler {
 		mux.Handle("GET /metrics", s.metrics)
 	}
 	return s.timed(s.bounded(s.named(s.crossOrigin(s.authorized(s.routed(mux))))))
+}
+
+// An answerer gives what a request is answered with as JSON, nil when it has answered
+// itself; or says why it can't.
+type answerer func(w http.ResponseWriter, r *http.Request) (any, error)
+
+// created marks the answer to a request that made something.
+type created struct{ what any }
+
+func (s *Server) answered(by answerer) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		answer, err := by(w, r)
+		made, is := answer.(created)
+		switch {
+		case err != nil:
+			s.fail(w, r, err)
+		case is:
+			s.reply(w, http.StatusCreated, made.what)
+		case answer != nil:
+			s.reply(w, http.StatusOK, answer)
+		}
+	}
 }
 
 // bounded gives its time to what a handler writes by itself, and to what net/http writes
@@ -229,15 +255,17 @@ func (s *Server) limited(next http.HandlerFunc) http.HandlerFunc {
 		}
 		defer s.progress.Add(-1)
 		if s.progress.Add(1) > int64(s.limits.Requests) || !s.held.TryAcquire(size) {
-			s.fail(w, r, &Error{
-				Status: http.StatusTooManyRequests, Type: "RateLimitError", RetryAfter: 1,
-				Message: "this head has as many requests in progress as it can hold",
-			})
+			s.fail(w, r, errBusy)
 			return
 		}
 		defer s.held.Release(size)
 		next(w, r)
 	}
+}
+
+var errBusy = &Error{
+	Status: http.StatusTooManyRequests, Type: "RateLimitError", RetryAfter: 1,
+	Message: "this head has as many requests in progress as it can hold",
 }
 
 const requestIDHeader = "X-Request-Id"

@@ -212,24 +212,24 @@ type chunker interface {
 	last(usage *usage) any
 }
 
-// stream answers a job with events.
-func (s *Server) stream(w http.ResponseWriter, r *http.Request, j *job, form chunker) {
+// stream answers a job with events. What fails before the first is its error; later
+// the client hears of it by an event.
+func (s *Server) stream(w http.ResponseWriter, r *http.Request, j *job, form chunker) error {
 	e := s.newSSE(w, r, j, form)
-	if err := e.relay(r.Context()); err != nil {
-		if !e.opened {
-			s.fail(w, r, err)
-			return
-		}
-		known := describe(err)
-		if known.Status == clientGone {
-			s.log.Debug("client gone", "request", j.id, "error", err)
-			return
-		}
-		s.log.Warn("stream failed", "request", j.id, "status", known.Status, "error", err)
-		if e.event(known.body()) == nil {
-			_ = e.send("data: [DONE]\n\n") // the client may be gone; there is no one left to tell
-		}
+	err := e.relay(r.Context())
+	if err == nil || !e.opened {
+		return err
 	}
+	known := describe(err)
+	if known.Status == clientGone {
+		s.log.Debug("client gone", "request", j.id, "error", err)
+		return nil
+	}
+	s.log.Warn("stream failed", "request", j.id, "status", known.Status, "error", err)
+	if e.event(known.body()) == nil {
+		_ = e.send("data: [DONE]\n\n") // the client may be gone; there is no one left to tell
+	}
+	return nil
 }
 
 // relay carries the job's events to the client until the end of both. It sleeps

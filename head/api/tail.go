@@ -21,28 +21,24 @@ const tailEvery = 200 * time.Millisecond
 
 // tailJob sends a job's log over a WebSocket as it grows, and closes it normally
 // once the job is over.
-func (s *Server) tailJob(w http.ResponseWriter, r *http.Request) {
-	j, ok := s.job(w, r)
-	if !ok {
-		return
+func (s *Server) tailJob(w http.ResponseWriter, r *http.Request) (any, error) {
+	j, err := s.job(w, r)
+	if err != nil {
+		return nil, err
 	}
 	if !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
 		w.Header().Set("Upgrade", "websocket")
-		s.fail(w, r, &Error{Status: http.StatusUpgradeRequired, Type: "BadRequestError",
-			Message: "this log is followed over a WebSocket; GET /api/jobs/" + j.ID + "/logs gives what there is"})
-		return
-	}
-	if s.progress.Add(1) > int64(s.limits.Requests) {
-		s.progress.Add(-1)
-		s.fail(w, r, &Error{Status: http.StatusTooManyRequests, Type: "RateLimitError", RetryAfter: 1,
-			Message: "this head has as many requests in progress as it can hold"})
-		return
+		return nil, &Error{Status: http.StatusUpgradeRequired, Type: "BadRequestError",
+			Message: "this log is followed over a WebSocket; GET /api/jobs/" + j.ID + "/logs gives what there is"}
 	}
 	defer s.progress.Add(-1)
+	if s.progress.Add(1) > int64(s.limits.Requests) {
+		return nil, errBusy
+	}
 	// Keys are sent by the page itself, never by the browser: any origin may ask.
 	socket, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true})
 	if err != nil {
-		return // Accept has answered
+		return nil, nil // Accept has answered
 	}
 	defer socket.CloseNow()
 	ctx := socket.CloseRead(r.Context()) // ends when the client goes
@@ -51,9 +47,10 @@ func (s *Server) tailJob(w http.ResponseWriter, r *http.Request) {
 			s.log.Warn("log not followed", "job", j.ID, "error", err)
 			_ = socket.Close(websocket.StatusInternalError, "the log can't be read")
 		}
-		return
+		return nil, nil
 	}
 	_ = socket.Close(websocket.StatusNormalClosure, "")
+	return nil, nil
 }
 
 // follow sends what a job's log has beyond what was sent, until the job is over.

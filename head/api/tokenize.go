@@ -18,26 +18,18 @@ type tokenizeRequest struct {
 	Tools               json.RawMessage            `json:"tools"`
 }
 
-func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) {
-	data, err := s.body(w, r)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
+func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) (any, error) {
 	var request tokenizeRequest
-	if err := parse(data, &request); err != nil {
-		s.fail(w, r, err)
-		return
+	if err := s.read(w, r, &request); err != nil {
+		return nil, err
 	}
 	model, err := s.serve(r.Context(), request.Model)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	p, err := request.encode(model)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	answer := struct {
 		Count        int      `json:"count"`
@@ -51,7 +43,7 @@ func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) {
 			answer.TokenStrings = append(answer.TokenStrings, model.text.Tokenizer.Token(token))
 		}
 	}
-	s.reply(w, http.StatusOK, answer)
+	return answer, nil
 }
 
 func (t *tokenizeRequest) encode(model *served) (prompt, error) {
@@ -75,35 +67,26 @@ func (t *tokenizeRequest) encode(model *served) (prompt, error) {
 	return encode(model.text, "messages", text, t.AddSpecial != nil && *t.AddSpecial)
 }
 
-func (s *Server) detokenize(w http.ResponseWriter, r *http.Request) {
-	data, err := s.body(w, r)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
+func (s *Server) detokenize(w http.ResponseWriter, r *http.Request) (any, error) {
 	var request struct {
 		Model  *string         `json:"model"`
 		Tokens json.RawMessage `json:"tokens"`
 	}
-	if err := parse(data, &request); err != nil {
-		s.fail(w, r, err)
-		return
+	if err := s.read(w, r, &request); err != nil {
+		return nil, err
 	}
 	if absent(request.Tokens) {
-		s.fail(w, r, badField("tokens", "tokens must be given"))
-		return
+		return nil, badField("tokens", "tokens must be given")
 	}
 	model, err := s.serve(r.Context(), request.Model)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
 	p, err := fromIDs(model.text, "tokens", request.Tokens)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
-	s.reply(w, http.StatusOK, struct {
+	return struct {
 		Prompt string `json:"prompt"`
-	}{p.text})
+	}{p.text}, nil
 }

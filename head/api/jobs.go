@@ -306,7 +306,8 @@ func (s *Server) jobLogs(w http.ResponseWriter, r *http.Request) (any, error) {
 // maxLogBytes bounds what one answer gives of a log.
 const maxLogBytes = 64 << 20
 
-// jobResults gives the lines that are answered so far.
+// jobResults gives the lines that are answered so far; of a job that is over all, as long as
+// their files are there.
 func (s *Server) jobResults(w http.ResponseWriter, r *http.Request) (any, error) {
 	j, err := s.job(w, r)
 	if err == nil && j.Batch == nil {
@@ -314,6 +315,12 @@ func (s *Server) jobResults(w http.ResponseWriter, r *http.Request) (any, error)
 	}
 	if err != nil {
 		return nil, err
+	}
+	files := s.views.View().Files
+	for _, id := range []string{j.Batch.AnswersFile, j.Batch.ErrorsFile} {
+		if _, there := files[id]; id != "" && !there {
+			return nil, noFile("id", id+" any more: results of "+j.ID+" were deleted, or have expired")
+		}
 	}
 	return nil, s.download(w, r, j.ID+".jsonl", slices.Concat(j.Batch.Answers, j.Batch.Errors))
 }

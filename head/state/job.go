@@ -232,7 +232,8 @@ func (d *draft) putFile(f File, at time.Time) error {
 	return nil
 }
 
-// Referenced calls use for every digest in the store that the state names.
+// Referenced calls use for every digest in the store that the state names. The results
+// of a job that is over are its files': whoever deletes those, has deleted them.
 func (v *View) Referenced(use func(Digest)) {
 	parts := func(all []Part) {
 		for _, p := range all {
@@ -248,8 +249,10 @@ func (v *View) Referenced(use func(Digest)) {
 	}
 	for _, j := range v.Jobs {
 		parts(j.Log)
-		if j.Batch != nil {
+		if j.Batch != nil && j.Batch.AnswersFile == "" {
 			parts(j.Batch.Answers)
+		}
+		if j.Batch != nil && j.Batch.ErrorsFile == "" {
 			parts(j.Batch.Errors)
 		}
 	}

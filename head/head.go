@@ -92,6 +92,7 @@ type Head struct {
 	gone  chan error    // holds one: what became of Leave
 	left  atomic.Bool   // the others have removed this head
 	away  sync.Map      // ids of heads that have left, as long as they gossip
+	met   atomic.Bool   // since it started this head was seen with a leader
 }
 
 // New builds a head: its ports are open and it is a member when New returns. Run
@@ -354,12 +355,18 @@ func (h *Head) info() member.Info {
 	return now
 }
 
-// canQueue tells /readyz whether this head can do its work.
+// canQueue tells /readyz whether this head can do its work. Heads that restart one after
+// the other wait until it has met the leader. Later, without a leader, nothing is placed
+// but what is placed answers: no Service must forget all heads at once then.
 func (h *Head) canQueue() error {
-	if h.raft.Leader() == "" {
-		return api.ErrNoLeader
+	if h.raft.Leader() != "" {
+		h.met.Store(true)
+		return nil
 	}
-	return nil
+	if h.met.Load() && h.control.answers() {
+		return nil
+	}
+	return api.ErrNoLeader
 }
 
 func (h *Head) raftAddress(id string) (string, error) {

@@ -225,6 +225,16 @@ func (c *control) ready(r state.Replica) bool {
 	return r.Phase == state.Ready
 }
 
+// answers reports whether any replica does.
+func (c *control) answers() bool {
+	for _, r := range c.head.raft.View().Replicas {
+		if c.ready(r) {
+			return true
+		}
+	}
+	return false
+}
+
 // hasFailed reports whether a rank of a replica says that it failed.
 func (c *control) hasFailed(r state.Replica) bool {
 	for _, s := range r.Shards {

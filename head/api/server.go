@@ -77,7 +77,7 @@ type Config struct {
 	// Restored tells whether this head knows again what it knew before it stopped,
 	// keys among that; nil: it does.
 	Restored func() bool
-	// CanQueue tells /readyz whether this head can queue and place work; nil: it can.
+	// CanQueue tells /readyz whether requests to this head have an answer to hope for; nil: they have.
 	CanQueue func() error
 }
 

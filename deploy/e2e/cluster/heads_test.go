@@ -5,6 +5,7 @@ package cluster
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -105,6 +106,44 @@ func TestHeads(t *testing.T) {
 		mend()
 		b.whole()
 		b.knows(1, "with-the-new-head")
+	})
+
+	t.Run("no quorum", func(t *testing.T) {
+		c := client.New("", "http://"+b.API[0])
+		defer c.Close()
+		body := map[string]any{"model": "smollm2", "name": "answers", "max_model_len": 512}
+		if err := c.Post(t.Context(), "/api/cluster/deployments", body, nil); err != nil {
+			t.Fatal(err)
+		}
+		running := func(s *api.ClusterState) bool {
+			return slices.ContainsFunc(s.Deployments, func(d api.Deployment) bool { return d.Name == "answers" && d.Ready == 1 })
+		}
+		b.until("a ready replica", running)
+		b.untilReady(0)
+		b.kill("head1")
+		b.kill("head2")
+		alone := func() (*api.ClusterState, error) { return b.stateOf(0, patience) } // it asks for a leader first
+		b.await("no leader", alone, func(s *api.ClusterState) bool { return s.Leader == "" && running(s) })
+		if err := c.Get(t.Context(), "/readyz", nil); err != nil {
+			t.Errorf("a head that answers is not ready: %v", err)
+		}
+		few := 4
+		if _, err := c.Complete(t.Context(), "answers", "x", client.Options{MaxTokens: &few}, func(client.Piece) error { return nil }); err != nil {
+			t.Errorf("without a leader: %v", err)
+		}
+		b.kill("head0")
+		b.Start("head0") // it is not back until it has met a leader
+		b.await("an answer", alone, func(s *api.ClusterState) bool { return s.Stale })
+		if err := c.Get(t.Context(), "/readyz", nil); err == nil {
+			t.Error("a head that has not found its cluster is ready")
+		}
+		b.Start("head1")
+		b.Start("head2")
+		b.whole()
+		b.untilReady(0)
+		if err := c.Delete(t.Context(), client.DeploymentPath("answers")); err != nil {
+			t.Error(err)
+		}
 	})
 
 	t.Run("other addresses", func(t *testing.T) {

@@ -1,12 +1,14 @@
-// Package cli is the commands built on the head's API: chat, generate, bench,
-// status, keys and version. Each is a client like any other and needs no more of the
-// cluster than an address. The command tree's root, in package main, owns them.
+// Package cli is the commands built on the head's API: chat, serve, get, jobs, bench and
+// the like. Each is a client like any other and needs no more of the cluster than an
+// address. The command tree's root, in package main, owns them.
 package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strings"
 
@@ -22,10 +24,31 @@ type Local func(ctx context.Context, dataDir, action string) error
 
 // Commands gives the commands of this package.
 func Commands(local Local) []*cobra.Command {
-	return []*cobra.Command{
+	all := []*cobra.Command{
 		jobsCommand(), batchCommand(),
 		chatCommand(), generateCommand(), benchCommand(), statusCommand(), keysCommand(), versionCommand(),
 		serveCommand(), deleteCommand(), getCommand(), explainCommand(), memberLogsCommand(), scaleCommand(), drainCommand(local), undrainCommand(local), leaveCommand(local),
+	}
+	helped(all)
+	return all
+}
+
+// helped has commands that find nobody at an address say what to do.
+func helped(commands []*cobra.Command) {
+	for _, command := range commands {
+		helped(command.Commands())
+		run := command.RunE
+		if run == nil || command.Flags().Lookup("url") == nil {
+			continue
+		}
+		command.RunE = func(command *cobra.Command, args []string) error {
+			err := run(command, args)
+			var dial *net.OpError
+			if errors.As(err, &dial) && dial.Op == "dial" && command.Context().Err() == nil {
+				return fmt.Errorf("%w: start a server with manta up, or give its address with --url or MANTA_URL", err)
+			}
+			return err
+		}
 	}
 }
 

@@ -111,3 +111,14 @@ func TestInterrupts(t *testing.T) {
 		t.Errorf("%q, %v, seen %v", got, err, keys.seen)
 	}
 }
+
+// Who gives no scheme means HTTP; who finds nobody is told what to do.
+func TestAddresses(t *testing.T) {
+	url := echoing(t)
+	if out, err := run(t, "", "generate", "--url", strings.TrimPrefix(url, "http://"), "one"); err != nil || out != "one/256\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+	if _, err := run(t, "", "keys", "list", "--url", "127.0.0.1:0"); err == nil || !strings.Contains(err.Error(), ": start a server with manta up, or give its address with --url") {
+		t.Errorf("%v", err)
+	}
+}

@@ -247,7 +247,7 @@ func replicas(ctx context.Context, c *client.Client) (listing, error) {
 			l.rows = append(l.rows, row{
 				name: r.ID, data: r,
 				line: fmt.Sprintf("%s\t%s\t%d\t%s", r.ID, status, r.Epoch, strings.Join(r.Nodes, ",")),
-				wide: fmt.Sprintf("%v\t%s", r.Blocks, strings.Join(r.Shards, ", ")),
+				wide: fmt.Sprintf("%v\t%s", r.Blocks, strings.Join(r.Shards, "; ")),
 			})
 		}
 	}

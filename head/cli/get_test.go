@@ -28,7 +28,7 @@ func answering(t *testing.T, answers map[string]string) string {
 // refuse what they can't do.
 func TestClusterCommands(t *testing.T) {
 	const deployment = `{"name":"org/x","model":"hf:org/x","replicas":2,"ready":1,"replica_states":[
-		{"id":"org/x/0","phase":"ready","epoch":7,"nodes":["n1"],"shards":["0.0 on n1 cpu:0"]},
+		{"id":"org/x/0","phase":"ready","epoch":7,"nodes":["n1"],"shards":["0.0 on n1 cpu:0, 5 of 9 heads","0.1 on n1 cpu:1, 4 of 9 heads"]},
 		{"id":"org/x/1","phase":"loading","bytes_done":50,"bytes_total":200,"epoch":9,"nodes":["n2"],"outdated":true}]}`
 	url := answering(t, map[string]string{
 		"GET /api/cluster/nodes":       `{"nodes":[{"id":"n-1","status":"Ready","devices":[{"name":"EPYC","memory":2147483648}],"labels":{"zone":"a"},"replicas":["x/0"]},{"id":"m-1","status":"NotReady"}]}`,
@@ -58,10 +58,11 @@ func TestClusterCommands(t *testing.T) {
 		{"get things", []string{"!get what?"}},
 		{"get deployments", []string{"org/x", "1/2"}},
 		{"get replicas", []string{"org/x/1", "loading 25%", "(outdated)"}},
-		{"get heads", []string{"leader"}},
+		{"get replicas -o wide", []string{"cpu:0, 5 of 9 heads; 0.1 on n1"}},
+		{"get heads", []string{"h-1", "leader"}},
 		{"get events", []string{"Placed", "replica/x/0"}},
-		{"explain org/x", []string{"1 of 2 replicas ready", "no place for 1", "n2: it is draining", "Failed"}},
-		{"status", []string{"leader", "org/x", "no node has joined"}},
+		{"explain org/x", []string{"1 of 2 replicas ready", "cpu:0, 5 of 9 heads; 0.1 on n1", "no place for 1", "n2: it is draining", "Failed"}},
+		{"status", []string{"h-1", "leader", "org/x", "no node has joined"}},
 		{"scale org/x --replicas auto", []string{"scaled to auto"}},
 		{"scale org/x --replicas few", []string{"!must be a number or auto"}},
 		{"delete org/x", []string{"deleted"}},

@@ -159,7 +159,7 @@ func explainCommand() *cobra.Command {
 			d := e.Deployment
 			fmt.Fprintf(out, "%s: %s, tensor %d x pipeline %d, %d of %s replicas ready\n", d.Name, d.Model, d.Tensor, d.Pipeline, d.Ready, wanted(d))
 			for _, r := range d.Replicas {
-				fmt.Fprintf(out, "  %s: %s; %s\n", r.ID, state(r), strings.Join(r.Shards, ", "))
+				fmt.Fprintf(out, "  %s: %s; %s\n", r.ID, state(r), strings.Join(r.Shards, "; "))
 			}
 			for _, w := range e.Pending {
 				fmt.Fprintf(out, "\nno place for %d of its replicas:\n", w.Missing)

@@ -54,7 +54,7 @@ func writeStatus(out io.Writer, s *api.ClusterState) error {
 	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintf(table, "HEAD\tROLE\tAPI\n")
 	for _, head := range s.Heads {
-		fmt.Fprintf(table, "%s\t%s\t%s\n", head.Name, role(s, head), head.API)
+		fmt.Fprintf(table, "%s\t%s\t%s\n", head.ID, role(s, head), head.API)
 	}
 	fmt.Fprintf(table, "\nNODE\tSTATUS\tDEVICES\tMEMORY\tREPLICAS\n")
 	for _, node := range s.Nodes {

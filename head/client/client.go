@@ -54,12 +54,15 @@ const (
 	dialTimeoutOfMany = 1500 * time.Millisecond
 )
 
-// New makes a client of the heads at some addresses (http://host:port). The
+// New makes a client of the heads at some addresses (http://host:port, or host:port). The
 // first is asked first, then whichever answered last; the others when it fails. The
 // key may be empty.
 func New(key string, bases ...string) *Client {
 	c := &Client{key: key}
 	for _, base := range bases {
+		if !strings.Contains(base, "://") {
+			base = "http://" + base
+		}
 		c.bases = append(c.bases, strings.TrimSuffix(strings.TrimRight(base, "/"), "/v1"))
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()

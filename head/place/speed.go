@@ -40,7 +40,7 @@ func shares(ranks []plan.Speed, layout shard.Layout) []int {
 		return nil
 	}
 	unlike := false
-	shares := slices.Repeat([]int{whole}, layout.Tensor)
+	parts := slices.Repeat([]int{whole}, layout.Tensor)
 	for stage := range slices.Chunk(ranks, layout.Tensor) {
 		var best plan.Speed
 		for _, s := range stage {
@@ -48,14 +48,14 @@ func shares(ranks []plan.Speed, layout shard.Layout) []int {
 		}
 		for t, s := range stage {
 			unlike = unlike || !s.Near(best)
-			part := min(s.Bandwidth/best.Bandwidth, s.Operations/best.Operations)
-			shares[t] = min(shares[t], max(1, int(math.Round(whole*part))))
+			speed := min(s.Bandwidth/best.Bandwidth, s.Operations/best.Operations)
+			parts[t] = min(parts[t], max(1, int(math.Round(whole*speed))))
 		}
 	}
 	if !unlike {
 		return nil
 	}
-	return shares
+	return parts
 }
 
 // evened gives what ranks would do in a second if each had as large a part of a layer

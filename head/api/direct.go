@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strconv"
 	"syscall"
+
+	"manta/internal/nowait"
 )
 
 // direct writes pieces of an answer straight to its connection, as chunks of
@@ -35,11 +37,10 @@ func withConnection(ctx context.Context, c net.Conn) context.Context {
 }
 
 // directly gives what writes an answer past net/http, nil where that can't be: the
-// connection is not bare TCP, the client is older than chunks, or the system writes
-// otherwise.
+// connection is not bare TCP, or the client is older than chunks.
 func directly(r *http.Request) *direct {
 	conn, ok := r.Context().Value(connectionKey{}).(*net.TCPConn)
-	if !ok || !canTryWrite || !r.ProtoAtLeast(1, 1) || r.ProtoMajor != 1 {
+	if !ok || !r.ProtoAtLeast(1, 1) || r.ProtoMajor != 1 {
 		return nil
 	}
 	raw, err := conn.SyscallConn()
@@ -49,6 +50,13 @@ func directly(r *http.Request) *direct {
 	d := &direct{conn: conn, raw: raw}
 	d.try = d.write
 	return d
+}
+
+// write writes what the connection takes of rest at once; none of it is no error.
+func (d *direct) write(fd uintptr) {
+	if d.took, d.failed = nowait.Write(fd, d.rest); d.failed == syscall.EAGAIN {
+		d.failed = nil
+	}
 }
 
 // send writes what the connection takes of a buffer that begins with chunkRoom, and

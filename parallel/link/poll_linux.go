@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"manta/internal/nowait"
 )
 
 // canFollow: elsewhere tokens come to the inbox.
@@ -18,9 +20,8 @@ const canFollow = true
 
 // A poller tells which of many sockets can be read: an epoll instance (epoll(7)) that the
 // Go runtime waits for as for one more socket. So many that come at once wake one
-// goroutine, on the thread that waited. Its system calls, as those of socket, wait for
-// nothing, so the scheduler is not told of them: telling it would wake the runtime's
-// monitor, a thread, each time that a process was idle before.
+// goroutine, on the thread that waited. The scheduler is not told of its system calls,
+// for the reason that nowait gives.
 type poller struct {
 	file   *os.File
 	raw    syscall.RawConn
@@ -160,18 +161,18 @@ func (s *socket) Read(p []byte) (int, error) {
 	if s.empty || len(p) == 0 {
 		return 0, errLater
 	}
-	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(s.fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+	n, err := nowait.Read(uintptr(s.fd), p)
 	switch {
-	case errno == syscall.EAGAIN, errno == syscall.EINTR:
-		s.empty = errno == syscall.EAGAIN
+	case err == syscall.EAGAIN:
+		s.empty = true
 		return 0, errLater
-	case errno != 0:
-		return 0, errno
+	case err != nil:
+		return 0, err
 	case n == 0:
 		return 0, io.EOF
 	}
-	s.empty = int(n) < len(p) // else the poller says so again
-	return int(n), nil
+	s.empty = n < len(p) // else the poller says so again
+	return n, nil
 }
 
 // Write writes all of it at once, or fails: what is written here is short.
@@ -184,14 +185,11 @@ func (s *socket) Write(p []byte) (int, error) {
 	if s.closed || len(p) == 0 {
 		return 0, net.ErrClosed
 	}
-	n, _, errno := syscall.RawSyscall(syscall.SYS_WRITE, uintptr(s.fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
-	if errno != 0 {
-		return 0, errno
+	n, err := nowait.Write(uintptr(s.fd), p)
+	if err == nil && n < len(p) {
+		err = io.ErrShortWrite
 	}
-	if int(n) < len(p) {
-		return int(n), io.ErrShortWrite
-	}
-	return len(p), nil
+	return n, err
 }
 
 // shut makes whoever reads it see its end.

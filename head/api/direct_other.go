@@ -1,7 +1,0 @@
-//go:build !unix
-
-package api
-
-const canTryWrite = false
-
-func (d *direct) write(uintptr) {}

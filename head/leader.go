@@ -1,6 +1,7 @@
 package head
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -90,17 +91,31 @@ func (h *Head) listenToHeads() {
 // no leader it waits, as long as ctx allows. What was done in an unknown outcome
 // is done again: commands bear that.
 func (h *Head) atLeader(ctx context.Context, kind string, data []byte, here func(context.Context) (uint64, error)) error {
+	var full error
 	for {
 		err := h.tryLeader(ctx, kind, data, here)
-		if err == nil || !errors.Is(err, state.ErrNotLeader) && !errors.Is(err, link.ErrBroken) && !errors.Is(err, link.ErrUnknown) {
+		if err == nil || !elsewhere(err) {
 			return err
+		}
+		if errors.Is(err, state.ErrFull) {
+			full = err // it says why nobody leads then
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", api.ErrNoLeader, err)
+			return fmt.Errorf("%w: %w", api.ErrNoLeader, cmp.Or(full, err))
 		case <-time.After(lookAgain):
 		}
 	}
+}
+
+// elsewhere reports whether another head, or the same one later, may do what failed.
+func elsewhere(err error) bool {
+	for _, passing := range []error{state.ErrNotLeader, state.ErrFull, link.ErrBroken, link.ErrUnknown} {
+		if errors.Is(err, passing) {
+			return true
+		}
+	}
+	return false
 }
 
 func (h *Head) tryLeader(ctx context.Context, kind string, data []byte, here func(context.Context) (uint64, error)) error {

@@ -74,6 +74,10 @@ func noModel(name string) *Error {
 	}
 }
 
+func noRoom(message string) *Error {
+	return &Error{Status: http.StatusInsufficientStorage, Type: "InsufficientStorageError", Message: message}
+}
+
 // clientGone is nginx's status for a client that closed its connection.
 const clientGone = 499
 
@@ -118,10 +122,9 @@ func describe(err error) *Error {
 	case errors.Is(err, dispatch.ErrDraining), errors.Is(err, dispatch.ErrReplica):
 		return unavailable(1)
 	case errors.Is(err, store.ErrFull):
-		return &Error{
-			Status: http.StatusInsufficientStorage, Type: "InsufficientStorageError",
-			Message: store.ErrFull.Error() + ": delete files (DELETE /v1/files/ID) and jobs (manta jobs delete), or give the heads more",
-		}
+		return noRoom(store.ErrFull.Error() + ": delete files (DELETE /v1/files/ID) and jobs (manta jobs delete), or give the heads more")
+	case errors.Is(err, state.ErrFull):
+		return noRoom(state.ErrFull.Error() + ": make room there")
 	case errors.Is(err, dispatch.ErrUnavailable), errors.Is(err, ErrNoLeader), errors.Is(err, store.ErrNoMajority):
 		return unavailable(5)
 	case errors.Is(err, dispatch.ErrDeadline), errors.Is(err, context.DeadlineExceeded):

@@ -35,6 +35,7 @@ type outcome struct {
 // Refusals are the errors that keep their meaning between heads, by name.
 var Refusals = map[string]error{
 	"unknown": ErrUnknown, "stale": ErrStale, "version": ErrVersion, "malformed": ErrMalformed, "leader": ErrNotLeader,
+	"full":  ErrFull,
 	"other": errOther,
 }
 

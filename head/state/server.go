@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -23,8 +24,13 @@ const (
 	applyTimeout    = 5 * time.Second
 )
 
-// ErrNotLeader: this head does not lead at the moment; Leader may know who does.
-var ErrNotLeader = errors.New("state: not the leader")
+var (
+	// ErrNotLeader: this head does not lead at the moment; Leader may know who does.
+	ErrNotLeader = errors.New("state: not the leader")
+	// ErrFull: the leader has no room for its log. It leads no more, and nothing was
+	// committed: a head with room may lead next.
+	ErrFull = errors.New("state: no room for the log on the leading head's disk")
+)
 
 // Config says how a Server is opened.
 type Config struct {
@@ -272,6 +278,9 @@ func await(ctx context.Context, future raft.Future) error {
 	case err := <-done:
 		if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipLost) || errors.Is(err, raft.ErrRaftShutdown) {
 			return fmt.Errorf("%w: %w", ErrNotLeader, err)
+		}
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			return fmt.Errorf("%w: %w", ErrFull, err)
 		}
 		return err
 	case <-ctx.Done():

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -234,3 +237,26 @@ func TestRecover(t *testing.T) {
 		t.Errorf("seats %v, %v, deployments %v", seats, err, s.View().Deployments)
 	}
 }
+
+// A leader whose disk is full says so, also to a head that it told by name; so another
+// is asked, and a user who hears of it knows what to do.
+func TestFullDiskIsSaid(t *testing.T) {
+	for _, cause := range []error{syscall.ENOSPC, syscall.EDQUOT} {
+		err := await(t.Context(), failed{&os.PathError{Op: "write", Path: "1.wal", Err: cause}})
+		if !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "1.wal") {
+			t.Errorf("%v became %v", cause, err)
+		}
+		name, ok := RefusalOf(err)
+		if far := (&Refused{Name: name, Text: err.Error()}); !ok || !errors.Is(far, ErrFull) {
+			t.Errorf("%v is %q to other heads", err, name)
+		}
+	}
+	if err := await(t.Context(), failed{syscall.EIO}); errors.Is(err, ErrFull) {
+		t.Errorf("%v", err)
+	}
+}
+
+// failed is a future that ended so.
+type failed struct{ err error }
+
+func (f failed) Error() error { return f.err }

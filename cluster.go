@@ -114,7 +114,7 @@ func headCommand() *cobra.Command {
 					return err
 				}
 				fmt.Fprintf(command.OutOrStdout(), "head %s: API on %s, gossip on %s\n", h.ID(), listener.Addr(), h.Gossip())
-				return errors.Join(p.attended(ctx, h, h.Run), h.Close())
+				return p.attended(ctx, h)
 			})
 		},
 	}
@@ -167,7 +167,7 @@ func nodeCommand() *cobra.Command {
 					return err
 				}
 				fmt.Fprintf(command.OutOrStdout(), "node %s: gossip on %s\n", n.ID(), n.Gossip())
-				return errors.Join(p.attended(ctx, n, n.Run), n.Close())
+				return p.attended(ctx, n)
 			})
 		},
 	}
@@ -230,10 +230,10 @@ func (p *process) alone(ctx context.Context, errs io.Writer, run func(context.Co
 	if err := p.prepare(errs); err != nil {
 		return err
 	}
-	lock, err := lockDir(p.dataDir)
-	if err != nil {
+	var err error
+	if p.lock, err = lockDir(p.dataDir); err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer p.lock.Close()
 	return run(ctx)
 }

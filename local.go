@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -21,16 +22,25 @@ const localSocket = "manta.sock"
 
 // resident is a member as its own machine's operator sees it.
 type resident interface {
+	Run(ctx context.Context) error
+	Close() error
 	// Drain moves what the member has elsewhere and returns when that is done.
 	Drain(ctx context.Context) error
 	Undrain()
-	// Leave drains, has the cluster forget the member, and ends it.
+	// Leave drains, has the cluster forget the member, and ends Run.
 	Leave(ctx context.Context) error
 }
 
-// attended runs a member together with the socket that its operator's commands
-// reach it by.
-func (p *process) attended(ctx context.Context, who resident, run func(context.Context) error) error {
+// attended runs a member to its end, together with the socket that its operator's
+// commands reach it by. Who has it leave hears of that once nothing of it is left: the
+// data directory may be used again.
+func (p *process) attended(ctx context.Context, who resident) (err error) {
+	over := make(chan struct{})
+	end := sync.OnceFunc(func() {
+		err = errors.Join(err, who.Close(), p.lock.Close())
+		close(over)
+	})
+	defer end()
 	path := filepath.Join(p.dataDir, localSocket)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) { // of one that was killed
 		return err
@@ -41,7 +51,18 @@ func (p *process) attended(ctx context.Context, who resident, run func(context.C
 	}
 	mux := http.NewServeMux()
 	for action, do := range map[string]func(context.Context) error{
-		"drain": who.Drain, "leave": who.Leave,
+		"drain": who.Drain,
+		"leave": func(ctx context.Context) error {
+			if err := who.Leave(ctx); err != nil {
+				return err
+			}
+			select {
+			case <-over:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		},
 		"undrain": func(context.Context) error { who.Undrain(); return nil },
 	} {
 		mux.HandleFunc("POST /"+action, func(w http.ResponseWriter, r *http.Request) {
@@ -56,7 +77,8 @@ func (p *process) attended(ctx context.Context, who resident, run func(context.C
 		defer close(served)
 		_ = server.Serve(listener) // until Shutdown
 	}()
-	err = run(ctx)
+	err = who.Run(ctx)
+	end()
 	// Who asked it to leave hears that it has.
 	ending, stop := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer stop()

@@ -38,6 +38,7 @@ type process struct {
 	keys        []string
 	interval    int
 
+	lock    *os.File // of dataDir
 	level   *slog.LevelVar
 	tail    *tail.Lines // of the log, for `manta logs`
 	logger  *slog.Logger

@@ -83,6 +83,12 @@ func headCommand() *cobra.Command {
 	var raftPort, expect int
 	command := &cobra.Command{
 		Use: "head", Short: "Run a head: the control plane and the HTTP API", Args: cobra.NoArgs,
+		Long: `Run a head: the control plane and the HTTP API. Three of them bear the loss of one:
+
+  manta head --bootstrap-expect 3 --join head-0:7946,head-1:7946,head-2:7946 --secret-file secret
+
+The secret is any text of 16 bytes or more, the same for all members.
+` + ofTwins,
 		RunE: func(command *cobra.Command, _ []string) error {
 			if err := p.complete(command.Flags()); err != nil {
 				return err
@@ -133,6 +139,11 @@ func nodeCommand() *cobra.Command {
 	var labels map[string]string
 	command := &cobra.Command{
 		Use: "node", Short: "Run a node: the devices that shards run on", Args: cobra.NoArgs,
+		Long: `Run a node: the devices that shards run on. It needs the address of any head:
+
+  manta node --join head-0:7946,head-1:7946,head-2:7946 --secret-file secret
+
+` + ofTwins,
 		RunE: func(command *cobra.Command, _ []string) error {
 			if err := p.complete(command.Flags()); err != nil {
 				return err

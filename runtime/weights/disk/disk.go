@@ -14,16 +14,23 @@ import (
 // ErrFull: no room is left. errors.Is finds it in what this package and Explain give.
 var ErrFull = errors.New("disk is full")
 
+// errForbidden: the folder can't be written.
+var errForbidden = errors.New("choose another folder with --download-dir")
+
 // Explain turns the system's «no space left» (or quota) into ErrFull, naming the
-// folder and the bytes wanted where they are known; other errors pass.
+// folder and the bytes wanted where they are known, and says what to do about a folder
+// that can't be written; other errors pass.
 func Explain(err error, folder string, wanted int64) error {
-	if err == nil || errors.Is(err, ErrFull) {
+	var path *os.PathError
+	switch {
+	case err == nil, errors.Is(err, ErrFull), errors.Is(err, errForbidden):
 		return err
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return full(folder, wanted)
+	case errors.As(err, &path) && (errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.EROFS)):
+		return fmt.Errorf("%w: %w", err, errForbidden)
 	}
-	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
-		return err
-	}
-	return full(folder, wanted)
+	return err
 }
 
 // Room refuses early what can't fit: wanted bytes in folder. Where the system

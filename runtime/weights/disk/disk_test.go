@@ -16,8 +16,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// A full disk is one error, whoever noticed it; other errors stay what they are.
-func TestFull(t *testing.T) {
+// A full disk is one error, whoever noticed it; where a folder can't be written the user
+// hears what to do; other errors stay what they are.
+func TestExplain(t *testing.T) {
 	dir := t.TempDir()
 	err := Explain(fmt.Errorf("write: %w", &os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}), dir, 3<<30)
 	if !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "3.0 GiB more is needed in "+dir) || !strings.Contains(err.Error(), "--download-dir") {
@@ -28,6 +29,12 @@ func TestFull(t *testing.T) {
 	}
 	if err := Explain(os.ErrPermission, dir, 1); err != os.ErrPermission {
 		t.Errorf("got %v", err)
+	}
+	for _, cause := range []error{syscall.EACCES, syscall.EROFS} {
+		err := Explain(&os.PathError{Op: "mkdir", Path: "x", Err: cause}, dir, 0)
+		if !errors.Is(err, cause) || !strings.Contains(err.Error(), "--download-dir") || Explain(err, dir, 0) != err {
+			t.Errorf("got %v", err)
+		}
 	}
 	if err := Room(filepath.Join(dir, "not/there/yet"), 1<<60); !errors.Is(err, ErrFull) {
 		t.Errorf("an exbibyte fits: %v", err)

@@ -35,12 +35,6 @@ type fakeTexts struct{ text *Text }
 
 func (f fakeTexts) Text(context.Context, state.Deployment) (*Text, error) { return f.text, nil }
 
-type jinjaTemplate struct{ parsed *chat.Template }
-
-func (t jinjaTemplate) Render(c Conversation) (string, error) {
-	return template{parsed: t.parsed, bos: "<s>", eos: "</s>"}.Render(c)
-}
-
 const testTemplate = `{% for m in messages %}{{ m.role }}: {{ m.content }}
 {% endfor %}{% if add_generation_prompt %}assistant: {% endif %}`
 
@@ -51,7 +45,7 @@ func fakeText(t testing.TB) *Text {
 		t.Fatal(err)
 	}
 	return &Text{
-		Tokenizer: dispatchtest.Bytes{}, Template: jinjaTemplate{parsed},
+		Tokenizer: dispatchtest.Bytes{}, Template: template{parsed: parsed, bos: "<s>", eos: "</s>"},
 		Vocabulary: dispatchtest.Vocabulary, EndToken: dispatchtest.EOS,
 	}
 }

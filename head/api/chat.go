@@ -171,6 +171,9 @@ func (c *chatRequest) render(model *served) (string, error) {
 		if err := checkTools(c.Tools); err != nil {
 			return "", err
 		}
+		if !model.text.Template.ReadsTools() {
+			return "", badField("tools", "the chat template of %s does not read tools, so the model would not hear of them", model.Name)
+		}
 		conversation.Tools = c.Tools
 	}
 	if !absent(c.Documents) {

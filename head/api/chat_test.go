@@ -119,6 +119,7 @@ func TestChatErrorsNameTheField(t *testing.T) {
 		"stream_options":  {`{"stream_options":{"include_usage":true},` + message + `}`, 400, "stream_options"},
 		"response_format": {`{"response_format":{"type":"json_object"},` + message + `}`, 400, "response_format"},
 		"guided_json":     {`{"guided_json":{},` + message + `}`, 400, "guided_json"},
+		"unread tools":    {`{"tools":[{"type":"function","function":{"name":"f"}}],` + message + `}`, 400, "tools"},
 		"forced tool":     {`{"tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":"required",` + message + `}`, 400, "tool_choice"},
 		"both ends":       {`{"add_generation_prompt":true,"continue_final_message":true,` + message + `}`, 400, "continue_final_message"},
 	} {
@@ -146,7 +147,7 @@ func TestChatTakesHarmlessFields(t *testing.T) {
 	for _, field := range []string{
 		`"response_format":{"type":"text"}`, `"tool_choice":"auto"`, `"user":"me"`, `"store":false`, `"made_up":{"a":[1]}`,
 		`"functions":null`, `"modalities":["text"]`, `"use_beam_search":false`, `"parallel_tool_calls":true`, `"seed":-5`,
-		`"tools":[{"type":"function","function":{"name":"f","parameters":{}}}]`, `"top_k":-1`, `"stop":["a","b"]`,
+		`"tools":[]`, `"tool_choice":"none","tools":[{"type":"function","function":{"name":"f","parameters":{}}}]`, `"top_k":-1`, `"stop":["a","b"]`,
 		`"max_tokens":null,"max_completion_tokens":5`, `"logit_bias":{"65":200}`, `"chat_template_kwargs":{"x":1}`,
 	} {
 		body := fmt.Sprintf(`{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"Hi"}]}],%s}`, field)

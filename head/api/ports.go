@@ -34,6 +34,7 @@ type Text struct {
 // Template renders messages to a prompt. Its errors are runtime/chat's.
 type Template interface {
 	Render(conversation Conversation) (string, error)
+	ReadsTools() bool
 }
 
 // Conversation is what a chat template sees. Every raw message is valid JSON.

@@ -241,7 +241,11 @@ func (s *Server) routed(mux *http.ServeMux) http.Handler {
 			})
 			return
 		}
-		s.fail(w, r, &Error{Status: http.StatusNotFound, Type: "NotFoundError", Message: "there is nothing at " + r.URL.Path})
+		message := "there is nothing at " + r.URL.Path
+		if strings.HasPrefix(r.URL.Path, "/v1/") {
+			message += ": of OpenAI's API there are /v1/models, /v1/chat/completions, /v1/completions, /v1/files and /v1/batches"
+		}
+		s.fail(w, r, &Error{Status: http.StatusNotFound, Type: "NotFoundError", Message: message})
 	})
 }
 

@@ -188,7 +188,7 @@ func TestUnknownPathsAndMethods(t *testing.T) {
 	for _, c := range []struct {
 		method, path string
 		status       int
-	}{{"GET", "/nothing", 404}, {"GET", "/v1/completions", 405}, {"POST", "/v1/models", 405}, {"GET", "/v1/models/x", 404}} {
+	}{{"GET", "/nothing", 404}, {"GET", "/v1/completions", 405}, {"POST", "/v1/models", 405}, {"GET", "/v1/models/x", 404}, {"POST", "/v1/embeddings", 404}} {
 		status, header, text := b.do(c.method, c.path, "", "X-Request-Id", "mine")
 		var answer errorBody
 		if err := json.Unmarshal([]byte(text), &answer); err != nil || status != c.status || answer.Error.Message == "" {
@@ -196,6 +196,9 @@ func TestUnknownPathsAndMethods(t *testing.T) {
 		}
 		if header.Get("X-Request-Id") != "mine" {
 			t.Errorf("request id %q", header.Get("X-Request-Id"))
+		}
+		if c.path == "/v1/embeddings" && !strings.Contains(text, "there are /v1/models") {
+			t.Errorf("a client of OpenAI's is not told what there is: %s", text)
 		}
 	}
 	if _, header, text := b.do("GET", "/v1/models/m", ""); header.Get("X-Request-Id") == "" || !strings.Contains(text, `"max_model_len":4096`) {

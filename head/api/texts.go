@@ -136,6 +136,9 @@ func newTemplate(parsed *chat.Template, tokenizer *token.Tokenizer) template {
 	return t
 }
 
+// ReadsTools implements Template.
+func (t template) ReadsTools() bool { return t.parsed.ReadsTools() }
+
 // Render renders with the model's special tokens.
 func (t template) Render(c Conversation) (string, error) {
 	return t.parsed.Render(chat.Request{

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"strings"
 	"time"
 
 	"manta/runtime/chat/jinja"
@@ -84,6 +85,10 @@ func Parse(source string) (*Template, error) {
 // ContentFormat tells how the template takes a message's content, by vLLM's
 // rule.
 func (t *Template) ContentFormat() Format { return t.format }
+
+// ReadsTools reports whether the template has a word about tools: otherwise Render
+// passes over those that are given, as transformers does.
+func (t *Template) ReadsTools() bool { return strings.Contains(t.source, "tools") }
 
 // Render gives the prompt. Errors are ErrRaised, ErrTemplate or ErrRequest; each
 // is the client's to mend or to hear of, none is the server's state.

@@ -23,7 +23,7 @@ import (
 )
 
 // fakeTexts gives byte tokens and a small template.
-type fakeTexts struct{ template *chat.Template }
+type fakeTexts struct{ *chat.Template }
 
 func (f fakeTexts) Text(context.Context, state.Deployment) (*api.Text, error) {
 	return &api.Text{
@@ -32,7 +32,7 @@ func (f fakeTexts) Text(context.Context, state.Deployment) (*api.Text, error) {
 }
 
 func (f fakeTexts) Render(c api.Conversation) (string, error) {
-	return f.template.Render(chat.Request{Messages: c.Messages, AddGenerationPrompt: c.AddGenerationPrompt, Now: c.Now})
+	return f.Template.Render(chat.Request{Messages: c.Messages, AddGenerationPrompt: c.AddGenerationPrompt, Now: c.Now})
 }
 
 // alone is a cluster of one head: what it knows is all there is.

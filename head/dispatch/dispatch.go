@@ -303,41 +303,53 @@ func (d *Dispatcher) pump(view *state.View, deployment string) {
 	if waiting.Len() > 0 {
 		waiting.runs = float64(route.Runs(view, d.loads, deployment))
 	}
-	// A flow that leaves the rest to others does not stand in their way.
-	for full := map[*flow]bool{}; ; {
-		s := waiting.first(full)
-		if s == nil {
-			break
+	for full := map[*flow]bool{}; d.grantNext(view, deployment, waiting, full, now); {
+	}
+	if waiting.empty(now) {
+		delete(d.queues, deployment)
+	}
+}
+
+// grantNext gives the flow whose turn it is a place, if there is one. A flow that
+// leaves the rest to others is full, and does not stand in their way. It holds mu.
+func (d *Dispatcher) grantNext(view *state.View, deployment string, waiting *queue, full map[*flow]bool, now time.Time) bool {
+	if waiting.Len() == 0 {
+		return false
+	}
+	all := waiting.stand(now)
+	for _, f := range waiting.turns() {
+		if full[f] {
+			continue
 		}
+		s := f.items[0]
 		choices := max(s.running, 1)
 		hits := d.hits(view, s)
 		spare := 0.0
 		if s.cost == 0 {
-			spare = waiting.leaves(s.request.Key, now)
+			spare = waiting.leaves(f, all, now)
 		}
 		replica, ok := route.Choose(view, d.loads, route.Request{
 			Deployment: deployment, Choices: choices, Prompt: len(s.request.Prompt), Hits: hits, Session: s.request.Session, Spare: spare,
 		})
 		if !ok && spare > 0 {
-			full[waiting.flows[s.request.Key]] = true
+			full[f] = true
 			continue
 		}
 		if !ok {
-			break
+			return false
 		}
 		node, ok := route.Driver(replica)
 		if !ok {
 			d.log.Error("replica without a driver", "replica", replica.ID)
-			break
+			return false
 		}
 		d.dequeue(s)
 		waiting.granted(s, choices)
 		d.charge(s, replica, choices, hits[replica.ID])
 		s.mailbox.grant(target{replica: replica.ID, node: node, epoch: replica.Epoch})
+		return true
 	}
-	if waiting.empty(now) {
-		delete(d.queues, deployment)
-	}
+	return false
 }
 
 func (d *Dispatcher) queue(deployment string) *queue {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"container/heap"
 	"math"
+	"slices"
 	"time"
 )
 
@@ -62,7 +63,7 @@ func (q *queue) of(key string) *flow {
 func (q *queue) add(s *Stream, now time.Time) {
 	f := q.of(s.request.Key)
 	f.seen = now
-	before := q.modest(now)
+	before := q.stand(now)
 	if s.request.Weight > 0 {
 		f.weight = s.request.Weight
 	}
@@ -72,29 +73,28 @@ func (q *queue) add(s *Stream, now time.Time) {
 	heap.Push(f, s)
 	q.waiting++
 	// One that keeps to its share no longer has made the peak what it was.
-	own := q.modest(now)
-	if own.had() >= q.peak || own.flows < before.flows || now.Sub(q.reached) > settled {
-		q.peak, q.reached = own.had(), now
+	after := q.stand(now)
+	if after.had() >= q.peak || after.flows < before.flows || now.Sub(q.reached) > settled {
+		q.peak, q.reached = after.had(), now
 	}
 }
 
-// first gives the next request of a flow that is not full, nil when there is none.
-func (q *queue) first(full map[*flow]bool) *Stream {
-	var best *Stream
-	var from *flow
+// turns gives the flows that have requests, those first whose turn it is.
+func (q *queue) turns() []*flow {
+	var all []*flow
 	for _, f := range q.flows {
-		if len(f.items) == 0 || full[f] {
-			continue
-		}
-		s := f.items[0]
-		if best == nil || cmp.Or(
-			cmp.Compare(s.request.Priority, best.request.Priority), cmp.Compare(again(best), again(s)),
-			cmp.Compare(f.time, from.time), cmp.Compare(s.arrival, best.arrival),
-		) < 0 {
-			best, from = s, f
+		if len(f.items) > 0 {
+			all = append(all, f)
 		}
 	}
-	return best
+	slices.SortFunc(all, func(a, b *flow) int {
+		x, y := a.items[0], b.items[0]
+		return cmp.Or(
+			cmp.Compare(x.request.Priority, y.request.Priority), cmp.Compare(again(y), again(x)),
+			cmp.Compare(a.time, b.time), cmp.Compare(x.arrival, y.arrival),
+		)
+	})
+	return all
 }
 
 // again is 1 for a request that was granted before.
@@ -149,34 +149,31 @@ func (q *queue) room(key string, most int) int {
 	return min(most, maxFlows*most-q.waiting) - own
 }
 
-// leaves is the part of what runs at once that a key leaves to others: so much that
+// leaves is the part of what runs at once that a flow leaves to others: so much that
 // those who keep to their shares find a place as soon as they come, as many as came at
 // once lately, and at least an eighth while there are others. Who keeps to its own
 // share leaves nothing, and half of it is anybody's. Places can't be taken back from a
 // flood once it has them, so those that others need now and then have to stay free.
-func (q *queue) leaves(key string, now time.Time) float64 {
-	own, weights, others := q.of(key), 0.0, false
-	for k, f := range q.flows {
-		if f.active(now) {
-			weights, others = weights+f.weight, others || k != key
-		}
-	}
-	share := q.runs * own.weight / weights
-	if !others || float64(own.running) < share/2 || own.within(share, now) {
+func (q *queue) leaves(own *flow, all standing, now time.Time) float64 {
+	share := q.runs * own.weight / all.weights
+	if all.active < 2 || float64(own.running) < share/2 || own.within(share, now) {
 		return 0
 	}
-	modest := q.modest(now)
-	kept := min(float64(q.peak+1), burst*modest.share) - float64(modest.running)
+	kept := min(float64(q.peak+1), burst*all.share) - float64(all.running)
 	return min(1, max(1.0/8, kept/max(q.runs, 1)))
 }
 
-// together is what some flows have.
-type together struct {
+// standing is what the active flows are together, and what those of them have that keep
+// to their shares.
+type standing struct {
+	active  int
+	weights float64
+
 	flows, waiting, running int
 	share                   float64 // of what runs at once
 }
 
-func (t together) had() int { return t.waiting + t.running }
+func (s standing) had() int { return s.waiting + s.running }
 
 const (
 	// slack is how far above its share a flow's demand may lie that keeps to it.
@@ -185,21 +182,20 @@ const (
 	burst = 1.5
 )
 
-// modest adds up the flows that keep to their shares.
-func (q *queue) modest(now time.Time) (sum together) {
-	weights := 0.0
+// stand adds up the flows.
+func (q *queue) stand(now time.Time) (all standing) {
 	for _, f := range q.flows {
 		if f.active(now) {
-			weights += f.weight
+			all.active, all.weights = all.active+1, all.weights+f.weight
 		}
 	}
 	for _, f := range q.flows {
-		if share := q.runs * f.weight / weights; f.active(now) && f.within(share, now) {
-			sum.flows, sum.share = sum.flows+1, sum.share+share
-			sum.waiting, sum.running = sum.waiting+len(f.items), sum.running+f.running
+		if share := q.runs * f.weight / all.weights; f.active(now) && f.within(share, now) {
+			all.flows, all.share = all.flows+1, all.share+share
+			all.waiting, all.running = all.waiting+len(f.items), all.running+f.running
 		}
 	}
-	return sum
+	return all
 }
 
 // within reports whether a flow keeps to its share: on the whole, and about now.

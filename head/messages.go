@@ -48,8 +48,8 @@ func (s sender) send(ctx context.Context, node, replica, kind string, message an
 	return err
 }
 
-// listen says what becomes of the messages that nodes send. Each handler only
-// copies and enqueues.
+// listen says what becomes of the messages that nodes send. Handlers wait for nothing:
+// the goroutine that calls them reads all nodes.
 func (h *Head) listen() {
 	handle(h, wire.KindFrames, wire.UnmarshalFrames, func(_ string, frames *wire.Frames) int {
 		for i := range frames.Frames {

@@ -55,7 +55,7 @@ func TestFlagsRefused(t *testing.T) {
 		"no memory, seqs":    {"does not fit", []string{"--max-num-seqs", "100000000", model}},
 		"tensor degree":      {"tensor degree 7", []string{"--tensor-parallel-size", "7", model}},
 		"no tensor degree":   {"--tensor-parallel-size", []string{"--tensor-parallel-size", "0", model}},
-		"dtype":              {"--dtype fp8", []string{"--dtype", "fp8", model}},
+		"dtype":              {`dtype "fp8"`, []string{"--dtype", "fp8", model}},
 		"cache dtype":        {"kv_cache_dtype", []string{"--kv-cache-dtype", "int4", model}},
 		"memory utilization": {"--gpu-memory-utilization", []string{"--gpu-memory-utilization", "1.5", model}},
 		"no key":             {"an API key is needed to listen beyond loopback", []string{"--host", "0.0.0.0", model}},

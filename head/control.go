@@ -20,6 +20,9 @@ const (
 	// hearWithin is how long nodes that this leader has not heard of yet are taken
 	// for living.
 	hearWithin = 5 * time.Second
+	// refusedPause is how long a leader waits before it decides anew what was refused:
+	// a refusal is a new View, which would have it decide at once.
+	refusedPause = 50 * time.Millisecond
 )
 
 // control keeps what nodes report. On the leader it is the loop (desired, members,
@@ -137,6 +140,10 @@ func (c *control) reconcile(ctx context.Context, living map[string]wire.Report, 
 		if err := c.head.apply(ctx, changes...); err != nil {
 			if ctx.Err() == nil {
 				c.log.Warn("placement not committed", "error", err)
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(refusedPause):
 			}
 			return
 		}

@@ -2,6 +2,7 @@ package place
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -9,9 +10,12 @@ import (
 	"manta/head/state"
 )
 
+var errNoNode = errors.New("no node has joined")
+
 // across finds places on several nodes that speak one protocol, the newest first; if
 // an even part of each device is too little for a rank, then with a device for each.
 func (s *search) across(id string) (r state.Replica, err error) {
+	err = errNoNode
 	speaks := map[int]bool{}
 	for _, m := range s.p.machines {
 		speaks[m.speaks] = true

@@ -263,7 +263,7 @@ func (c *candidate) before(other *candidate) bool {
 // reasons says why no node takes a whole replica.
 func (s *search) reasons() []Reason {
 	if len(s.nodes) == 0 {
-		return []Reason{{Lacks: "no node has joined"}}
+		return []Reason{{Lacks: errNoNode.Error()}}
 	}
 	var reasons []Reason
 	for i, m := range s.p.machines {

@@ -56,6 +56,8 @@ func TestRanksAcrossNodes(t *testing.T) {
 		{"two stages, each node too small for both", staged(1, 2), []wire.Report{report("a", small), report("b", small)}, []string{"a", "b"}},
 		{"tensor ranks together", staged(2, 2), []wire.Report{gpus("a", 2, large), gpus("b", 2, large)}, []string{"a", "a", "b", "b"}},
 		{"tensor ranks apart where they must", staged(2, 1), []wire.Report{gpus("a", 1, large), gpus("b", 1, large)}, []string{"a", "b"}},
+		{"no node, to spread over", spread(staged(1, 2)), nil, nil},
+		{"no node", staged(1, 2), nil, nil},
 		{"nowhere", staged(2, 2), []wire.Report{gpus("a", 1, large), gpus("b", 2, large)}, nil},
 	}
 	for _, test := range tests {

@@ -70,7 +70,7 @@ func (c *control) resolve(ctx context.Context, d state.Deployment) (string, wire
 	defer stop()
 	ticker := time.NewTicker(5 * time.Millisecond)
 	defer ticker.Stop()
-	failure := errors.New("no node has joined")
+	failure := errors.New("no node is ready")
 	for {
 		for _, node := range c.nodes() {
 			answer, err := c.ask(ctx, node, d)

@@ -10,7 +10,7 @@ import (
 	"manta/head/state"
 )
 
-var errNoNode = errors.New("no node has joined")
+var errNoNode = errors.New("no node is ready")
 
 // across finds places on several nodes that speak one protocol, the newest first; if
 // an even part of each device is too little for a rank, then with a device for each.

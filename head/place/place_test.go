@@ -91,7 +91,7 @@ const plenty = 4 << 30
 // A deployment is placed, loads, becomes ready; nothing more happens then.
 func TestLifeOfAReplica(t *testing.T) {
 	w := newWorld(t, deployment("m", 1, 1))
-	if out := w.settle(); len(out.Waiting) != 1 || out.Waiting[0].Reasons[0].Lacks != "no node has joined" {
+	if out := w.settle(); len(out.Waiting) != 1 || out.Waiting[0].Reasons[0].Lacks != "no node is ready" {
 		t.Fatalf("without nodes: %+v", out)
 	}
 	w.reports["a"] = report("a", plenty)

@@ -48,7 +48,7 @@ gpu-binaries: toolchain $(CUDA_IMAGE) $(CUDA_CACHE)/lib/libcuda.a
 	@$(GO) test -c -tags e2e -ldflags '-s -w' -o $(GPU)/e2e.test ./deploy/e2e
 
 kernels/cuda/%.fatbin: kernels/cuda/src/%.cu $(wildcard kernels/cuda/src/*.cuh) | $(CUDA_ROOT)/bin/nvcc
-	@$(CUDA_ROOT)/bin/nvcc -std=c++17 -O3 -t 2 --expt-relaxed-constexpr $(CUDA_ARCHS) -fatbin -o $@ $<
+	@$(CUDA_ROOT)/bin/nvcc -std=c++17 -O3 -t 2 -compress-mode=size --expt-relaxed-constexpr $(CUDA_ARCHS) -fatbin -o $@ $<
 
 $(CUDA_CACHE)/lib/libcuda.a: kernels/cuda/driver/libcuda.c
 	@mkdir -p $(dir $@)

@@ -47,6 +47,9 @@ type Linear struct {
 	Gated      bool
 	Accumulate bool
 	Softcap    float32
+	// Attention is what reads out next, and alone: a device may turn the heads and store
+	// keys and values as it makes them. nil: anything may read out.
+	Attention *Attention
 }
 
 // Attention reads qkv = [q heads | k heads | v heads] of each row, applies the

@@ -37,8 +37,15 @@ type wideArguments struct {
 	linearArguments
 	whole, tiles, weightTiles, rowTiles int32
 	once, engine                        int32
-	_                                   [127 - (unsafe.Sizeof(linearArguments{})+24+127)%128]byte
-	weight, x, out                      tensorMap
+	headArguments
+	_              [127 - (unsafe.Sizeof(linearArguments{})+24+unsafe.Sizeof(headArguments{})+127)%128]byte
+	weight, x, out tensorMap
+}
+
+// headArguments begins with a pointer: what stands before it in wideArguments ends at 8 bytes.
+type headArguments struct {
+	rope, position, place, q, k, v pointer
+	heads, kvHeads, size, padding  int32
 }
 
 type widePromptArguments struct {

@@ -102,9 +102,10 @@ func (o *Ops) Attention(out, qkv kernels.Tensor, a kernels.Attention) {
 	b := bufferOf(out)
 	b.narrow = o.half
 	layer := pointer(a.Layer * c.layerBytes())
+	stored := bufferOf(qkv).turned
 	groups, group := o.groupsOf(a)
 	args := attentionArguments{
-		qkv: bufferOf(qkv).at, q: o.need("q", qkv.Rows*out.Cols*4).at, out: b.at, k: c.k + layer, v: c.v + layer,
+		qkv: bufferOf(qkv).at, q: o.queries(&a, qkv.Rows), out: b.at, k: c.k + layer, v: c.v + layer,
 		position: s.positions, rowSpan: s.rowSpan, tables: s.tables[a.Group], groups: groups, arrived: o.arrived,
 		blockStride: int64(c.spec.KVHeads * kernels.BlockTokens * a.HeadDim),
 		rows:        int32(qkv.Rows), heads: int32(a.Heads), kvHeads: int32(a.KVHeads), size: int32(a.HeadDim), stride: int32(s.stride),
@@ -122,7 +123,11 @@ func (o *Ops) Attention(out, qkv kernels.Tensor, a kernels.Attention) {
 		args.rope, args.pairs = t.at, int32(t.pairs)
 	}
 	types := o.suffix + typeSuffix[c.spec.Type]
-	store := func() { o.launch("store"+types, qkv.Rows, 1, 1, 256, 8*a.HeadDim*4, bytesOf(&args)) }
+	store := func() {
+		if !stored {
+			o.launch("store"+types, qkv.Rows, 1, 1, 256, 8*a.HeadDim*4, bytesOf(&args))
+		}
+	}
 	if !o.half || c.spec.Type != o.options.Compute || (a.HeadDim != 64 && a.HeadDim != 128) || group > 16 {
 		store()
 		o.launch("attend"+types, qkv.Rows, ceil(a.Heads, 4), 1, 128, 4*(2*a.HeadDim+64)*4, bytesOf(&args))
@@ -130,7 +135,7 @@ func (o *Ops) Attention(out, qkv kernels.Tensor, a kernels.Attention) {
 	}
 	it := s.itemsOf(group)
 	switch {
-	case a.NormAcross:
+	case stored, a.NormAcross:
 		args.stored = 1
 		store()
 	case it.tileCount > 0:
@@ -155,6 +160,32 @@ func (o *Ops) Attention(out, qkv kernels.Tensor, a kernels.Attention) {
 	} else {
 		o.launch(fmt.Sprintf("prompt%s_%d", o.suffix, a.HeadDim), a.KVHeads, it.tileCount, 1, 256, 4*64*a.HeadDim*2, bytesOf(&args))
 	}
+}
+
+// headRows is from how many rows on the product that makes heads turns and stores them.
+const headRows = 96
+
+// turns tells whether the product of so many rows turns the heads that it makes and stores
+// them. The kernels of rows that stand alone do so by themselves, beside other work.
+func (o *Ops) turns(l kernels.Linear, rows int) bool {
+	a := l.Attention
+	c := a.Cache.(*cache)
+	return o.wideKernels && rows >= headRows && c.spec.Type == o.options.Compute && (a.HeadDim == 64 || a.HeadDim == 128) &&
+		!l.Gated && !l.Accumulate && l.Softcap == 0 && l.Activation == kernels.Identity && a.Rope != nil && 2*a.Rope.(*ropeTable).pairs == a.HeadDim && !a.Interleaved &&
+		a.QNorm == nil && a.KNorm == nil && !a.NormAcross && len(o.step.batch.Spans) < rows
+}
+
+// headsOf is where the heads of so many rows go.
+func (o *Ops) headsOf(a *kernels.Attention, rows int) headArguments {
+	s, c := o.step, a.Cache.(*cache)
+	layer := pointer(a.Layer * c.layerBytes())
+	return headArguments{rope: a.Rope.(*ropeTable).at, position: s.positions, place: s.places[a.Group], q: o.queries(a, rows), k: c.k + layer, v: c.v + layer,
+		heads: int32(a.Heads), kvHeads: int32(a.KVHeads), size: int32(a.HeadDim)}
+}
+
+// queries is where the turned queries of so many rows lie.
+func (o *Ops) queries(a *kernels.Attention, rows int) pointer {
+	return o.need("q", rows*a.Heads*a.HeadDim*4).at
 }
 
 // pages lets the copy engine take pages of keys or values: 16 slots of 64 dimensions.

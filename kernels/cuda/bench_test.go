@@ -90,6 +90,9 @@ func newDummy(t testing.TB, o *Ops, s shape, rows, wanted, blocks int) *dummy {
 		d.up = append(d.up, kernels.Linear{Weight: weight(2*s.ffn, s.hidden), Norm: norm, Activation: kernels.SiLU, Gated: true})
 		d.down = append(d.down, kernels.Linear{Weight: weight(s.hidden, s.ffn), Accumulate: true})
 	}
+	for l := range s.layers {
+		d.qkv[l].Attention = &d.attention[l]
+	}
 	d.head = kernels.Linear{Weight: d.embed.Table, Norm: norm}
 	d.x, d.qkvT = must(o.Tensor(rows, s.hidden)), must(o.Tensor(rows, (s.heads+2*s.kv)*s.size))
 	d.attended, d.inner = must(o.Tensor(rows, s.heads*s.size)), must(o.Tensor(rows, s.ffn))

@@ -28,7 +28,7 @@ func (o *Ops) Experts(out, x kernels.Tensor, a kernels.Experts) {
 
 	logits := o.linearOf(router)
 	logits.rows, logits.out, logits.outStride = int32(rows), o.need("router", 4*rows*count).at, int32(count)
-	o.product(logits, router, x, a.Norm)
+	o.product(logits, router, x, a.Norm, nil)
 	e := expertArguments{logits: logits.out, chosen: o.need("chosen", 4*pairs).at, weight: o.need("chosen weight", 4*pairs).at,
 		place: o.need("place", 4*pairs).at, pairs: o.need("pairs", 4*pairs).at, starts: o.need("starts", 4*count+4).at, out: b.at,
 		rows: int32(rows), experts: int32(count), topK: int32(topK), columns: int32(x.Cols),
@@ -77,7 +77,7 @@ func paddedColumns(half bool, columns int) int {
 
 func (o *Ops) expertProduct(a linearArguments, rows, experts int) {
 	if o.half {
-		o.tiles(a, rows, experts)
+		o.tiles(a, rows, experts, nil)
 		return
 	}
 	o.launch("linear_float", ceil(outputs(a), 8), ceil(rows, 8), experts, 256, 0, bytesOf(&a))

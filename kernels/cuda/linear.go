@@ -108,6 +108,7 @@ func (o *Ops) Linear(out, x kernels.Tensor, a kernels.Linear) {
 		return
 	}
 	b := bufferOf(out)
+	b.turned = false
 	if !a.Accumulate {
 		b.narrow = o.half && (a.Activation != kernels.Identity || a.Gated)
 	}
@@ -115,7 +116,12 @@ func (o *Ops) Linear(out, x kernels.Tensor, a kernels.Linear) {
 	args.rows, args.bias, args.out, args.outStride = int32(x.Rows), vectorAt(a.Bias), b.at, int32(out.Cols)
 	args.activation, args.softcap, args.gated = int32(a.Activation), a.Softcap, bit(a.Gated)
 	args.accumulate, args.outNarrow = bit(a.Accumulate), bit(b.narrow)
-	o.product(args, w, x, a.Norm)
+	var heads *headArguments
+	if a.Attention != nil && o.turns(a, x.Rows) {
+		h := o.headsOf(a.Attention, x.Rows)
+		heads, b.turned = &h, true
+	}
+	o.product(args, w, x, a.Norm, heads)
 }
 
 func (o *Ops) linearOf(w *weight) linearArguments {
@@ -123,9 +129,9 @@ func (o *Ops) linearOf(w *weight) linearArguments {
 		chunks: int32(w.chunks), segment: int32(w.segment), segments: int32(w.segments)}
 }
 
-// product chooses the kernels of out = finish(norm(x) · weightᵀ). The choice does
-// not show in the result.
-func (o *Ops) product(a linearArguments, w *weight, x kernels.Tensor, n *kernels.Norm) {
+// product chooses the kernels of out = finish(norm(x) · weightᵀ), which are heads that it
+// turns and stores where heads says so. The choice does not show in the result.
+func (o *Ops) product(a linearArguments, w *weight, x kernels.Tensor, n *kernels.Norm, heads *headArguments) {
 	if a.gated == 1 && o.half && w.rows/2%8 != 0 {
 		o.ungated(a, w, x, n)
 		return
@@ -158,7 +164,7 @@ func (o *Ops) product(a linearArguments, w *weight, x kernels.Tensor, n *kernels
 	if n != nil || !b.narrow || x.Cols%64 != 0 {
 		o.prepare(&a, x, n, 64*ceil(x.Cols, 64), postponed)
 	}
-	o.tiles(a, x.Rows, 1)
+	o.tiles(a, x.Rows, 1, heads)
 }
 
 // prepare normalises x, or only converts it, into what products read.
@@ -179,7 +185,7 @@ func (o *Ops) ungated(a linearArguments, w *weight, x kernels.Tensor, n *kernels
 	g := gateArguments{y: y.at, out: a.out, half: int32(w.rows / 2), outStride: a.outStride, activation: a.activation,
 		accumulate: a.accumulate, outNarrow: a.outNarrow, softcap: a.softcap}
 	a.out, a.outStride, a.gated, a.activation, a.softcap, a.accumulate, a.outNarrow = y.at, int32(w.rows), 0, 0, 0, 0, 0
-	o.product(a, w, x, n)
+	o.product(a, w, x, n, nil)
 	o.launch("gate"+o.suffix, x.Rows, 1, 1, 256, 0, bytesOf(&g))
 }
 
@@ -285,9 +291,9 @@ var tileKernels = []struct{ name, rows, shared int }{
 }
 
 // tiles launches the product of many rows, of one weight or of each expert's.
-func (o *Ops) tiles(a linearArguments, rows, experts int) {
+func (o *Ops) tiles(a linearArguments, rows, experts int, heads *headArguments) {
 	if o.wideKernels && experts == 1 {
-		o.wide(a, rows)
+		o.wide(a, rows, heads)
 		return
 	}
 	k := tileKernels[len(tileKernels)-1]

@@ -20,6 +20,7 @@ type buffer struct {
 	at     pointer
 	bytes  int
 	narrow bool
+	turned bool // heads that were made into it lie turned and stored where Attention would have put them
 }
 
 func bufferOf(t kernels.Tensor) *buffer { return t.Mem.(*buffer) }

@@ -40,6 +40,7 @@ type slot struct {
 	rowSpan     pointer
 	wanted      pointer
 	tables      []pointer // per group
+	places      []pointer // per group: each row's slot, where products of so many rows may store heads
 	stride      int       // blocks in a row of tables
 	samples     []kernels.SampleRow
 	seats       []seatCall
@@ -99,9 +100,9 @@ func (o *Ops) Begin(b *kernels.Batch) error {
 	}
 	s := <-o.slots
 	*s = slot{batch: b, stride: stride, items: map[int]*items{}, host: s.host, crossings: s.crossings, event: s.event, answer: make(chan answer, 1),
-		list: s.list[:0], names: s.names[:0], arguments: s.arguments[:0], meta: s.meta[:0], lists: s.lists[:0], tables: s.tables[:0]}
+		list: s.list[:0], names: s.names[:0], arguments: s.arguments[:0], meta: s.meta[:0], lists: s.lists[:0], tables: s.tables[:0], places: s.places[:0]}
 	rows, spans := len(b.Tokens), len(b.Spans)
-	s.metaRoom = 4*(16*rows+8+len(b.Wanted)+groups*spans*stride) + 1<<16
+	s.metaRoom = 4*((16+groups)*rows+8+len(b.Wanted)+groups*spans*stride) + 1<<16
 	s.metaAt = o.need("batch", s.metaRoom).at
 	s.tokens, s.positions, s.wanted = s.put(listBytes(b.Tokens)), s.put(listBytes(b.Positions)), s.put(listBytes(b.Wanted))
 	rowSpan := make([]int32, 0, rows)
@@ -120,12 +121,30 @@ func (o *Ops) Begin(b *kernels.Batch) error {
 			copy(table[i*stride:(i+1)*stride], span.Blocks[g])
 		}
 		s.tables = append(s.tables, s.put(listBytes(table)))
+		if o.wideKernels && rows >= headRows {
+			s.places = append(s.places, s.put(listBytes(places(b, g))))
+		}
 	}
 	if o.link != nil {
 		s.base = s.put(listBytes([]uint32{o.number}))
 	}
 	o.step = s
 	return o.sticky()
+}
+
+// places gives each row's slot in the cache, counted over all blocks, or -1.
+func places(b *kernels.Batch, group int) []int32 {
+	list := make([]int32, 0, len(b.Tokens))
+	for _, span := range b.Spans {
+		for at := span.Start; at < span.Start+span.Count; at++ {
+			place := int32(-1)
+			if block := span.Blocks[group][at/kernels.BlockTokens]; block >= 0 {
+				place = block*kernels.BlockTokens + int32(at%kernels.BlockTokens)
+			}
+			list = append(list, place)
+		}
+	}
+	return list
 }
 
 // checkBatch tells whether spans cover the rows and blocks the positions.

@@ -8,37 +8,45 @@ import (
 )
 
 // A wideTile is a kernel of src/wide.cuh: how many rows its tiles have, how many
-// blocks share them, which weights it is for, and how long it takes for 64 columns:
-// at the clock's height, and as part of a full device at the limit of its power (H200).
+// blocks share them, what it is for, and how long it takes for 64 columns: at the
+// clock's height, and as part of a full device at the limit of its power (H200).
 type wideTile struct {
 	rows, cluster  int
-	weights        wideWeights
+	use            wideUse
 	alone, limited float64 // nanoseconds
 }
 
-type wideWeights int
+type wideUse int
 
 const (
-	anyWeights   wideWeights = iota
-	oneSegment               // a sum is all that registers hold
-	moreSegments             // half of the sums of segments are held in shared memory
+	anyWeights   wideUse = iota
+	oneSegment           // weights whose sum is all that registers hold
+	moreSegments         // half of the sums of segments are held in shared memory
+	makesHeads           // any weights; outputs are heads, turned and stored
 )
 
+// Measured are 64, 128, 192 and 256 rows.
 var wideTiles = []wideTile{{16, 1, anyWeights, 202, 150}, {32, 1, anyWeights, 215, 200}, {64, 1, anyWeights, 230, 318},
-	{128, 1, anyWeights, 309, 390}, {128, 2, anyWeights, 342, 385}, {192, 1, anyWeights, 482, 525}, {192, 2, anyWeights, 489, 603},
-	{256, 1, oneSegment, 658, 698}, {256, 2, oneSegment, 639, 765}, {256, 1, moreSegments, 648, 698}, {256, 2, moreSegments, 654, 765}}
+	{80, 1, anyWeights, 250, 336}, {96, 1, anyWeights, 270, 354}, {112, 1, anyWeights, 289, 372}, {128, 1, anyWeights, 309, 390},
+	{144, 1, anyWeights, 352, 424}, {160, 1, anyWeights, 396, 458}, {176, 1, anyWeights, 439, 491}, {192, 1, anyWeights, 482, 525},
+	{208, 1, oneSegment, 526, 568}, {224, 1, oneSegment, 570, 612}, {240, 1, oneSegment, 614, 655}, {256, 1, oneSegment, 658, 698},
+	{208, 1, moreSegments, 524, 568}, {224, 1, moreSegments, 565, 612}, {240, 1, moreSegments, 607, 655}, {256, 1, moreSegments, 648, 698},
+	{128, 2, anyWeights, 342, 385}, {192, 2, anyWeights, 489, 603}, {256, 2, oneSegment, 639, 765}, {256, 2, moreSegments, 654, 765},
+	{128, 1, makesHeads, 309, 390}, {192, 1, makesHeads, 482, 525}, {256, 1, makesHeads, 648, 698}, {128, 2, makesHeads, 342, 385}, {256, 2, makesHeads, 654, 765}}
 
 func (t wideTile) kernel(suffix string) string {
-	name := fmt.Sprintf("wide%s_%d_%d", suffix, t.rows, t.cluster)
-	if t.weights == moreSegments {
-		name += "_segments"
-	}
-	return name
+	return fmt.Sprintf("wide%s_%d_%d%s", suffix, t.rows, t.cluster, [...]string{moreSegments: "_segments", makesHeads: "_heads"}[t.use])
 }
 
-// takes tells whether the tile is for weights of so many segments.
-func (t wideTile) takes(segments int32) bool {
-	return t.weights == anyWeights || (t.weights == oneSegment) == (segments == 1)
+// takes tells whether the tile is for weights of so many segments, and for heads.
+func (t wideTile) takes(segments int32, heads bool) bool {
+	switch t.use {
+	case makesHeads:
+		return heads
+	case anyWeights:
+		return !heads
+	}
+	return !heads && (t.use == oneSegment) == (segments == 1)
 }
 
 const (
@@ -46,7 +54,8 @@ const (
 	// What a product, a whole tile and its rows, and a block's segment and its rows cost
 	// besides, in nanoseconds, and what more power rows take that no cluster shares.
 	// These and wideTiles are fitted to 892 timings of 8B's, 1B's and 0.6B's products at 64 to
-	// 8192 rows, random data: the tile that they choose takes 0.8% longer than the fastest.
+	// 8192 rows, random data: the tile that they choose takes 0.8% longer than the fastest,
+	// of 1,039 timings of 8B's at 160 to 1000 rows, with the tiles between, as well.
 	memoryPerNanosecond                = 4460. // bytes
 	wideStart, wideTileEnd, wideRowEnd = 1590., 595., 15.6
 	segmentShare, segmentRowShare      = 2530., 20.
@@ -63,17 +72,18 @@ type widePlan struct {
 }
 
 // planWide takes the way that should end first.
-func (o *Ops) planWide(a linearArguments, rows int) (best widePlan) {
+func (o *Ops) planWide(a linearArguments, rows int, heads bool) (best widePlan) {
 	blocks, stages, segment := ceil(units(a), 16), int(a.chunks)/2, int(a.segment)/2
 	if a.gated == 1 {
 		blocks = ceil(units(a), 8)
 	}
+	last := widePlan{}
 	for _, t := range wideTiles {
-		if !t.takes(a.segments) {
-			continue
+		if !t.takes(a.segments, heads) || t.cluster == last.tile.cluster && ceil(rows, t.rows) == last.rowTiles {
+			continue // nothing, or as many tiles of fewer rows
 		}
 		p := widePlan{tile: t, weightTiles: ceil(blocks, t.cluster), rowTiles: ceil(rows, t.rows), clusters: o.info.Multiprocessor / t.cluster}
-		p.tiles = p.weightTiles * p.rowTiles
+		p.tiles, last = p.weightTiles*p.rowTiles, p
 		least := float64(p.weightTiles*t.cluster*128*stages*128) / memoryPerNanosecond
 		if rows <= fewRows && least*memoryPerNanosecond > staysInL2 {
 			least *= float64(p.rowTiles) // in a step each tile of rows reads such a weight from memory
@@ -117,12 +127,16 @@ func partialBytes(tiles int, a linearArguments, t wideTile) int {
 }
 
 // wide launches the product of many rows on a Hopper device.
-func (o *Ops) wide(a linearArguments, rows int) {
-	p := o.planWide(a, rows)
+func (o *Ops) wide(a linearArguments, rows int, heads *headArguments) {
+	p := o.planWide(a, rows, heads != nil)
 	u, line := uint64(units(a)), uint64(a.chunks)*128 // words of a block of 8 weight rows
 	weight := tiling{at: a.weight, words: true, dimensions: [3]uint64{line, u, 1}, strides: [2]uint64{4 * line, 4 * line * u}, box: [3]uint32{256, 16, 1}}
-	if a.gated == 1 {
+	switch {
+	case a.gated == 1:
 		weight.dimensions, weight.strides, weight.box = [3]uint64{line, 2, u}, [2]uint64{4 * line * u, 4 * line}, [3]uint32{256, 2, 8}
+	case heads != nil: // halves of a head, the blocks of a half
+		half := uint64(heads.size) / 16
+		weight.dimensions, weight.strides, weight.box = [3]uint64{line, 2, u - half}, [2]uint64{4 * line * half, 4 * line}, [3]uint32{256, 2, uint32(half)}
 	}
 	// The copy engine takes longer for a box that ends outside: whole tiles are read, as
 	// far as there is memory (a buffer has room for float32). What lies there reaches no output.
@@ -136,7 +150,9 @@ func (o *Ops) wide(a linearArguments, rows int) {
 	}
 	w := wideArguments{linearArguments: a, whole: int32(p.whole), tiles: int32(p.tiles), weightTiles: int32(p.weightTiles), rowTiles: int32(p.rowTiles),
 		once: bit(p.rowTiles == 1), weight: o.tensorMap(weight), x: o.tensorMap(x)}
-	if to, fits := outputTiling(a, rows, p.tile); fits {
+	if heads != nil {
+		w.headArguments = *heads
+	} else if to, fits := outputTiling(a, rows, p.tile); fits {
 		w.engine, w.out = 1, o.tensorMap(to)
 	}
 	o.launch(p.tile.kernel(o.suffix), grid*p.tile.cluster, 1, 1, wideThreads, wideShared, bytesOf(&w))
@@ -147,10 +163,13 @@ func (o *Ops) wide(a linearArguments, rows int) {
 func outputTiling(a linearArguments, rows int, tile wideTile) (tiling, bool) {
 	piece := uint32(8) // rows at a time: Wide::PIECE eights
 	switch {
-	case tile.rows == 192:
+	case tile.rows < 64:
+	case tile.rows%48 == 0:
 		piece = 24
-	case tile.rows >= 64:
+	case tile.rows%32 == 0:
 		piece = 32
+	default:
+		piece = 16
 	}
 	to := tiling{at: a.out, dimensions: [3]uint64{uint64(outputs(a)), uint64(rows)}}
 	if a.outNarrow == 0 {

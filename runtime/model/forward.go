@@ -28,7 +28,9 @@ func (m *Model) Forward(b *kernels.Batch) (kernels.Tensor, error) {
 
 func (m *Model) layer(x kernels.Tensor, l *layer) error {
 	qkv, attended := m.qkv.Top(x.Rows), m.attended.Top(x.Rows)
-	m.ops.Linear(qkv, x, l.qkv)
+	heads := l.qkv
+	heads.Attention = &l.attention
+	m.ops.Linear(qkv, x, heads)
 	m.ops.Attention(attended, qkv, l.attention)
 	if m.spec.ParallelSums {
 		// Both parts read x, so neither is added before both are computed.

@@ -14,7 +14,7 @@
 // A cluster of CL blocks shares its rows of x: each brings a part to all of them.
 // Bound: 2·rows·width·columns operations, or 2·width·columns bytes. Reference: ref.Linear.
 #pragma once
-#include "linear.cuh"
+#include "heads.cuh"
 #include "warpgroup.cuh"
 #include <type_traits>
 
@@ -24,6 +24,7 @@ struct alignas(128) WideArguments {
   int weightTiles, rowTiles;
   int once;    // weights are read once: they leave L2 first
   int engine;  // outputs leave through shared memory and the copy engine, else by threads
+  HeadArguments h;
   CUtensorMap weight; // words of 4 bytes of a block, (half,) block
   CUtensorMap x;                  // columns, rows; tiles of 64 columns under the 128-byte swizzle
   CUtensorMap out;                // columns, rows; a piece of wide rows: see Wide::put
@@ -41,18 +42,25 @@ template <int E> using As = std::integral_constant<int, E>;
 
 // `totals`: weights may have several segments.
 
-template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
-  static constexpr int EIGHTS = N / 8, PIECE = N == 192 ? 3 : N >= 64 ? 4 : 1; // eights of rows; those that go to the output at a time
+// `heads`: outputs are turned and stored (heads.cuh).
+template <class T, int N, int CL, bool totals = N <= 192, bool heads = false> struct Wide {
+  static constexpr int EIGHTS = N / 8, PIECE = N < 64 ? 1 : N % 48 == 0 ? 3 : N % 32 == 0 ? 4 : 2; // eights of rows; those that go to the output at a time
   static constexpr int PIECES = EIGHTS / PIECE, pieceBytes = 64 * PIECE * 8 * 4; // of a warpgroup, in float32
   // Sums of segments: a thread keeps so many in registers, holds the rest in shared
   // memory, where afterwards the tile's outputs are laid.
-  static constexpr int KEPT = !totals ? 0 : N == 256 ? 64 : N / 2;
+  static constexpr int KEPT = !totals ? 0 : N > 192 ? 192 - N / 2 : N / 2;
   static constexpr bool HELD = totals && KEPT < N / 2;
-  static constexpr int slotBytes = (HELD ? 2 : 1) * pieceBytes; // of a warpgroup's two slots, from which pieces leave
+  // Of a warpgroup's two slots, from which pieces leave.
+  static constexpr int leastBytes = PIECE == 2 ? 2 * pieceBytes : pieceBytes, heldBytes = (N / 2 - KEPT) * 512;
+  static constexpr int AHEAD = HELD ? 3 : 2; // pieces whose angles are on their way
+  using H = Heads<T, N, PIECE, AHEAD>;
+  static constexpr int slotsBytes = heads ? H::slotsBytes : 2 * leastBytes;
+  static constexpr int slotBytes = (HELD && heldBytes > slotsBytes ? heldBytes : slotsBytes) / 2;
   static constexpr int weightBytes = wideWeights * 128, stageBytes = weightBytes + N * 128;
-  static constexpr int afterStages = 4 * slotBytes + 2 * N * 4 + 128; // slots and the rows' scales of each warpgroup, barriers
+  static constexpr int rowWords = heads ? H::WORDS : 1; // the first: its scale
+  static constexpr int afterStages = 4 * slotBytes + 2 * N * 4 * rowWords + 128; // slots and what rows have, of each warpgroup; barriers
   static constexpr int stagesThatFit = (wideShared - afterStages) / stageBytes, STAGES = stagesThatFit > 8 ? 8 : stagesThatFit;
-  static constexpr int GROUP = N == 256 ? 8 : 16; // row tiles that share weights in L2
+  static constexpr int GROUP = N > 192 ? 8 : 16; // row tiles that share weights in L2
 
   // What a block works on, one after the other: whole tiles, then segments of tiles.
   struct Work {
@@ -84,7 +92,10 @@ template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
     int weightTile, rowTile;
     auto weights = [&](int stage, int slot) {
       expectBytes(full + 8 * slot, stageBytes);
-      copyTile(tiles + slot * stageBytes, &w.weight, stage * 256, w.a.gated ? 0 : weightTile * 16, w.a.gated ? weightTile * 8 : 0, full + 8 * slot, policy);
+      if constexpr (heads) {
+        const int per = w.h.size / 16; // eights of half a head
+        for (int z = 0; z < 8; z += per) copyTile(tiles + slot * stageBytes + z * 2048, &w.weight, stage * 256, 0, weightTile * 16 + 2 * z, full + 8 * slot, policy);
+      } else copyTile(tiles + slot * stageBytes, &w.weight, stage * 256, w.a.gated ? 0 : weightTile * 16, w.a.gated ? weightTile * 8 : 0, full + 8 * slot, policy);
     };
     auto rows = [&](int stage, int slot) {
       const uint32_t to = tiles + slot * stageBytes + weightBytes;
@@ -114,11 +125,13 @@ template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
     }
   }
 
-  // Has the scales of a tile's rows on their way into shared memory.
-  static DEVICE void fetchScales(const LinearArguments& a, const float* scales, int m0) {
+  // Has the scales of a tile's rows on their way into shared memory, and where the rows stand.
+  static DEVICE void fetchScales(const WideArguments& w, const float* scales, int m0) {
+    const LinearArguments& a = w.a;
     if (a.scale)
       for (int m = threadIdx.x % 128; m < N; m += 128)
         asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared(scales + m)), "l"(a.scale + min(m0 + m, a.rows - 1)), "r"(m0 + m < a.rows ? 4 : 0) : "memory");
+    if constexpr (heads) H::fetch(a, w.h, scales, m0);
     commitCopies();
   }
 
@@ -130,7 +143,10 @@ template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
   template <int ENDING> static DEVICE bool gates(const LinearArguments& a) { return ENDING == gatedEnding || ENDING == anyEnding && a.gated; }
   template <int ENDING> static DEVICE bool narrows(const LinearArguments& a) { return ENDING == gatedEnding || ENDING == anyEnding && a.outNarrow; }
   // Pieces that leave together, and the bytes that one takes of a slot.
-  static constexpr int roundOf(int ending) { return ending == gatedEnding ? (PIECES < 4 ? PIECES : 4) : ending == plainEnding ? slotBytes / pieceBytes : 1; }
+  static constexpr int roundOf(int ending) {
+    constexpr int gated = PIECE == 2 ? 8 : 4;
+    return ending == gatedEnding ? (PIECES < gated ? PIECES : gated) : ending == plainEnding ? slotBytes / pieceBytes : 1;
+  }
   static constexpr int placeOf(int ending) { return ending == gatedEnding ? pieceBytes / 4 : pieceBytes; }
   // Before a tile's first piece: its scales are there, and a slot is free.
   static DEVICE void beginPut(int group) {
@@ -205,9 +221,9 @@ template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
       }
     }
   }
-  // Has COUNT pieces that were laid into a slot leave while threads go on, and the other
-  // slot free. Sums onto what stands in the output are made in L2.
-  template <int ENDING, int COUNT> static DEVICE void leave(const WideArguments& w, uint32_t from, int weightTile, int m0, int group) {
+  // Has at most COUNT pieces that were laid into a slot leave while threads go on, and the
+  // other slot free. Sums onto what stands in the output are made in L2.
+  template <int ENDING, int COUNT> static DEVICE void leave(const WideArguments& w, uint32_t from, int weightTile, int m0, int group, int count) {
     const LinearArguments& a = w.a;
     const int thread = threadIdx.x % 128;
     const bool gated = gates<ENDING>(a), narrowed = narrows<ENDING>(a);
@@ -219,7 +235,7 @@ template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
 #pragma unroll
     for (int i = 0; i < COUNT * 2; i += 4) {
       const int item = i + thread / 32, p = item / halves, column = (gated ? weightTile * 64 + group * 32 : weightTile * 128 + group * 64) + item % halves * 32;
-      if (p < COUNT && column < limit) storeTile(&w.out, column, m0 + p * PIECE * 8, from + p * placeOf(ENDING) + item % halves * (PIECE * 1024), a.accumulate);
+      if (p < count && column < limit) storeTile(&w.out, column, m0 + p * PIECE * 8, from + p * placeOf(ENDING) + item % halves * (PIECE * 1024), a.accumulate);
     }
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
   }
@@ -232,6 +248,7 @@ template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
     auto result = [&](int i) -> float& { return i < KEPT ? total[i < KEPT ? i : 0] : sum[i]; };
     const uint32_t held = shared(buffers) + group * 2 * slotBytes + thread % 128 * 16; // fours, 2 KB apart
     const int how = ending(w);
+    H made(a, w.h, shared(buffers) + group * 2 * slotBytes, scales, group);
     const uint32_t out = shared(buffers) + group * 2 * slotBytes;
     auto release = [&](int slot) {
       if (thread % 128 == 0) {
@@ -258,7 +275,7 @@ template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
     int weightTile, rowTile, i = 0, slot = 0;
     for (; work(w, i, k); i++) {
       place(w, k.tile, rank, weightTile, rowTile);
-      if (k.segment < 0) fetchScales(a, scales, rowTile * N);
+      if (k.segment < 0) fetchScales(w, scales, rowTile * N);
       for (int stage = k.stage; stage < k.end; stage += a.segment / 2) {
         const int end = min(stage + a.segment / 2, k.end);
         int before = ring.slot;
@@ -313,12 +330,30 @@ template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
         continue;
       }
       beginPut(group);
+      if constexpr (heads) {
+        made.begin(weightTile);
+        for (int p = 0; p < AHEAD; p++) made.ask(p);
+#pragma unroll
+        for (int p = 0; p < PIECES; p++) {
+          float d[PIECE][4];
+#pragma unroll
+          for (int j = 0; j < PIECE; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) d[j][e] = result(4 * (p * PIECE + j) + e);
+          waitCopies<AHEAD - 1>();
+          made.lay(p, p % 2, d);
+          made.ask(p + AHEAD);
+          made.leave(p, p % 2, rowTile * N);
+        }
+        continue;
+      }
       auto round = [&](auto ending, int first) {
         constexpr int COUNT = roundOf(ending());
         const uint32_t to = out + slot * slotBytes;
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
           const int p = first + i;
+          if (p >= PIECES) break;
           float d[PIECE][4];
 #pragma unroll
           for (int j = 0; j < EIGHTS; j++)
@@ -328,7 +363,7 @@ template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
             }
           lay<ending()>(w, to + i * placeOf(ending()), scales + p * PIECE * 8, weightTile, rowTile * N + p * PIECE * 8, group, d);
         }
-        leave<ending(), COUNT>(w, to, weightTile, rowTile * N + first * PIECE * 8, group);
+        leave<ending(), COUNT>(w, to, weightTile, rowTile * N + first * PIECE * 8, group, min(COUNT, PIECES - first));
         slot ^= 1;
       };
       if (how == plainEnding) {
@@ -351,7 +386,7 @@ template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
       const int first = s * PIECES / a.segments, last = (s + 1) * PIECES / a.segments;
       waitForAll(arrived, a.segments, thread % 128, group);
       if (first == last) continue;
-      fetchScales(a, scales, rowTile * N);
+      fetchScales(w, scales, rowTile * N);
       beginPut(group);
 #pragma unroll 1
       for (int p = first; p < last; p++) {
@@ -371,9 +406,18 @@ template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
               else if (k + n < a.segments) v[j][0] += u[n][j].x, v[j][1] += u[n][j].y, v[j][2] += u[n][j].z, v[j][3] += u[n][j].w;
         }
         const int m0 = p * PIECE * 8;
+        if constexpr (heads) {
+          made.begin(weightTile);
+          made.ask(p);
+          waitCopies<0>();
+          made.lay(p, slot, v);
+          made.leave(p, slot, rowTile * N);
+          slot ^= 1;
+          continue;
+        }
         auto alone = [&](auto ending) {
           lay<ending()>(w, out + slot * slotBytes, scales + m0, weightTile, rowTile * N + m0, group, v);
-          leave<ending(), 1>(w, out + slot * slotBytes, weightTile, rowTile * N + m0, group);
+          leave<ending(), 1>(w, out + slot * slotBytes, weightTile, rowTile * N + m0, group, 1);
         };
         if (how == plainEnding) alone(As<plainEnding>());
         else if (how == gatedEnding) alone(As<gatedEnding>());
@@ -399,7 +443,7 @@ template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
     extern __shared__ __align__(1024) char wideMemory[]; // the swizzle counts from 1 KB bounds
     char* buffers = wideMemory + STAGES * stageBytes;
     float* scales = (float*)(buffers + 4 * slotBytes); // per warpgroup
-    const uint32_t full = shared(scales + 2 * N), empty = full + 8 * STAGES;
+    const uint32_t full = shared(scales + 2 * N * rowWords), empty = full + 8 * STAGES;
     const int group = threadIdx.x / 128, rank = CL == 1 ? 0 : clusterRank();
     if (threadIdx.x == 0) {
       for (int s = 0; s < STAGES; s++) initBarrier(full + 8 * s, 1), initBarrier(empty + 8 * s, 2 * CL);
@@ -423,8 +467,13 @@ template <class T, int N, int CL, bool totals = N <= 192> struct Wide {
   KERNEL __launch_bounds__(wideThreads, 1) __cluster_dims__(CL, 1, 1) wide_##type##_##N##_##CL(const __grid_constant__ WideArguments w) { Wide<type, N, CL>::run(w); }
 #define WIDE_SEGMENTS(type, N, CL) \
   KERNEL __launch_bounds__(wideThreads, 1) __cluster_dims__(CL, 1, 1) wide_##type##_##N##_##CL##_segments(const __grid_constant__ WideArguments w) { Wide<type, N, CL, true>::run(w); }
+#define WIDE_HEADS(type, N, CL) \
+  KERNEL __launch_bounds__(wideThreads, 1) __cluster_dims__(CL, 1, 1) wide_##type##_##N##_##CL##_heads(const __grid_constant__ WideArguments w) { Wide<type, N, CL, true, true>::run(w); }
 #define WIDES(type) \
-  WIDE(type, 16, 1) WIDE(type, 32, 1) WIDE(type, 64, 1) WIDE(type, 128, 1) WIDE(type, 128, 2) \
-  WIDE(type, 192, 1) WIDE(type, 192, 2) WIDE(type, 256, 1) WIDE(type, 256, 2) WIDE_SEGMENTS(type, 256, 1) WIDE_SEGMENTS(type, 256, 2)
+  WIDE(type, 16, 1) WIDE(type, 32, 1) WIDE(type, 64, 1) WIDE(type, 80, 1) WIDE(type, 96, 1) WIDE(type, 112, 1) WIDE(type, 128, 1) WIDE(type, 128, 2) \
+  WIDE(type, 144, 1) WIDE(type, 160, 1) WIDE(type, 176, 1) WIDE(type, 192, 1) WIDE(type, 192, 2) \
+  WIDE(type, 208, 1) WIDE(type, 224, 1) WIDE(type, 240, 1) WIDE(type, 256, 1) WIDE(type, 256, 2) \
+  WIDE_SEGMENTS(type, 208, 1) WIDE_SEGMENTS(type, 224, 1) WIDE_SEGMENTS(type, 240, 1) WIDE_SEGMENTS(type, 256, 1) WIDE_SEGMENTS(type, 256, 2) \
+  WIDE_HEADS(type, 128, 1) WIDE_HEADS(type, 128, 2) WIDE_HEADS(type, 192, 1) WIDE_HEADS(type, 256, 1) WIDE_HEADS(type, 256, 2)
 WIDES(bf16) WIDES(f16)
 #endif

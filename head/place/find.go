@@ -320,7 +320,7 @@ func (s *search) fit(slots []*slot) (fitted, error) {
 	f = s.weighed(f, b, speeds)
 	var less *plan.NoRoom
 	switch {
-	case f.err == nil && (f.layout.StageLayers != nil || f.layout.TensorShares != nil):
+	case f.err == nil && (b.Stages != nil || f.layout.StageLayers != nil || f.layout.TensorShares != nil):
 		f.needs, f.err = needs(s.d.Shapes, f.layout, b, f.fit.Blocks)
 	case errors.As(f.err, &less) && b.Stages == nil:
 		s.least[key.kind] = *less

@@ -257,7 +257,7 @@ func TestReasons(t *testing.T) {
 // Properties, over random worlds: decisions come to an end, are deterministic,
 // are never refused, and no device is asked for more than it has.
 func TestProperties(t *testing.T) {
-	for seed := range uint64(400) {
+	for seed := range uint64(1000) {
 		random := rand.New(rand.NewPCG(seed, 1))
 		w := newWorld(t)
 		for range 10 {
@@ -268,11 +268,28 @@ func TestProperties(t *testing.T) {
 				d.Auto = random.IntN(4) == 0
 				d.Settings.MaxModelLen = 256 << random.IntN(2) // another version
 				d.Layout = shard.Layout{Tensor: 1 + random.IntN(3), Pipeline: 1 + random.IntN(3)}
+				d.Strategy = []state.Strategy{state.Pack, state.Spread}[random.IntN(2)]
+				if random.IntN(5) == 0 {
+					d.NodeSelector = map[string]string{"disk": "fast"}
+				}
 				w.apply(state.Change{PutDeployment: &d})
 			case 2:
 				n := random.IntN(4)
 				node := fmt.Sprint("n", n)
-				w.reports[node] = report(node, (int64(seed%7)*30+int64(n)*100)<<20)
+				r := report(node, (int64(seed%7)*30+int64(n)*100)<<20)
+				if random.IntN(3) == 0 {
+					r = gpus(node, 1+random.IntN(3), (int64(seed%7)*30+100)<<20)
+				}
+				for i := range r.Devices {
+					if random.IntN(2) == 0 {
+						r.Devices[i].Speed = plan.Speed{Bandwidth: 3e12, Operations: 600e12}.Times(float64(1+random.IntN(4)) / 4)
+					}
+				}
+				if random.IntN(2) == 0 {
+					r.Labels = map[string]string{"disk": "fast", state.Zone: fmt.Sprint("z", random.IntN(2))}
+				}
+				r.Protocol = 1 + random.IntN(4)/3
+				w.reports[node] = r
 			case 3:
 				delete(w.reports, fmt.Sprint("n", random.IntN(4)))
 			case 4:
@@ -309,15 +326,18 @@ func TestProperties(t *testing.T) {
 
 func (w *world) fits(seed uint64) {
 	w.t.Helper()
-	used := map[string]int64{}
+	type device struct{ node, id string }
+	used := map[device]int64{}
 	for _, r := range w.view.Replicas {
 		for _, s := range r.Shards {
-			used[s.Node] += r.Takes(s)
+			used[device{s.Node, s.Device}] += r.Takes(s)
 		}
 	}
-	for node, bytes := range used {
-		if devices := w.view.Nodes[node].Devices; bytes > devices[0].Memory {
-			w.t.Fatalf("seed %d: node %s has %d bytes, %d are placed", seed, node, devices[0].Memory, bytes)
+	for at, bytes := range used {
+		for _, d := range w.reports[at.node].Devices { // of those that live
+			if d.ID == at.id && bytes > d.Memory {
+				w.t.Fatalf("seed %d: %v has %d bytes, %d are placed", seed, at, d.Memory, bytes)
+			}
 		}
 	}
 }

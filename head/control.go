@@ -2,6 +2,7 @@ package head
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -139,7 +140,11 @@ func (c *control) reconcile(ctx context.Context, living map[string]wire.Report, 
 	if len(changes) > 0 {
 		if err := c.head.apply(ctx, changes...); err != nil {
 			if ctx.Err() == nil {
-				c.log.Warn("placement not committed", "error", err)
+				level := slog.LevelWarn
+				if errors.Is(err, state.ErrUnknown) || errors.Is(err, state.ErrStale) {
+					level = slog.LevelInfo // somebody else's change was first
+				}
+				c.log.Log(ctx, level, "placement not committed", "error", err)
 			}
 			select {
 			case <-ctx.Done():

@@ -35,10 +35,17 @@ func (s *Server) health(w http.ResponseWriter, r *http.Request) (any, error) {
 
 // generating reports whether a deployment has a ready replica, or why not.
 func generating(view *state.View, name string) (ok bool, why string) {
-	if _, ok := view.Deployments[name]; !ok {
+	d, ok := view.Deployments[name]
+	switch {
+	case !ok && name == "":
 		return false, "no model is deployed"
+	case !ok:
+		return false, "no such model is deployed"
+	case d.Replicas == 0 && !d.Auto:
+		why = "it is scaled to 0 replicas"
+	default:
+		why = "no replica is placed yet"
 	}
-	why = "no replica is placed yet"
 	for _, replica := range view.Replicas {
 		if replica.Deployment != name {
 			continue

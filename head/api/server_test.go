@@ -84,6 +84,18 @@ func TestHealth(t *testing.T) {
 	if status, _, text := b.do("GET", "/health", ""); status != 503 || !strings.Contains(text, "loading: 3 of 4 GB") {
 		t.Errorf("%d %s", status, text)
 	}
+	if status, _, text := b.do("GET", "/health?model=other", ""); status != 503 || !strings.Contains(text, "no such model") {
+		t.Errorf("%d %s", status, text)
+	}
+	b.cluster.Update(func(v *state.View) {
+		delete(v.Replicas, "r1")
+		d := v.Deployments["m"]
+		d.Replicas = 0
+		v.Deployments["m"] = d
+	})
+	if status, _, text := b.do("GET", "/health", ""); status != 503 || !strings.Contains(text, "scaled to 0") {
+		t.Errorf("%d %s", status, text)
+	}
 	if status, _, _ := b.do("GET", "/readyz", ""); status != 200 {
 		t.Errorf("readyz: %d", status)
 	}

@@ -279,25 +279,26 @@ func (d *Dispatcher) observe(view *state.View) {
 			return !ok || replica.Epoch != t.epoch || replica.Phase == state.Failed
 		})
 	}
-	for deployment, waiting := range d.queues {
-		if _, ok := view.Deployments[deployment]; !ok {
-			for _, f := range waiting.flows {
-				for _, s := range f.items {
-					s.mailbox.delete()
-				}
-			}
-			if waiting.Len() == 0 {
-				delete(d.queues, deployment)
-			}
-			continue
-		}
+	for deployment := range d.queues {
 		d.pump(view, deployment)
 	}
 }
 
-// pump grants what waits, in order, for as long as there is credit. It holds mu.
+// pump grants what waits, in order, for as long as there is credit, and tells it when
+// its deployment is gone. It holds mu.
 func (d *Dispatcher) pump(view *state.View, deployment string) {
 	waiting := d.queue(deployment)
+	if _, ok := view.Deployments[deployment]; !ok {
+		for _, f := range waiting.flows {
+			for _, s := range f.items {
+				s.mailbox.delete()
+			}
+		}
+		if waiting.Len() == 0 {
+			delete(d.queues, deployment)
+		}
+		return
+	}
 	now := time.Now()
 	d.fade(now)
 	if waiting.Len() > 0 {
@@ -396,12 +397,11 @@ func (d *Dispatcher) detach(s *Stream) (*target, uint32) {
 // requeue lets a detached request wait again. It is not held to the queue's
 // bound: it was admitted.
 func (d *Dispatcher) requeue(s *Stream) {
-	view := d.views.View()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.streams[s.request.ID] == s { // else superseded
 		d.enqueue(s)
-		d.pump(view, s.request.Deployment)
+		d.pump(d.views.View(), s.request.Deployment) // not older than what was observed
 	}
 }
 

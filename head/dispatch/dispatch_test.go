@@ -498,8 +498,25 @@ func TestResumeSupersedes(t *testing.T) {
 	})
 }
 
-// A deleted deployment's waiting requests are told.
+// A deleted deployment's requests are told: those that wait at once, those that run
+// when their replica goes, after which no View need come any more.
 func TestDeletedDeployment(t *testing.T) {
+	within(t, dispatch.Config{}, func(t *testing.T, b *bench) {
+		b.cluster.Step = time.Second
+		b.cluster.AddReplica("m", "r1", "n1", 1, 8)
+		r := b.request(100)
+		r.Deadline = time.Now().Add(time.Minute)
+		s := submit(t, b, r)
+		if _, err := s.Next(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b.cluster.Update(func(v *state.View) { delete(v.Deployments, "m") })
+		b.cluster.Kill("n1")
+		began := time.Now()
+		if _, _, err := read(t, s); !errors.Is(err, dispatch.ErrUnknown) || time.Since(began) > time.Second {
+			t.Errorf("after %v: error %v", time.Since(began), err)
+		}
+	})
 	within(t, dispatch.Config{}, func(t *testing.T, b *bench) {
 		b.cluster.Update(func(v *state.View) { v.Deployments["m"] = state.Deployment{Name: "m"} })
 		s := submit(t, b, b.request(3))

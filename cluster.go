@@ -20,6 +20,7 @@ import (
 
 	"manta/head"
 	"manta/head/kube"
+	"manta/internal/trace"
 	"manta/internal/trust"
 	"manta/node"
 )
@@ -78,6 +79,30 @@ func plainName(host string) string {
 
 func (m *member) address(port int) string { return net.JoinHostPort(m.bind, strconv.Itoa(port)) }
 
+// run builds a member and runs it to its end. What build gives to print goes to out.
+func (m *member) run(command *cobra.Command, p *process, service string, build func(trust.Secrets, *trace.Tracer) (who resident, greeting string, err error)) error {
+	if err := p.complete(command.Flags()); err != nil {
+		return err
+	}
+	return p.alone(command.Context(), command.ErrOrStderr(), func(ctx context.Context) error {
+		secrets, err := m.complete(p.dataDir)
+		if err != nil {
+			return err
+		}
+		tracer, err := p.openTracer(service, m.name)
+		if err != nil {
+			return err
+		}
+		defer tracer.Close()
+		who, greeting, err := build(secrets, tracer)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(command.OutOrStdout(), greeting)
+		return p.attended(ctx, who)
+	})
+}
+
 func headCommand() *cobra.Command {
 	p, m, k := &process{}, &member{}, &kubeFlags{}
 	var raftPort, expect int
@@ -90,26 +115,14 @@ func headCommand() *cobra.Command {
 The secret is any text of 16 bytes or more, the same for all members.
 ` + ofTwins,
 		RunE: func(command *cobra.Command, _ []string) error {
-			if err := p.complete(command.Flags()); err != nil {
-				return err
-			}
-			return p.alone(command.Context(), command.ErrOrStderr(), func(ctx context.Context) error {
-				secrets, err := m.complete(p.dataDir)
-				if err != nil {
-					return err
-				}
-				tracer, err := p.openTracer("manta-head", m.name)
-				if err != nil {
-					return err
-				}
-				defer tracer.Close()
+			return m.run(command, p, "manta-head", func(secrets trust.Secrets, tracer *trace.Tracer) (resident, string, error) {
 				listener, metrics, err := p.listen()
 				if err != nil {
-					return err
+					return nil, "", err
 				}
 				kubernetes, err := k.config(p.host)
 				if err != nil {
-					return errors.Join(err, listener.Close())
+					return nil, "", errors.Join(err, listener.Close())
 				}
 				h, err := head.New(head.Config{
 					Name: m.name, Dir: filepath.Join(p.dataDir, "head"), Secrets: secrets, Advertise: m.advertise,
@@ -117,10 +130,9 @@ The secret is any text of 16 bytes or more, the same for all members.
 					API: listener, Metrics: metrics, Join: m.join, Expect: expect, Grace: p.grace, Keys: p.apiKeys, KeysOff: p.keysOff, StreamInterval: p.interval, Kube: kubernetes, Tracer: tracer, Logger: p.logger, Tail: p.tail,
 				})
 				if err != nil {
-					return err
+					return nil, "", err
 				}
-				fmt.Fprintf(command.OutOrStdout(), "head %s: API on %s, gossip on %s\n", h.ID(), listener.Addr(), h.Gossip())
-				return p.attended(ctx, h)
+				return h, fmt.Sprintf("head %s: API on %s, gossip on %s", h.ID(), listener.Addr(), h.Gossip()), nil
 			})
 		},
 	}
@@ -145,29 +157,17 @@ func nodeCommand() *cobra.Command {
 
 ` + ofTwins,
 		RunE: func(command *cobra.Command, _ []string) error {
-			if err := p.complete(command.Flags()); err != nil {
-				return err
-			}
-			return p.alone(command.Context(), command.ErrOrStderr(), func(ctx context.Context) error {
-				secrets, err := m.complete(p.dataDir)
-				if err != nil {
-					return err
-				}
-				tracer, err := p.openTracer("manta-node", m.name)
-				if err != nil {
-					return err
-				}
-				defer tracer.Close()
+			return m.run(command, p, "manta-node", func(secrets trust.Secrets, tracer *trace.Tracer) (resident, string, error) {
 				kinds, processes, err := offer.open(downloadDir, p.traces)
 				if err != nil {
-					return err
+					return nil, "", err
 				}
 				if err := node.CheckLabels(labels); err != nil {
-					return err
+					return nil, "", err
 				}
 				health, err := listenHealth(p.metricsPort)
 				if err != nil {
-					return err
+					return nil, "", err
 				}
 				n, err := node.New(node.Config{
 					Name: m.name, Dir: filepath.Join(p.dataDir, "node"), Secrets: secrets, Advertise: m.advertise,
@@ -175,10 +175,9 @@ func nodeCommand() *cobra.Command {
 					Processes: processes, Library: models(downloadDir), Health: health, Grace: p.grace, Tracer: tracer, Logger: p.logger, Tail: p.tail,
 				})
 				if err != nil {
-					return err
+					return nil, "", err
 				}
-				fmt.Fprintf(command.OutOrStdout(), "node %s: gossip on %s\n", n.ID(), n.Gossip())
-				return p.attended(ctx, n)
+				return n, fmt.Sprintf("node %s: gossip on %s", n.ID(), n.Gossip()), nil
 			})
 		},
 	}

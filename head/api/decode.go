@@ -16,6 +16,12 @@ import (
 
 // body reads the whole body within the limits on its size and time.
 func (s *Server) body(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	if coding := r.Header.Get("Content-Encoding"); coding != "" && coding != "identity" {
+		return nil, &Error{
+			Status: http.StatusUnsupportedMediaType, Type: "BadRequestError", Param: "Content-Encoding",
+			Message: fmt.Sprintf("Content-Encoding %s is not supported: send the body as it is", coding),
+		}
+	}
 	control := http.NewResponseController(w)
 	// A recorder in a test has no deadlines; a real connection does.
 	_ = control.SetReadDeadline(time.Now().Add(s.limits.BodyTime))

@@ -134,6 +134,7 @@ func (s *Server) Handler() http.Handler {
 		"GET /version":                              s.version,
 		"GET /ping":                                 s.health,
 		"GET /v1/models":                            s.models,
+		"GET /v1/models/{$}":                        s.models,
 		"GET /v1/models/{model...}":                 s.model,
 		"GET /api/cluster":                          s.clusterState,
 		"GET /api/cluster/deployments":              s.listDeployments,

@@ -213,6 +213,12 @@ func TestUnknownPathsAndMethods(t *testing.T) {
 			t.Errorf("a client of OpenAI's is not told what there is: %s", text)
 		}
 	}
+	if status, _, text := b.do("GET", "/v1/models/", ""); status != 200 || !strings.Contains(text, `"id":"m"`) {
+		t.Errorf("%d %s", status, text)
+	}
+	if status, _, text := b.do("POST", "/v1/completions", "\x1f\x8b", "Content-Encoding", "gzip"); status != 415 || !strings.Contains(text, "gzip") {
+		t.Errorf("%d %s", status, text)
+	}
 	if _, header, text := b.do("GET", "/v1/models/m", ""); header.Get("X-Request-Id") == "" || !strings.Contains(text, `"max_model_len":4096`) {
 		t.Errorf("%v %s", header, text)
 	}

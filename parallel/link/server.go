@@ -181,6 +181,9 @@ func (s serverLog) Noticef(string, ...any) {}
 func (s serverLog) Debugf(string, ...any)  {}
 func (s serverLog) Tracef(string, ...any)  {}
 func (s serverLog) Warnf(format string, v ...any) {
+	if strings.Contains(format, "TLS Handshake First") {
+		return // no client is to connect without
+	}
 	s.log.Info("nats", "message", fmt.Sprintf(format, v...))
 }
 func (s serverLog) Errorf(format string, v ...any) {

@@ -88,9 +88,12 @@ func (c *Client) JobDetails(ctx context.Context, id string) (string, error) {
 	return text.String(), err
 }
 
-// Upload gives the id of a new file for batches. The head that takes it must be
-// there to the end: a cut upload is to be begun again.
+// Upload gives the id of a new file for batches. The head that takes it, of several the
+// first that is ready, must be there to the end: a cut upload is to be begun again.
 func (c *Client) Upload(ctx context.Context, name string, from io.Reader) (string, error) {
+	if len(c.bases) > 1 {
+		_ = c.Get(ctx, "/readyz", nil) // where none is ready, the upload fails
+	}
 	body, writer := io.Pipe()
 	form := multipart.NewWriter(writer)
 	done := make(chan struct{})

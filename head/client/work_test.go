@@ -2,9 +2,11 @@ package client
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"path"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -55,5 +57,29 @@ func TestSubmitOfALostAnswer(t *testing.T) {
 	}
 	if other, err := c.Submit(t.Context(), "manta serve smollm2"); err != nil || other == id || len(jobs) != 2 {
 		t.Errorf("a second job: id %q of %v, %v", other, jobs, err)
+	}
+}
+
+// A file goes to a head that is there, whichever is named first.
+func TestUploadFindsAHead(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/files" {
+			file, _, err := r.FormFile("file")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			data, err := io.ReadAll(file)
+			if err != nil || string(data) != "lines" || r.FormValue("purpose") != "batch" {
+				t.Errorf("%q, purpose %q, %v", data, r.FormValue("purpose"), err)
+			}
+		}
+		_, _ = w.Write([]byte(`{"id":"file-1"}`))
+	}))
+	t.Cleanup(server.Close)
+	c := New("", "127.0.0.1:0", server.URL)
+	t.Cleanup(c.Close)
+	if id, err := c.Upload(t.Context(), "in.jsonl", strings.NewReader("lines")); err != nil || id != "file-1" {
+		t.Errorf("%q, %v", id, err)
 	}
 }

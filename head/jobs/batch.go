@@ -215,8 +215,8 @@ func (r *Runner) line(ctx context.Context, j state.Job, input state.File, l line
 		}
 		switch {
 		case a.Status == http.StatusTooManyRequests, a.Status == http.StatusServiceUnavailable:
-			pause(ctx, min(max(wait, a.RetryAfter), longestTry))
-			wait *= 2
+			pause(ctx, min(max(wait, a.RetryAfter), longestTry)) // a batch may wait for days
+			wait = min(2*wait, longestTry)
 			continue
 		case a.Status >= 500 || a.Status == clientGone:
 			if faults++; faults < tries {

@@ -88,6 +88,15 @@ that holds config.json alone. It fails when the model does not fit.`,
 					return fmt.Errorf("--context-len must be positive, got %d", n)
 				}
 			}
+			if p.Device != "cuda" && p.Device != "cpu" {
+				return fmt.Errorf("--device must be cuda or cpu, got %q", p.Device)
+			}
+			if output != "" && output != "json" {
+				return fmt.Errorf("--output must be json, got %q", output)
+			}
+			if err := plan.CheckDType(dtype); err != nil {
+				return err
+			}
 			if p.Shapes, err = shapesOf(command, from, args[0]); err != nil {
 				return err
 			}
@@ -135,7 +144,7 @@ that holds config.json alone. It fails when the model does not fit.`,
 	f.StringVar(&dtype, "dtype", "auto", "type of activations on a CPU")
 	f.StringVar(&p.Device, "device", "cuda", "kind of the devices: cuda or cpu")
 	f.IntSliceVar(&lengths, "context-len", nil, "context lengths to tell the concurrency at")
-	f.StringVarP(&output, "output", "o", "", "json, or a table")
+	f.StringVarP(&output, "output", "o", "", "json; a table by default")
 	f.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		return pflag.NormalizedName(cmp.Or(map[string]string{"tp": "tensor-parallel-size", "pp": "pipeline-parallel-size"}[name], name))
 	})

@@ -3,10 +3,10 @@ package head
 import (
 	"fmt"
 	"net/http"
-	"slices"
 
 	"manta/head/api"
 	"manta/head/state"
+	"manta/runtime/plan"
 )
 
 // check refuses a deployment that could never run, by the name of the flag.
@@ -35,9 +35,8 @@ func check(d state.Deployment) error {
 	if u := s.GPUMemoryUtilization; !(u >= 0 && u <= 1) { // so that NaN is refused too
 		return bad("gpu_memory_utilization", "gpu_memory_utilization must be in (0, 1], got %v", s.GPUMemoryUtilization)
 	}
-	// Which of them a device takes it says itself.
-	if !slices.Contains([]string{"", "auto", "float32", "float", "bfloat16", "float16", "half", "int16", "int8"}, s.DType) {
-		return bad("dtype", "dtype %q: give auto, float32, int16 or int8 on a CPU, auto, bfloat16, float16 or float32 on a GPU", s.DType)
+	if err := plan.CheckDType(s.DType); err != nil {
+		return bad("dtype", "%v", err)
 	}
 	if _, err := d.Shapes.CacheType("cpu", s.KVCacheDType, s.DType); err != nil {
 		return bad("kv_cache_dtype", "%v", err)

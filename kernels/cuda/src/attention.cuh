@@ -13,6 +13,9 @@
 
 constexpr int chunkKeys = 64;
 
+// The kernels of 16 bits, each for the head sizes that it is made for.
+#define OF_16_BITS(KERNELS) KERNELS(bf16, 64) KERNELS(bf16, 128) KERNELS(f16, 64) KERNELS(f16, 128)
+
 // PromptItem is 128 query rows of a span, from `first` on (prompt.cuh).
 struct alignas(16) PromptItem { int span, first, row, count, start; }; // row, count, start: of the span
 

@@ -217,10 +217,11 @@ template <class T, int HD> struct Walk {
 template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArguments& a) {
   using C = Chunk<T, HD, WIDE>;
   constexpr int ROWS = WIDE ? 16 : 8, HALVES = WIDE ? 2 : 1, NT = HD / 32; // NT: value tiles of a warp
-  constexpr int rowBytes = HD * 2, tileBytes = chunkKeys * rowBytes, pitch = chunkKeys + 8, PIECES = HD / 8;
+  constexpr int rowBytes = HD * 2, tileBytes = chunkKeys * rowBytes, pitch = chunkKeys + 8, queryPitch = HD + 8, PIECES = HD / 8;
   extern __shared__ __align__(128) char memory[]; // tiles of the ring
-  __shared__ __align__(16) T queries[ROWS * HD], newest[2 * HD];
+  __shared__ __align__(16) T queries[ROWS * queryPitch], newest[2 * HD];
   __shared__ float scores[ROWS * pitch], heads[4 * HD];
+  __shared__ int outHeads[ROWS]; // of the queries, or -1
   __shared__ bool complete;
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, r = lane / 4, q = lane % 4;
   const DecodeItem item = ((const DecodeItem*)a.items)[blockIdx.y];
@@ -262,40 +263,44 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
   const int newestBlock = to == chunks ? walk.table[position / blockTokens] : -1;
   constexpr int SLOTS = (ROWS + 2 + 3) / 4; // heads that a warp turns
   const int turned = G + (to == chunks ? 2 : 0); // the last two: the newest key and value
-  Turn<HD> turn;
-  if (!a.stored) {
-    turn.prepare(a, position, lane);
-    chain();
-  }
-
+  const int ours = lane < G ? a.groups[kv * G + lane] : lane < turned ? a.heads + (lane - G) * a.kvHeads + kv : -1; // of them
+  if (warp == 0 && lane < G) outHeads[lane] = ours;
+  for (int i = thread; i < (ROWS - G) * HD; i += decodeThreads) queries[(G + i / HD) * queryPitch + i % HD] = narrow<T>(0.f);
   if (a.stored) {
-    for (int i = thread; i < ROWS * HD; i += decodeThreads) {
-      int head = i / HD < G ? a.groups[kv * G + i / HD] : -1;
-      queries[i] = head >= 0 ? ((const T*)a.q)[(size_t(m) * a.heads + head) * HD + i % HD] : narrow<T>(0.f);
+    for (int i = thread; i < G * PIECES; i += decodeThreads) {
+      const int g = i / PIECES, head = a.groups[kv * G + g];
+      *(uint4*)(queries + g * queryPitch + i % PIECES * 8) = head >= 0 ? *(const uint4*)((const T*)a.q + (size_t(m) * a.heads + head) * HD + i % PIECES * 8) : make_uint4(0, 0, 0, 0);
     }
   } else {
-    const float* x = a.qkv + size_t(m) * (a.heads + 2 * a.kvHeads) * HD;
+    Turn<HD> turn;
+    turn.prepare(a, position, lane);
+    const bool simple = Turn<HD>::simple(a);
+    const float* x = a.qkv + size_t(m) * (a.heads + 2 * a.kvHeads) * HD + lane;
+    chain();
     float v[SLOTS][HD / 32];
-    auto headOf = [&](int g) { return g >= G ? a.heads + (g - G) * a.kvHeads + kv : a.groups[kv * G + g]; };
 #pragma unroll
     for (int s = 0; s < SLOTS; s++) { // all at once, not one latency after the other
-      const int g = warp + 4 * s, h = g < turned ? headOf(g) : -1;
+      const int h = __shfl_sync(allLanes, ours, warp + 4 * s);
 #pragma unroll
-      for (int i = 0; i < HD / 32; i++) v[s][i] = h >= 0 ? x[size_t(h) * HD + lane + 32 * i] : 0.f;
+      for (int i = 0; i < HD / 32; i++) v[s][i] = h >= 0 ? x[size_t(h) * HD + 32 * i] : 0.f;
     }
 #pragma unroll
     for (int s = 0; s < SLOTS; s++) {
-      const int g = warp + 4 * s;
+      const int g = warp + 4 * s, h = __shfl_sync(allLanes, ours, g);
       if (g >= turned) break;
-      const int h = headOf(g);
-      T* to = g >= G ? newest + (g - G) * HD : queries + g * HD;
       float* head = heads + warp * HD;
-      if (h >= 0) turn.apply(a, v[s], h, lane, head);
+      if (simple) {
+        if (g <= G) turn.inPlace(a, v[s], g == G);
+      } else if (h >= 0) {
+        turn.apply(a, v[s], h, lane, head);
 #pragma unroll
-      for (int i = lane; i < HD; i += 32) to[i] = narrow<T>(h >= 0 ? head[i] : 0.f);
-      __syncwarp();
+        for (int i = 0; i < HD / 32; i++) v[s][i] = head[lane + 32 * i];
+        __syncwarp();
+      }
+      T* to = g >= G ? newest + (g - G) * HD : queries + g * queryPitch;
+#pragma unroll
+      for (int i = 0; i < HD / 32; i++) to[lane + 32 * i] = narrow<T>(v[s][i]);
     }
-    for (int i = G * HD + thread; i < ROWS * HD; i += decodeThreads) queries[i] = narrow<T>(0.f);
   }
   __syncthreads();
   if (!a.stored && to == chunks && thread < 2 * HD / 8) { // the newest key and value into the cache
@@ -307,7 +312,7 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
 #pragma unroll
   for (int h = 0; h < HALVES; h++)
 #pragma unroll
-    for (int i = 0; i < C::parts; i++) c.q[i][h] = C::part(queries + (r + 8 * h) * HD, i, q);
+    for (int i = 0; i < C::parts; i++) c.q[i][h] = loadMatrix(shared(queries) + ((lane % 8 + 8 * h) * queryPitch + lane / 8 * 8 + i * 32) * 2);
 
   float out[NT][4], high[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 #pragma unroll
@@ -386,7 +391,7 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
   if (!split) {
 #pragma unroll
     for (int h = 0; h < HALVES; h++) {
-      int g = r + 8 * h, head = g < G ? a.groups[kv * G + g] : -1;
+      const int g = r + 8 * h, head = g < G ? outHeads[g] : -1;
       if (head < 0) continue;
       const float scale = inverse(sum[h]);
       T* at = (T*)a.out + (size_t(m) * a.heads + head) * HD + warp * NT * 8 + 2 * q;
@@ -433,4 +438,4 @@ template <class T, int HD, bool WIDE> DEVICE void decode(const AttentionArgument
 #define DECODE(type, size)                                                                                                              \
   KERNEL __launch_bounds__(decodeThreads, 4) decode_##type##_##size(const __grid_constant__ AttentionArguments a) { decode<type, size, false>(a); }  \
   KERNEL __launch_bounds__(decodeThreads) decode_wide_##type##_##size(const __grid_constant__ AttentionArguments a) { decode<type, size, true>(a); }
-DECODE(bf16, 64) DECODE(bf16, 128) DECODE(f16, 64) DECODE(f16, 128)
+OF_16_BITS(DECODE)

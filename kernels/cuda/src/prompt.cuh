@@ -161,4 +161,4 @@ template <class T, int HD> DEVICE void turn(const AttentionArguments& a) {
 #define PROMPT(type, size)                                                                                                            \
   KERNEL __launch_bounds__(256) turn_##type##_##size(const __grid_constant__ AttentionArguments a) { turn<type, size>(a); }       \
   KERNEL __launch_bounds__(promptThreads, 1) prompt_##type##_##size(const __grid_constant__ AttentionArguments a) { prompt<type, size>(a); }
-PROMPT(bf16, 64) PROMPT(bf16, 128) PROMPT(f16, 64) PROMPT(f16, 128)
+OF_16_BITS(PROMPT)

@@ -239,4 +239,4 @@ template <class T, int HD> DEVICE void spread(const AttentionArguments& a) {}
 
 #define SPREAD(type, size) \
   KERNEL __launch_bounds__(spreadThreads, 2) spread_##type##_##size(const __grid_constant__ AttentionArguments a) { spread<type, size>(a); }
-SPREAD(bf16, 64) SPREAD(bf16, 128) SPREAD(f16, 64) SPREAD(f16, 128)
+OF_16_BITS(SPREAD)

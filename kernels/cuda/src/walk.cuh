@@ -217,4 +217,4 @@ template <class T, int HD> DEVICE void walk(const AttentionArguments& a) {
 
 #define WALK(type, size) \
   KERNEL __launch_bounds__(walkThreads, 3) walk_##type##_##size(const __grid_constant__ AttentionArguments a) { walk<type, size>(a); }
-WALK(bf16, 64) WALK(bf16, 128) WALK(f16, 64) WALK(f16, 128)
+OF_16_BITS(WALK)

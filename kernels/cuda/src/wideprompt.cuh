@@ -330,5 +330,5 @@ template <class T, int HD, bool CAPPED> DEVICE void widePrompt(const WidePromptA
 #define WIDE_PROMPT(type, size)                                                                                                                        \
   KERNEL __launch_bounds__(384, 1) wide_prompt_##type##_##size(const __grid_constant__ WidePromptArguments w) { widePrompt<type, size, false>(w); } \
   KERNEL __launch_bounds__(384, 1) wide_prompt_capped_##type##_##size(const __grid_constant__ WidePromptArguments w) { widePrompt<type, size, true>(w); }
-WIDE_PROMPT(bf16, 64) WIDE_PROMPT(bf16, 128) WIDE_PROMPT(f16, 64) WIDE_PROMPT(f16, 128)
+OF_16_BITS(WIDE_PROMPT)
 #endif

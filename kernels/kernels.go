@@ -116,6 +116,9 @@ type Ops interface {
 	Tensor(rows, cols int) (Tensor, error)
 	// Weight stacks the rows of parts (equal columns) into one matrix.
 	Weight(parts ...Matrix) (Weight, error)
+	// Pair stacks the two factors of a gate, equally many rows of each: weights of Linear
+	// with Gated and Experts.GateUp, and of nothing else.
+	Pair(gate, up Matrix) (Weight, error)
 	Vector(values []float32) (Vector, error)
 	// Rope: pair i turns by position · inverse[i]; cos and sin are times scale.
 	Rope(inverse []float32, scale float32, positions int) (RopeTable, error)

@@ -1,6 +1,7 @@
 package cpu
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 
@@ -90,6 +91,17 @@ func TestWeightStacksParts(t *testing.T) {
 				return get(t, o, y)
 			}
 			near(t, fmt.Sprint(set.name, types), run(device(t, 2, set)), run(ref.New()), 1e-5)
+		}
+	}
+}
+
+// Both factors of a gate have equally many rows (kernels.Ops).
+func TestPairRefusesUnequalFactors(t *testing.T) {
+	rng := newRand(12)
+	gate, up := matrix(rng, kernels.BF16, 64, 256), matrix(rng, kernels.BF16, 63, 256)
+	for name, o := range map[string]kernels.Ops{"ref": ref.New(), "cpu": device(t, 1, sets()[0])} {
+		if _, err := o.Pair(gate, up); !errors.Is(err, ref.ErrShape) && !errors.Is(err, ErrShape) {
+			t.Errorf("%s: got %v, want an error of shapes", name, err)
 		}
 	}
 }

@@ -82,6 +82,14 @@ const (
 	squareRows = 3
 )
 
+// Pair stacks and packs the factors of a gate.
+func (o *Ops) Pair(gate, up kernels.Matrix) (kernels.Weight, error) {
+	if err := ref.CheckPair(gate, up); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrShape, err)
+	}
+	return o.Weight(gate, up)
+}
+
 // Weight stacks and packs the parts.
 func (o *Ops) Weight(parts ...kernels.Matrix) (kernels.Weight, error) {
 	if len(parts) == 0 {

@@ -92,7 +92,7 @@ type packArguments struct {
 	source, out                 pointer
 	stride                      int64
 	rows, row0, columns, chunks int32
-	kind                        int32
+	kind, half                  int32
 }
 
 type fillArguments struct {

@@ -190,5 +190,5 @@ func (o *Ops) queries(a *kernels.Attention, rows int) pointer {
 // pages lets the copy engine take pages of keys or values: 16 slots of 64 dimensions.
 func (o *Ops) pages(c *cache, at pointer) tensorMap {
 	slots, size := uint64(c.spec.Blocks*c.spec.KVHeads*kernels.BlockTokens), uint64(c.spec.HeadDim)
-	return o.tensorMap(tiling{at: at, dimensions: [3]uint64{size, slots}, strides: [2]uint64{2 * size}, box: [3]uint32{64, kernels.BlockTokens}, swizzled: true})
+	return o.tensorMap(tiling{at: at, dimensions: [5]uint64{size, slots}, strides: [4]uint64{2 * size}, box: [5]uint32{64, kernels.BlockTokens}, swizzled: true})
 }

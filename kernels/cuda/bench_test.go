@@ -55,7 +55,7 @@ type dummy struct {
 func newDummy(t testing.TB, o *Ops, s shape, rows, wanted, blocks int) *dummy {
 	d := &dummy{shape: s, o: o}
 	seed := uint32(0)
-	weight := func(r, c int) kernels.Weight {
+	random := func(r, c int) kernels.Weight {
 		seed++
 		return must(o.DummyWeight(r, c, 1.7/float32(c)*8, seed))
 	}
@@ -81,14 +81,16 @@ func newDummy(t testing.TB, o *Ops, s shape, rows, wanted, blocks int) *dummy {
 	if s.qkNorm {
 		perHead = &kernels.Norm{Weight: ones(s.size), Eps: 1e-6}
 	}
-	d.embed = kernels.Embed{Table: weight(s.vocabulary, s.hidden), Scale: 1}
+	d.embed = kernels.Embed{Table: random(s.vocabulary, s.hidden), Scale: 1}
 	for l := range s.layers {
-		d.qkv = append(d.qkv, kernels.Linear{Weight: weight((s.heads+2*s.kv)*s.size, s.hidden), Norm: norm})
+		d.qkv = append(d.qkv, kernels.Linear{Weight: random((s.heads+2*s.kv)*s.size, s.hidden), Norm: norm})
 		d.attention = append(d.attention, kernels.Attention{Cache: cache, Layer: l, Heads: s.heads, KVHeads: s.kv, HeadDim: s.size,
 			HeadMap: heads, Scale: 0.088, Rope: rope, QNorm: perHead, KNorm: perHead})
-		d.out = append(d.out, kernels.Linear{Weight: weight(s.hidden, s.heads*s.size), Accumulate: true})
-		d.up = append(d.up, kernels.Linear{Weight: weight(2*s.ffn, s.hidden), Norm: norm, Activation: kernels.SiLU, Gated: true})
-		d.down = append(d.down, kernels.Linear{Weight: weight(s.hidden, s.ffn), Accumulate: true})
+		d.out = append(d.out, kernels.Linear{Weight: random(s.hidden, s.heads*s.size), Accumulate: true})
+		up := random(2*s.ffn, s.hidden)
+		up.(*weight).paired = true
+		d.up = append(d.up, kernels.Linear{Weight: up, Norm: norm, Activation: kernels.SiLU, Gated: true})
+		d.down = append(d.down, kernels.Linear{Weight: random(s.hidden, s.ffn), Accumulate: true})
 	}
 	for l := range s.layers {
 		d.qkv[l].Attention = &d.attention[l]

@@ -159,10 +159,10 @@ type tensorMap [16]uint64
 // the strides in bytes of all but that one.
 type tiling struct {
 	at         pointer
-	words      bool // elements of 4 bytes, else of 2
-	dimensions [3]uint64
-	strides    [2]uint64
-	box        [3]uint32
+	words      bool      // elements of 4 bytes, else of 2
+	dimensions [5]uint64 // those that are there
+	strides    [4]uint64
+	box        [5]uint32
 	swizzled   bool // the 128 bytes of a row of the box change places by its number,
 	short      bool // or its 64
 	float      bool // elements are float32, which the engine may add
@@ -170,7 +170,7 @@ type tiling struct {
 
 func (t tiling) encode() (tensorMap, error) {
 	var m tensorMap
-	kind, rank := C.int(C.CU_TENSOR_MAP_DATA_TYPE_UINT16), C.uint(3) // what the bits mean is the kernel's
+	kind, rank := C.int(C.CU_TENSOR_MAP_DATA_TYPE_UINT16), C.uint(0) // what the bits mean is the kernel's
 	if t.words {
 		kind = C.CU_TENSOR_MAP_DATA_TYPE_UINT32
 	}
@@ -181,8 +181,8 @@ func (t tiling) encode() (tensorMap, error) {
 	if t.short {
 		swizzle = 64
 	}
-	if t.dimensions[2] == 0 {
-		rank = 2
+	for int(rank) < len(t.dimensions) && t.dimensions[rank] > 0 {
+		rank++
 	}
 	r := C.manta_tensor_map(unsafe.Pointer(&m), kind, rank, C.ulonglong(t.at), (*C.cuuint64_t)(unsafe.Pointer(&t.dimensions[0])), (*C.cuuint64_t)(unsafe.Pointer(&t.strides[0])),
 		(*C.cuuint32_t)(unsafe.Pointer(&t.box[0])), swizzle)

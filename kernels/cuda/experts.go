@@ -49,7 +49,7 @@ func (o *Ops) Experts(out, x kernels.Tensor, a kernels.Experts) {
 	g.out, g.outStride, g.outNarrow = hidden.at, int32(stride), bit(o.half)
 	g.experts, g.pairs, g.starts = o.weightList(a.GateUp), e.pairs, e.starts
 	o.prepare(&g, x, a.Norm, paddedColumns(o.half, x.Cols), false)
-	if o.half && half%8 != 0 {
+	if o.half && !gateUp.paired {
 		y := o.need("ungated", 4*pairs*gateUp.rows)
 		gate := gateArguments{y: y.at, out: hidden.at, half: int32(half), outStride: int32(stride), activation: g.activation, outNarrow: 1}
 		g.out, g.outStride, g.gated, g.activation, g.outNarrow = y.at, int32(gateUp.rows), 0, 0, 0

@@ -104,6 +104,9 @@ func (o *Ops) Linear(out, x kernels.Tensor, a kernels.Linear) {
 		width /= 2
 	}
 	check(out.Rows == x.Rows && out.Cols == width && x.Cols == w.cols, "linear", out, x)
+	if w.paired != (a.Gated && o.pairs(w.rows)) {
+		panic("cuda: linear: weights of gates come from Pair, all others from Weight")
+	}
 	if x.Rows == 0 {
 		return
 	}
@@ -132,7 +135,7 @@ func (o *Ops) linearOf(w *weight) linearArguments {
 // product chooses the kernels of out = finish(norm(x) · weightᵀ), which are heads that it
 // turns and stores where heads says so. The choice does not show in the result.
 func (o *Ops) product(a linearArguments, w *weight, x kernels.Tensor, n *kernels.Norm, heads *headArguments) {
-	if a.gated == 1 && o.half && w.rows/2%8 != 0 {
+	if a.gated == 1 && o.half && !w.paired {
 		o.ungated(a, w, x, n)
 		return
 	}

@@ -58,7 +58,11 @@ func TestLinearAgreesWithReferenceAndKeepsBits(t *testing.T) {
 				}
 				residual := random(r, most*outputs, 1)
 				args := func(o kernels.Ops) kernels.Linear {
-					weight, err := o.Weight(must(w.SliceRows(0, l.width/2)), must(w.SliceRows(l.width/2, l.width)))
+					stack := func(first, second kernels.Matrix) (kernels.Weight, error) { return o.Weight(first, second) }
+					if l.gated {
+						stack = o.Pair
+					}
+					weight, err := stack(must(w.SliceRows(0, l.width/2)), must(w.SliceRows(l.width/2, l.width)))
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -222,7 +226,7 @@ func TestExpertsAgreeWithReferenceAndKeepBits(t *testing.T) {
 						Norm:   &kernels.Norm{Kind: kernels.RMSNorm, Weight: must(o.Vector(random(r, e.columns, 1))), Eps: 1e-5},
 						Router: must(o.Weight(matrix(r, e.experts, e.columns, 0.5)))}
 					for range e.experts {
-						a.GateUp = append(a.GateUp, must(o.Weight(matrix(r, 2*e.hidden, e.columns, 0.1))))
+						a.GateUp = append(a.GateUp, must(o.Pair(matrix(r, e.hidden, e.columns, 0.1), matrix(r, e.hidden, e.columns, 0.1))))
 						a.Down = append(a.Down, must(o.Weight(matrix(r, e.columns, e.hidden, 0.1))))
 					}
 					v := random(r, e.row*e.columns, 1)

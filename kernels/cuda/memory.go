@@ -203,6 +203,7 @@ type weight struct {
 	chunks     int // of 32 columns, even
 	segment    int // chunks of a segment, even
 	segments   int
+	paired     bool // blocks of a gate's two factors in turn
 }
 
 func (w *weight) Shape() (int, int) { return w.rows, w.cols }
@@ -235,12 +236,28 @@ func (o *Ops) weightBytes(w *weight) int {
 	if !o.half {
 		return 4 * w.rows * w.cols
 	}
-	return (w.rows + 7) / 8 * w.chunks * 512
+	return ceil(w.rows, 64) * 8 * w.chunks * 512
 }
 
 // Weight stacks the parts. Quantized types are dequantized when loaded: on this
 // device every weight is of the compute type.
 func (o *Ops) Weight(parts ...kernels.Matrix) (kernels.Weight, error) {
+	return o.stack(false, parts...)
+}
+
+// Pair lays blocks of both factors in turn, so that a tile of both lies together.
+func (o *Ops) Pair(gate, up kernels.Matrix) (kernels.Weight, error) {
+	if err := ref.CheckPair(gate, up); err != nil {
+		return nil, err
+	}
+	return o.stack(o.pairs(2*gate.Rows), gate, up)
+}
+
+// pairs tells whether the factors of a gate of so many rows are blocks in turn: else
+// they are multiplied in two passes.
+func (o *Ops) pairs(rows int) bool { return o.half && rows/2%8 == 0 }
+
+func (o *Ops) stack(paired bool, parts ...kernels.Matrix) (kernels.Weight, error) {
 	rows, cols := 0, 0
 	for i, m := range parts {
 		if err := ref.CheckMatrix(m); err != nil {
@@ -252,6 +269,7 @@ func (o *Ops) Weight(parts ...kernels.Matrix) (kernels.Weight, error) {
 		rows, cols = rows+m.Rows, m.Cols
 	}
 	w := o.shape(rows, cols)
+	w.paired = paired
 	var err error
 	if w.at, err = o.allocate(o.weightBytes(w)); err != nil {
 		return nil, err
@@ -315,6 +333,9 @@ func (o *Ops) load(w *weight, m kernels.Matrix, row0 int) error {
 		copyRows(s.host, m, row, n, rowBytes)
 		a := packArguments{source: s.device, out: w.at, stride: int64(rowBytes), rows: int32(n), row0: int32(row0 + row),
 			columns: int32(m.Cols), chunks: int32(w.chunks), kind: int32(kind)}
+		if w.paired {
+			a.half = int32(w.rows / 2)
+		}
 		err := o.do(func() error {
 			if err := cu.MemcpyHtoDAsync(cu.DevicePtr(s.device), unsafe.Pointer(&s.host[0]), int64(n*rowBytes), o.stream); err != nil {
 				return fmt.Errorf("%w: load: %v", ErrDevice, err)

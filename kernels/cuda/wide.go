@@ -129,33 +129,37 @@ func partialBytes(tiles int, a linearArguments, t wideTile) int {
 // wide launches the product of many rows on a Hopper device.
 func (o *Ops) wide(a linearArguments, rows int, heads *headArguments) {
 	p := o.planWide(a, rows, heads != nil)
-	u, line := uint64(units(a)), uint64(a.chunks)*128 // words of a block of 8 weight rows
-	weight := tiling{at: a.weight, words: true, dimensions: [3]uint64{line, u, 1}, strides: [2]uint64{4 * line, 4 * line * u}, box: [3]uint32{256, 16, 1}}
-	switch {
-	case a.gated == 1:
-		weight.dimensions, weight.strides, weight.box = [3]uint64{line, 2, u}, [2]uint64{4 * line * u, 4 * line}, [3]uint32{256, 2, 8}
-	case heads != nil: // halves of a head, the blocks of a half
-		half := uint64(heads.size) / 16
-		weight.dimensions, weight.strides, weight.box = [3]uint64{line, 2, u - half}, [2]uint64{4 * line * half, 4 * line}, [3]uint32{256, 2, uint32(half)}
-	}
 	// The copy engine takes longer for a box that ends outside: whole tiles are read, as
 	// far as there is memory (a buffer has room for float32). What lies there reaches no output.
 	read := min(p.rowTiles*p.tile.rows, 2*rows)
-	x := tiling{at: a.x, dimensions: [3]uint64{uint64(a.chunks) * 32, uint64(read)}, strides: [2]uint64{2 * uint64(a.xStride)},
-		box: [3]uint32{64, uint32(p.tile.rows / p.tile.cluster)}, swizzled: true}
+	x := tiling{at: a.x, dimensions: [5]uint64{uint64(a.chunks) * 32, uint64(read)}, strides: [4]uint64{2 * uint64(a.xStride)},
+		box: [5]uint32{64, uint32(p.tile.rows / p.tile.cluster)}, swizzled: true}
 	grid := min(p.clusters, p.tiles)
 	if cut := p.tiles - p.whole; cut > 0 {
 		a.partial = o.need("partial", partialBytes(cut, a, p.tile)).at
 		grid = min(p.clusters, p.whole+cut*int(a.segments))
 	}
 	w := wideArguments{linearArguments: a, whole: int32(p.whole), tiles: int32(p.tiles), weightTiles: int32(p.weightTiles), rowTiles: int32(p.rowTiles),
-		once: bit(p.rowTiles == 1), weight: o.tensorMap(weight), x: o.tensorMap(x)}
+		once: bit(p.rowTiles == 1), x: o.tensorMap(x)}
 	if heads != nil {
-		w.headArguments = *heads
+		w.headArguments, w.weight = *heads, o.tensorMap(headTiling(a, int(heads.size)))
 	} else if to, fits := outputTiling(a, rows, p.tile); fits {
 		w.engine, w.out = 1, o.tensorMap(to)
 	}
 	o.launch(p.tile.kernel(o.suffix), grid*p.tile.cluster, 1, 1, wideThreads, wideShared, bytesOf(&w))
+}
+
+// headTiling is how a weight of heads comes, so that blocks of the two halves of a head,
+// which turn together, take turns (src/pack.cuh has blocks as rows follow each other).
+func headTiling(a linearArguments, size int) tiling {
+	const line, group = 1024, 8192 // bytes: of a block and of eight, 64 columns
+	half, all := uint64(size/16), uint64(a.chunks/2)*group
+	t := tiling{at: a.weight, words: true, dimensions: [5]uint64{line / 4, 2, half, uint64(a.chunks / 2), uint64(ceil(units(a), 2*int(half)))},
+		strides: [4]uint64{half * line, line, group, 2 * half / 8 * all}, box: [5]uint32{line / 4, 2, uint32(half), 1, 1}}
+	if half == 8 {
+		t.strides[0] = all
+	}
+	return t
 }
 
 // outputTiling is how the outputs leave, piece by piece, where the copy engine can
@@ -171,12 +175,12 @@ func outputTiling(a linearArguments, rows int, tile wideTile) (tiling, bool) {
 	default:
 		piece = 16
 	}
-	to := tiling{at: a.out, dimensions: [3]uint64{uint64(outputs(a)), uint64(rows)}}
+	to := tiling{at: a.out, dimensions: [5]uint64{uint64(outputs(a)), uint64(rows)}}
 	if a.outNarrow == 0 {
-		to.float, to.swizzled, to.strides, to.box = true, true, [2]uint64{4 * uint64(a.outStride)}, [3]uint32{32, piece}
+		to.float, to.swizzled, to.strides, to.box = true, true, [4]uint64{4 * uint64(a.outStride)}, [5]uint32{32, piece}
 		return to, a.gated == 0 && a.outStride%4 == 0
 	}
-	to.strides, to.box = [2]uint64{2 * uint64(a.outStride)}, [3]uint32{64, piece}
+	to.strides, to.box = [4]uint64{2 * uint64(a.outStride)}, [5]uint32{64, piece}
 	if to.short = a.gated == 1; to.short {
 		to.box[0] = 32
 	}

@@ -45,7 +45,11 @@ func TestWideTilesKeepBits(t *testing.T) {
 			const most = 600
 			x, residual, a := random(r, most*c.columns, 1), random(r, most*outputs, 1), c.linear
 			m := matrix(r, c.width, c.columns, 0.05)
-			a.Weight = must(o.Weight(must(m.SliceRows(0, c.width/2)), must(m.SliceRows(c.width/2, c.width))))
+			stack := func(first, second kernels.Matrix) (kernels.Weight, error) { return o.Weight(first, second) }
+			if a.Gated {
+				stack = o.Pair
+			}
+			a.Weight = must(stack(must(m.SliceRows(0, c.width/2)), must(m.SliceRows(c.width/2, c.width))))
 			if c.norm {
 				a.Norm = &kernels.Norm{Kind: kernels.RMSNorm, Weight: must(o.Vector(random(r, c.columns, 1))), Eps: 1e-5}
 			} else if !a.Accumulate {

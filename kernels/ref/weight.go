@@ -41,6 +41,22 @@ func CheckMatrix(m kernels.Matrix) error {
 	return nil
 }
 
+// CheckPair tells whether two matrices are the factors of a gate.
+func CheckPair(gate, up kernels.Matrix) error {
+	if gate.Rows != up.Rows {
+		return fmt.Errorf("%w: %s has %d rows, the gate %s has %d", ErrShape, up.Name, up.Rows, gate.Name, gate.Rows)
+	}
+	return nil
+}
+
+// Pair keeps the parts as they are.
+func (o *Ops) Pair(gate, up kernels.Matrix) (kernels.Weight, error) {
+	if err := CheckPair(gate, up); err != nil {
+		return nil, err
+	}
+	return o.Weight(gate, up)
+}
+
 // Weight keeps the parts as they are.
 func (o *Ops) Weight(parts ...kernels.Matrix) (kernels.Weight, error) {
 	w := &weight{parts: parts}

@@ -74,6 +74,9 @@ type weight struct{ rows, cols int }
 
 func (w weight) Shape() (rows, cols int) { return w.rows, w.cols }
 
+// Pair keeps the shape.
+func (o *Ops) Pair(gate, up kernels.Matrix) (kernels.Weight, error) { return o.Weight(gate, up) }
+
 // Weight keeps the shape: the bytes are never read.
 func (o *Ops) Weight(parts ...kernels.Matrix) (kernels.Weight, error) {
 	w := weight{}

@@ -25,16 +25,30 @@ type counting struct {
 }
 
 func (c *counting) Weight(parts ...kernels.Matrix) (kernels.Weight, error) {
+	if err := c.count(parts...); err != nil {
+		return nil, err
+	}
+	return c.Ops.Weight(parts...)
+}
+
+func (c *counting) Pair(gate, up kernels.Matrix) (kernels.Weight, error) {
+	if err := c.count(gate, up); err != nil {
+		return nil, err
+	}
+	return c.Ops.Pair(gate, up)
+}
+
+func (c *counting) count(parts ...kernels.Matrix) error {
 	if !c.begun {
 		c.begun = true
 		if err := c.meet(); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	for _, m := range parts {
 		c.bytes += int64(m.Rows) * int64(m.Type.Bytes(m.Cols))
 	}
-	return c.Ops.Weight(parts...)
+	return nil
 }
 
 // loadedBytes loads a model on ranks and gives what each was given to read, and the

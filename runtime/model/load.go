@@ -179,7 +179,12 @@ func (n *loader) feedForward(out *layer, l int) {
 	default:
 		add(name(s.Names.Up), columns)
 	}
-	out.up = kernels.Linear{Weight: n.weight(parts...), Norm: norm, Activation: s.Activation, Gated: s.Gated}
+	out.up = kernels.Linear{Norm: norm, Activation: s.Activation, Gated: s.Gated}
+	if s.Gated {
+		out.up.Weight = n.pair(parts[0], parts[1])
+	} else {
+		out.up.Weight = n.weight(parts...)
+	}
 	if s.FFNBias {
 		out.up.Bias = n.vector(bias)
 	}
@@ -222,7 +227,7 @@ func (n *loader) experts(l int, norm *kernels.Norm) *kernels.Experts {
 		}
 		gate := n.rows(at(s.Names.ExpertGate, l, i), first)
 		up := n.rows(at(s.Names.ExpertUp, l, i), first)
-		e.GateUp = append(e.GateUp, n.weight(gate, up))
+		e.GateUp = append(e.GateUp, n.pair(gate, up))
 		e.Down = append(e.Down, n.weight(n.block(at(s.Names.ExpertDown, l, i), down, n.slice.FFN)))
 	}
 	return e

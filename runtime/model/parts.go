@@ -97,6 +97,13 @@ func (n *loader) weight(parts ...kernels.Matrix) (w kernels.Weight) {
 	return w
 }
 
+func (n *loader) pair(gate, up kernels.Matrix) (w kernels.Weight) {
+	if n.err == nil {
+		w, n.err = n.ops.Pair(gate, up)
+	}
+	return w
+}
+
 func (n *loader) vector(values []float32) (v kernels.Vector) {
 	if n.err == nil {
 		v, n.err = n.ops.Vector(values)

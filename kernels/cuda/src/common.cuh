@@ -18,6 +18,8 @@ constexpr unsigned allLanes = 0xffffffffu;
 constexpr int blockTokens = 16;  // kernels.BlockTokens
 constexpr int chunkColumns = 32; // columns of a weight that lie together (pack.cuh)
 constexpr int chunkBytes = 512;  // 8 rows × 32 columns × 2 bytes
+constexpr int groupBlocks = 8;   // blocks of 8 rows whose chunks lie together, two of each (pack.cuh)
+constexpr int groupBytes = groupBlocks * 2 * chunkBytes, pairStep = groupBytes / 16; // from two chunks of a block to its next two
 
 template <class T> DEVICE float widen(T v);
 template <> DEVICE float widen<float>(float v) { return v; }
@@ -87,6 +89,11 @@ DEVICE uint64_t streamingPolicy() {
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(p));
   return p;
 }
+// Where chunk `chunk` of a weight's block is, in 16 bytes.
+DEVICE size_t chunkAt(int chunks, int block, int chunk) {
+  return (size_t(block / groupBlocks) * (chunks / 2) + chunk / 2) * pairStep + (block % groupBlocks * 2 + chunk % 2) * (chunkBytes / 16);
+}
+
 // 16 bytes from global to shared memory; bytes < 16 fills with zeros.
 DEVICE void copyAsync(uint32_t dst, const void* src, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(bytes) : "memory");

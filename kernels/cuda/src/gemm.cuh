@@ -98,7 +98,7 @@ template <class T, int TN, int TM, int WN, int WM, int STAGES> struct Tile {
     }
     auto blockOf = [&](int j) { // the weight block that stands j-th in the tile
       int u = tile * (a.gated ? TN / 16 : TN / 8) + (a.gated ? j / 2 : j);
-      return u < units ? u + (a.gated ? j % 2 * units : 0) : -1;
+      return u < units ? (a.gated ? 2 * u + j % 2 : u) : -1;
     };
     // What a thread copies of each stage, in 16 bytes: where its pieces begin.
     constexpr int WP = TN * 8 / threads, XP = (TM * 8 + threads - 1) / threads;
@@ -106,13 +106,13 @@ template <class T, int TN, int TM, int WN, int WM, int STAGES> struct Tile {
 #pragma unroll
     for (int n = 0; n < WP; n++) {
       int i = n * threads + thread, b = blockOf(i / 64);
-      weightAt[n] = b >= 0 ? (uint32_t)b * a.chunks * 32 + i % 64 : ~0u;
+      weightAt[n] = b >= 0 ? (uint32_t)chunkAt(a.chunks, b, 0) + i % 64 : ~0u;
     }
     auto fetchWeight = [&](int stage, int slot) {
 #pragma unroll
       for (int n = 0; n < WP; n++) {
         uint32_t to = base + slot * stageBytes + (n * threads + thread) * 16;
-        if (weightAt[n] != ~0u) copyAsync(to, weight + weightAt[n] + stage * 64, 16);
+        if (weightAt[n] != ~0u) copyAsync(to, weight + weightAt[n] + stage * pairStep, 16);
         else copyAsync(to, weight, 0);
       }
     };

@@ -5,8 +5,7 @@
 // 4) in place: the products take x·gain rounded to T, the sum is then multiplied
 // by 1/rms, so the reduction is off the path of the first weights.
 // Grid: one block per multiprocessor; each takes an equal run of units (8 weight
-// rows, with a gate 8 + 8). A task is one segment of 8 weight rows, which lies
-// together; warp w takes every 16th task from the w-th and has a ring of pieces in
+// rows, with a gate 8 + 8). A task is one segment of 8 weight rows; warp w takes every 16th task from the w-th and has a ring of pieces in
 // shared memory, so no barrier of the block stands between a copy and its use. On
 // Hopper the copy engine fills them.
 // Memory bound: 2·width·columns bytes. Reference: ref.Linear.
@@ -31,9 +30,9 @@ struct Pieces {
     if (chunk == 0) {
       const int row = a.gated ? task / a.segments / 2 : task / a.segments, half = a.gated ? task / a.segments % 2 : 0;
       length = lengthOf(task);
-      source = a.weight + (size_t(first + row + half * unitsOf(a)) * a.chunks + task % a.segments * a.segment) * 32;
+      source = a.weight + chunkAt(a.chunks, a.gated ? 2 * (first + row) + half : first + row, task % a.segments * a.segment);
     }
-    from = source + chunk * 32;
+    from = source + chunk / 2 * pairStep;
     chunks = min(pieceChunks, length - chunk);
     chunk += chunks;
     if (chunk == length) chunk = 0, task += gemvWarps;
@@ -78,10 +77,8 @@ template <class T, int MC> DEVICE void gemv(const LinearArguments& a) {
     const uint4* source;
     int chunks;
     if (!pieces.take(source, chunks)) return;
-    if (lane == 0) {
-      expectBytes(ring.full + 8 * filled, chunks * chunkBytes);
-      copyBulk(ring.pieces + filled * pieceBytes, source, chunks * chunkBytes, ring.full + 8 * filled, policy);
-    }
+    if (lane == 0) expectBytes(ring.full + 8 * filled, chunks * chunkBytes);
+    if (lane < chunks / 2) copyBulk(ring.pieces + filled * pieceBytes + lane * 2 * chunkBytes, source + lane * pairStep, 2 * chunkBytes, ring.full + 8 * filled, policy);
     if (++filled == a.slots) filled = 0;
   };
 #else
@@ -89,7 +86,7 @@ template <class T, int MC> DEVICE void gemv(const LinearArguments& a) {
     const uint4* source;
     int chunks;
     if (pieces.take(source, chunks))
-      for (int c = 0; c < chunks; c++) copyAsyncOnce(ring.pieces + filled * pieceBytes + c * chunkBytes + lane * 16, source + c * 32 + lane, policy);
+      for (int c = 0; c < chunks; c++) copyAsyncOnce(ring.pieces + filled * pieceBytes + c * chunkBytes + lane * 16, source + c / 2 * pairStep + c % 2 * 32 + lane, policy);
     commitCopies();
     if (++filled == gemvOldSlots) filled = 0;
   };

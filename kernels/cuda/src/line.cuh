@@ -71,15 +71,12 @@ template <class T, int KIND> DEVICE void line(const LineArguments& a) {
   auto fetch = [&] { // the next pieces into the ring
     if (ahead.at >= tasks) return;
     const int from = ahead.segment * a.segment, length = min(a.segment, a.chunks - from), n = min(pieceChunks, length - aheadChunk);
-    if (lane == 0) {
-      const bool both = !single(ahead);
-      const int row = first + (gated ? ahead.couple : 2 * ahead.couple), other = gated ? a.units : 1;
-      const uint4* source = a.weight + (size_t(row) * a.chunks + from + aheadChunk) * 32;
-      const uint32_t to = pieces + filled * wide, barrier = full + 8 * filled;
-      const uint64_t policy = streamingPolicy();
-      expectBytes(barrier, n * chunkBytes << both);
-      copyBulk(to, source, n * chunkBytes, barrier, policy);
-      if (both) copyBulk(to + pieceBytes, source + size_t(other) * a.chunks * 32, n * chunkBytes, barrier, policy);
+    const bool both = !single(ahead);
+    const uint32_t to = pieces + filled * wide, barrier = full + 8 * filled;
+    if (lane == 0) expectBytes(barrier, n * chunkBytes << both);
+    if (lane < 2 + 2 * both && lane % 2 < n / 2) { // lanes 2 and 3: the other unit
+      const int row = (gated ? 2 * (first + ahead.couple) : first + 2 * ahead.couple) + lane / 2;
+      copyBulk(to + lane / 2 * pieceBytes + lane % 2 * 2 * chunkBytes, a.weight + chunkAt(a.chunks, row, from + aheadChunk) + lane % 2 * pairStep, 2 * chunkBytes, barrier, streamingPolicy());
     }
     aheadChunk += n;
     if (aheadChunk == length) aheadChunk = 0, next(ahead);

@@ -2,8 +2,13 @@
 //
 // A block is 8 rows; a chunk of a block is 32 columns, 512 bytes: four matrices of
 // 8 rows × 8 columns, row after row. That is how ldmatrix and wgmma (without swizzle)
-// read a factor, and a block's chunks follow each other.
-// Rows and columns past the end are zero. Columns are padded to 64.
+// read a factor. Eight blocks are a group. Of a group 64 columns lie together, two
+// chunks of each block, and then the next 64: what a tile of many rows reads at a time
+// are two pieces of 8 KB, a bulk copy each. Boxes of the copy engine in lines of 1 KB take
+// longer, where few rows leave memory as the bound, and 16 copies of 1 KB much longer.
+// Blocks of a gate's two factors take turns: block 2u is the first one's u-th, 2u + 1
+// the second one's.
+// Rows and columns past the end are zero. Columns are padded to 64, rows to 64.
 // Grid: one block of threads per weight block. Run once per weight.
 #pragma once
 #include "common.cuh"
@@ -14,13 +19,15 @@ struct PackArguments {
   long long stride;
   int rows, row0, columns, chunks; // rows of the source; where they begin in out
   int type;                        // kernels.DType: F32, F16 or BF16
+  int half;                        // rows of a gate's factor, or 0
 };
 
 // Where column i of row n is.
-DEVICE size_t packedAt(int chunks, int n, int i) { return ((size_t(n / 8) * chunks + i / 32) * 32 + i % 32 / 8 * 8 + n % 8) * 8 + i % 8; }
+DEVICE size_t packedAt(int chunks, int n, int i) { return (chunkAt(chunks, n / 8, i / 32) + i % 32 / 8 * 8 + n % 8) * 8 + i % 8; }
 
 template <class T> DEVICE void pack(const PackArguments& a) {
   int n = a.row0 + blockIdx.x; // one block of threads a row
+  if (a.half) n = (n % a.half / 8 * 2 + n / a.half) * 8 + n % a.half % 8;
   const char* row = (const char*)a.source + blockIdx.x * a.stride;
   for (int i = threadIdx.x; i < a.chunks * 32; i += blockDim.x) {
     float v = 0;

@@ -25,7 +25,7 @@ struct alignas(128) WideArguments {
   int once;    // weights are read once: they leave L2 first
   int engine;  // outputs leave through shared memory and the copy engine, else by threads
   HeadArguments h;
-  CUtensorMap weight; // words of 4 bytes of a block, (half,) block
+  CUtensorMap weight; // of heads: lines of 1 KB, halves of a head, blocks of a half, stages, heads
   CUtensorMap x;                  // columns, rows; tiles of 64 columns under the 128-byte swizzle
   CUtensorMap out;                // columns, rows; a piece of wide rows: see Wide::put
 };
@@ -87,18 +87,26 @@ template <class T, int N, int CL, bool totals = N <= 192, bool heads = false> st
     weightTile = in / high * CL + rank, rowTile = group * GROUP + in % high;
   }
 
+  // One warp.
   static DEVICE void produce(const WideArguments& w, uint32_t tiles, uint32_t full, uint32_t empty, int rank) {
     const uint64_t policy = w.once ? streamingPolicy() : plainPolicy();
     int weightTile, rowTile;
+    const int lane = threadIdx.x % 32, last = ((w.a.gated ? 2 : 1) * unitsOf(w.a) - 1) / groupBlocks;
+    const uint4* from; // this lane's group of the tile; what one past the end gives is not stored
     auto weights = [&](int stage, int slot) {
-      expectBytes(full + 8 * slot, stageBytes);
-      if constexpr (heads) {
-        const int per = w.h.size / 16; // eights of half a head
-        for (int z = 0; z < 8; z += per) copyTile(tiles + slot * stageBytes + z * 2048, &w.weight, stage * 256, 0, weightTile * 16 + 2 * z, full + 8 * slot, policy);
-      } else copyTile(tiles + slot * stageBytes, &w.weight, stage * 256, w.a.gated ? 0 : weightTile * 16, w.a.gated ? weightTile * 8 : 0, full + 8 * slot, policy);
+      if (lane == 0) expectBytes(full + 8 * slot, stageBytes);
+      if constexpr (heads) { // blocks of the halves of a head in turn
+        const int per = w.h.size / 16; // blocks of half a head
+        for (int z = 0; z < 8 && lane == 0; z += per) copyTile(tiles + slot * stageBytes + z * 2048, &w.weight, 0, 0, 0, stage, (weightTile * 8 + z) / per, full + 8 * slot, policy);
+      } else if (lane < 2) copyBulk(tiles + slot * stageBytes + lane * groupBytes, from + size_t(stage) * pairStep, groupBytes, full + 8 * slot, policy);
+    };
+    auto begin = [&](const Work& k) {
+      place(w, k.tile, rank, weightTile, rowTile);
+      from = w.a.weight + chunkAt(w.a.chunks, min(weightTile * 2 + lane, last) * groupBlocks, 0);
     };
     auto rows = [&](int stage, int slot) {
       const uint32_t to = tiles + slot * stageBytes + weightBytes;
+      if (lane) return;
       if (CL == 1) copyTile(to, &w.x, stage * 64, rowTile * N, full + 8 * slot);
       else copyTileTo((1 << CL) - 1, to + rank * (N / CL) * 128, &w.x, stage * 64, rowTile * N + rank * (N / CL), full + 8 * slot);
     };
@@ -107,14 +115,14 @@ template <class T, int N, int CL, bool totals = N <= 192, bool heads = false> st
       dependency();
       return;
     }
-    place(w, k.tile, rank, weightTile, rowTile);
+    begin(k);
     const int early = min(STAGES, k.end - k.stage); // these weights do not wait for x
     for (int s = 0; s < early; s++) weights(k.stage + s, s);
     dependency();
     RingSlot ring;
     int done = 0;
     for (int i = 0; work(w, i, k); i++) {
-      place(w, k.tile, rank, weightTile, rowTile);
+      begin(k);
 #pragma unroll 1
       for (int stage = k.stage; stage < k.end; stage++) {
         waitBarrier(empty + 8 * ring.slot, ring.phase ^ 1);
@@ -454,7 +462,7 @@ template <class T, int N, int CL, bool totals = N <= 192, bool heads = false> st
     release();
     if (group == 2) {
       lowerRegisters<40>();
-      if (threadIdx.x == 256) produce(w, shared(wideMemory), full, empty, rank);
+      if (threadIdx.x < 288) produce(w, shared(wideMemory), full, empty, rank);
     } else {
       raiseRegisters<232>();
       consume(w, shared(wideMemory), full, empty, buffers, scales + group * N, group, rank);

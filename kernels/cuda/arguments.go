@@ -58,7 +58,7 @@ type widePromptArguments struct {
 type normArguments struct {
 	x, gain, bias, out, scale         pointer
 	rows, columns, xStride, outStride int32
-	kind, xNarrow, postponed          int32
+	kind, xNarrow, postponed, early   int32
 	eps                               float32
 }
 

@@ -124,6 +124,29 @@ type Ops struct {
 	closed  bool
 }
 
+// present counts the Ops of this process on each device.
+var present struct {
+	sync.Mutex
+	ops map[int]int // guarded by the mutex
+}
+
+// arrive counts o in, or with -1 out.
+func (o *Ops) arrive(n int) {
+	present.Lock()
+	defer present.Unlock()
+	if present.ops == nil {
+		present.ops = map[int]int{}
+	}
+	present.ops[o.info.Index] += n
+}
+
+// alone tells whether no kernels of another Ops stand beside this one's on its device.
+func (o *Ops) alone() bool {
+	present.Lock()
+	defer present.Unlock()
+	return present.ops[o.info.Index] == 1
+}
+
 // A kernel is a function of the image.
 type kernel struct {
 	name     string
@@ -184,6 +207,10 @@ func New(device int, options Options) (kernels.Ops, error) {
 func (o *Ops) run(device int, opened chan<- error) {
 	runtime.LockOSThread() // and never unlocked: the thread ends with its context
 	err := o.open(device)
+	if err == nil {
+		o.arrive(1)
+		defer o.arrive(-1)
+	}
 	opened <- err
 	if err != nil {
 		for f := range o.work {

@@ -41,6 +41,25 @@ func open(t testing.TB, compute kernels.DType) *Ops {
 	return o.(*Ops)
 }
 
+// Kernels of two Ops of one process stand beside each other on a device, so neither is
+// alone on it as long as both are open.
+func TestAloneOnTheDevice(t *testing.T) {
+	first := open(t, kernels.BF16)
+	second, err := New(0, Options{Compute: kernels.BF16})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first.alone() || second.(*Ops).alone() {
+		t.Error("two on one device, and one of them says that it is alone")
+	}
+	if err := second.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !first.alone() {
+		t.Error("the other is closed, and this one does not say that it is alone")
+	}
+}
+
 func random(r *rand.Rand, n int, scale float32) []float32 {
 	v := make([]float32, n)
 	for i := range v {

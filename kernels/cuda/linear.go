@@ -174,12 +174,21 @@ func (o *Ops) product(a linearArguments, w *weight, x kernels.Tensor, n *kernels
 func (o *Ops) prepare(a *linearArguments, x kernels.Tensor, n *kernels.Norm, stride int, postponed bool) {
 	p := normOf(x, n)
 	p.out, p.outStride, p.postponed = o.need("prepared", x.Rows*stride*4).at, int32(stride), bit(postponed)
+	p.early = bit(o.step.alone && letsIn(*a, x.Rows))
 	if postponed {
 		p.scale = o.need("scale", x.Rows*4).at
 		a.scale = p.scale
 	}
 	o.launch("prepare"+o.suffix, x.Rows, 1, 1, 512, 0, bytesOf(&p))
 	a.x, a.xStride, a.xNarrow = p.out, int32(stride), bit(o.half)
+}
+
+// letsIn tells whether the product is let in when what normalises for it begins, so
+// that its weights come meanwhile, not when that has its own input. Its blocks then fill
+// the device and wait, which nothing that they wait for may need: kernels of other ranks
+// on the same device do. Large weights of few rows lose by it.
+func letsIn(a linearArguments, rows int) bool {
+	return rows > fewRows || int(a.width)*int(a.columns)*2 < 48<<20
 }
 
 // ungated computes both halves and multiplies them in a second pass.

@@ -49,6 +49,7 @@ type slot struct {
 	tops        int // entries of top, over all rows
 	scored      bool
 	vocabulary  int
+	alone       bool    // on this device
 	base        pointer // where the number of the first collective stands
 	collectives int     // written down so far
 	launched    int     // of them
@@ -99,7 +100,7 @@ func (o *Ops) Begin(b *kernels.Batch) error {
 		stride++
 	}
 	s := <-o.slots
-	*s = slot{batch: b, stride: stride, items: map[int]*items{}, host: s.host, crossings: s.crossings, event: s.event, answer: make(chan answer, 1),
+	*s = slot{batch: b, stride: stride, items: map[int]*items{}, host: s.host, crossings: s.crossings, event: s.event, answer: make(chan answer, 1), alone: o.alone(),
 		list: s.list[:0], names: s.names[:0], arguments: s.arguments[:0], meta: s.meta[:0], lists: s.lists[:0], tables: s.tables[:0], places: s.places[:0]}
 	rows, spans := len(b.Tokens), len(b.Spans)
 	s.metaRoom = 4*((16+groups)*rows+8+len(b.Wanted)+groups*spans*stride) + 1<<16

@@ -18,7 +18,7 @@ struct NormArguments {
   void* out;    // prepare: T with outStride columns, the rest zero. norm, add: float32
   float* scale; // prepare with postponed: 1/rms of each row; else 1
   int rows, columns, xStride, outStride;
-  int kind, xNarrow, postponed;
+  int kind, xNarrow, postponed, early; // early: the next kernel is let in before x is there
   float eps;
 };
 
@@ -73,7 +73,8 @@ template <class T, class Put> DEVICE void normalise(const NormArguments& a, Put 
 }
 
 template <class T> DEVICE void prepare(const NormArguments& a) {
-  chain();
+  if (a.early) chainEarly();
+  else chain();
   T* out = (T*)a.out + size_t(blockIdx.x) * a.outStride;
   if (sizeof(T) == 2 && a.postponed && a.columns % 4 == 0) { // one pass: the root is not needed to go on
     __shared__ float squares[16];

@@ -90,14 +90,10 @@ func New(config Config) *Dispatcher {
 // Run follows the View until ctx ends: requests of replicas that are gone resume,
 // and those that wait go to replicas that have come.
 func (d *Dispatcher) Run(ctx context.Context) error {
-	view := d.views.View()
 	for {
-		d.observe(view)
-		next, err := d.views.Wait(ctx, view.Index)
-		if err != nil {
+		if _, err := d.views.Wait(ctx, d.observe()); err != nil {
 			return ctx.Err()
 		}
-		view = next
 	}
 }
 
@@ -254,10 +250,12 @@ func (d *Dispatcher) Waiting(deployment string) int {
 	return 0
 }
 
-// observe acts on a new View.
-func (d *Dispatcher) observe(view *state.View) {
+// observe acts on the newest View and gives its index. An older one would lack replicas
+// whose drivers have granted already.
+func (d *Dispatcher) observe() uint64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	view := d.views.View()
 	for id, load := range d.loads {
 		replica, ok := view.Replicas[id]
 		if !ok && load.Outstanding == 0 {
@@ -282,6 +280,7 @@ func (d *Dispatcher) observe(view *state.View) {
 	for deployment := range d.queues {
 		d.pump(view, deployment)
 	}
+	return view.Index
 }
 
 // pump grants what waits, in order, for as long as there is credit, and tells it when

@@ -54,6 +54,8 @@ func (m *member) complete(dataDir string) (trust.Secrets, error) {
 			return nil, fmt.Errorf("no host name: give --name: %w", err)
 		}
 		m.name = plainName(host)
+	} else if strings.Trim(m.name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+		return nil, fmt.Errorf("--name %q: it may hold a-z, 0-9 and '-'", m.name)
 	}
 	if m.secretFile == "" {
 		m.secretFile = filepath.Join(dataDir, "secret")

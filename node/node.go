@@ -34,6 +34,7 @@ const (
 	// reportEvery is the heartbeat that heads see.
 	reportEvery = 500 * time.Millisecond
 	rejoinEvery = 2 * time.Second
+	sayAgain    = time.Minute
 	maxResolves = 4
 )
 
@@ -279,11 +280,16 @@ func (n *Node) join(ctx context.Context) error {
 	ticker := time.NewTicker(rejoinEvery)
 	defer ticker.Stop()
 	told := len(n.cfg.Join) > 0
+	var said string // and when: what stays wrong is not said each time
+	var at time.Time
 	for {
 		members := n.members.Load()
 		if !slices.ContainsFunc(members.Members(), func(m member.Member) bool { return m.Role == trust.Head }) {
 			if err := members.Join(n.cfg.Join...); err != nil {
-				n.log.Warn("join", "error", err)
+				if text := err.Error(); text != said || time.Since(at) > sayAgain {
+					said, at = text, time.Now()
+					n.log.Warn("join", "error", err)
+				}
 			} else if !told {
 				told = true
 				n.log.Warn("no head is known", "hint", "give --join, or a head that names this node there")

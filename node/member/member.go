@@ -185,10 +185,15 @@ func (l *List) Join(addresses ...string) error {
 		return nil
 	}
 	if reached, err := l.list.Join(addresses); reached == 0 {
-		if err != nil && strings.Contains(err.Error(), "no installed keys") {
-			return fmt.Errorf("%w: another secret is used there: %w", ErrJoin, err)
+		text := ""
+		if err != nil { // of every address, a line each after the first
+			_, each, _ := strings.Cut(err.Error(), "* ")
+			text = strings.TrimSpace(strings.ReplaceAll(each, "\n\t* ", "; "))
 		}
-		return fmt.Errorf("%w: %w", ErrJoin, err)
+		if strings.Contains(text, "no installed keys") {
+			text = "another secret is used there: " + text
+		}
+		return fmt.Errorf("%w: %s", ErrJoin, text)
 	}
 	return nil
 }

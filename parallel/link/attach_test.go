@@ -13,15 +13,7 @@ import (
 // startDevice starts a device process's link at its node's server.
 func startDevice(t *testing.T, d *directory, id trust.Identity, lost func(trust.Identity, error)) *Link {
 	t.Helper()
-	secrets, err := trust.ParseSecrets([]byte(secret))
-	if err != nil {
-		t.Fatal(err)
-	}
-	authority, err := trust.NewAuthority(secrets, id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := Start(Config{Authority: authority, Resolve: d.resolve, Lost: lost})
+	l, err := Start(Config{Authority: authority(t, id, secret), Resolve: d.resolve, Lost: lost})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,15 +170,7 @@ func TestForeignDeviceProcessGetsNoInbox(t *testing.T) {
 	d := &directory{}
 	node := start(t, d, nodeB, secret, nil)
 	d.set(nodeC, node.Address()) // the certificate says otherwise
-	secrets, err := trust.ParseSecrets([]byte(secret))
-	if err != nil {
-		t.Fatal(err)
-	}
-	authority, err := trust.NewAuthority(secrets, trust.DeviceOf(nodeC.ID, "m/0"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if l, err := Start(Config{Authority: authority, Resolve: d.resolve}); err == nil {
+	if l, err := Start(Config{Authority: authority(t, trust.DeviceOf(nodeC.ID, "m/0"), secret), Resolve: d.resolve}); err == nil {
 		l.Close()
 		t.Fatal("a device process attached to another node's server")
 	}

@@ -83,20 +83,12 @@ func cpuTime(b *testing.B) time.Duration {
 	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }
 
-func benchAuthority(b *testing.B, id trust.Identity) *trust.Authority {
-	a, err := trust.NewAuthority(trust.Secrets{[]byte(secret)}, id)
-	if err != nil {
-		b.Fatal(err)
-	}
-	return a
-}
-
 // linkHop gives a function that sends a message by link as often as it is told.
 func linkHop(b *testing.B, size int) func(times int) {
 	d := &directory{}
 	join := func(id trust.Identity) *Link {
 		l, err := Start(Config{
-			Authority: benchAuthority(b, id), Listen: "127.0.0.1:0", Resolve: d.resolve, Logger: slog.New(slog.DiscardHandler),
+			Authority: authority(b, id, secret), Listen: "127.0.0.1:0", Resolve: d.resolve, Logger: slog.New(slog.DiscardHandler),
 		})
 		if err != nil {
 			b.Fatal(err)
@@ -137,7 +129,7 @@ func tlsHop(b *testing.B, size int) func(times int) {
 			return
 		}
 		defer raw.Close()
-		conn := tls.Server(raw, benchAuthority(b, nodeB).Server())
+		conn := tls.Server(raw, authority(b, nodeB, secret).Server())
 		var length [8]byte
 		data := make([]byte, size)
 		for {
@@ -154,7 +146,7 @@ func tlsHop(b *testing.B, size int) func(times int) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	conn := tls.Client(raw, benchAuthority(b, headA).Client(nodeB))
+	conn := tls.Client(raw, authority(b, headA, secret).Client(nodeB))
 	b.Cleanup(func() { conn.Close(); <-ended })
 	if err := conn.HandshakeContext(b.Context()); err != nil {
 		b.Fatal(err)

@@ -48,17 +48,19 @@ func (d *directory) resolve(id trust.Identity) (string, error) {
 	return "", fmt.Errorf("%s is not in the directory", id)
 }
 
+// authority is what a process of some identity that knows a secret proves itself by.
+func authority(t testing.TB, id trust.Identity, secret string) *trust.Authority {
+	t.Helper()
+	a, err := trust.NewAuthority(trust.Secrets{[]byte(secret)}, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
 func start(t *testing.T, d *directory, id trust.Identity, secret string, adjust func(*Config)) *Link {
 	t.Helper()
-	secrets, err := trust.ParseSecrets([]byte(secret))
-	if err != nil {
-		t.Fatal(err)
-	}
-	authority, err := trust.NewAuthority(secrets, id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := Config{Authority: authority, Listen: "127.0.0.1:0", Resolve: d.resolve, Logger: slog.New(slog.DiscardHandler)}
+	cfg := Config{Authority: authority(t, id, secret), Listen: "127.0.0.1:0", Resolve: d.resolve, Logger: slog.New(slog.DiscardHandler)}
 	if adjust != nil {
 		adjust(&cfg)
 	}

@@ -171,8 +171,23 @@ func (s *Server) recognize(r *http.Request) (*caller, bool) {
 	return s.identify(r)
 }
 
-// authorized demands a key on every path that is not open, and an administrator's
-// where keys are made.
+// forAdmins reports whether a request is about keys, or changes what all users of the
+// cluster have: deployments and nodes.
+func forAdmins(r *http.Request) bool {
+	under := func(path string) bool { return r.URL.Path == path || strings.HasPrefix(r.URL.Path, path+"/") }
+	reads := r.Method == http.MethodGet || r.Method == http.MethodHead
+	return under("/api/keys") || under("/api/cluster") && !reads
+}
+
+func notAdmin(c *caller) *Error {
+	return &Error{
+		Status: http.StatusForbidden, Type: "PermissionDeniedError",
+		Message: "key " + c.name + " is no administrator's: ask who runs this cluster",
+	}
+}
+
+// authorized demands a key on every path that is not open, and an administrator's for
+// what concerns everybody.
 func (s *Server) authorized(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if open[r.URL.Path] {
@@ -186,11 +201,8 @@ func (s *Server) authorized(next http.Handler) http.Handler {
 				Status: http.StatusUnauthorized, Type: "AuthenticationError",
 				Message: "a valid API key is needed: send the header Authorization: Bearer KEY",
 			})
-		case !c.admin && (r.URL.Path == "/api/keys" || strings.HasPrefix(r.URL.Path, "/api/keys/")):
-			s.fail(w, r, &Error{
-				Status: http.StatusForbidden, Type: "PermissionDeniedError",
-				Message: "key " + c.name + " is no administrator's: ask who runs this cluster",
-			})
+		case !c.admin && forAdmins(r):
+			s.fail(w, r, notAdmin(c))
 		default:
 			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, c)))
 		}

@@ -128,6 +128,9 @@ func (s *Server) newWork(r *http.Request, request *jobRequest) (*state.Job, erro
 	if err != nil {
 		return nil, err
 	}
+	if c := by(r.Context()); entry.Kind == state.Serve && !c.admin {
+		return nil, notAdmin(c)
+	}
 	job := s.ownWork(r, id, entry.Kind)
 	job.Entrypoint, job.Metadata = request.Entrypoint, request.Metadata
 	if entry.Kind == state.Batch {

@@ -73,6 +73,9 @@ func TestClusterKeys(t *testing.T) {
 	}{
 		{"", "GET", "/v1/models", "", 401, ""}, {"mk-other", "GET", "/v1/models", "", 401, ""},
 		{user, "GET", "/v1/models", "", 200, ""}, {user, "GET", "/api/keys", "", 403, ""},
+		{user, "POST", "/api/cluster/deployments", `{"model":"m"}`, 403, ""}, {user, "DELETE", "/api/cluster/deployments/m", "", 403, ""},
+		{user, "PATCH", "/api/cluster/deployments/m", `{"replicas":0}`, 403, ""}, {user, "POST", "/api/cluster/nodes/n/drain", "", 403, ""},
+		{user, "DELETE", "/api/cluster/nodes/n", "", 403, ""}, {user, "GET", "/api/cluster/deployments", "", 200, ""},
 		{user, "POST", "/api/keys", `{"name":"x","admin":true}`, 403, ""}, {user, "DELETE", "/api/keys/root", "", 403, ""},
 		{root, "POST", "/api/keys", `{"name":"user"}`, 409, "name"}, {root, "POST", "/api/keys", `{"name":"a b"}`, 400, "name"},
 		{root, "POST", "/api/keys", `{"name":"y","requests_per_second":-1}`, 400, "requests_per_second"},

@@ -18,8 +18,8 @@ func keysCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use: "keys", Short: "Make, list and revoke API keys", Args: cobra.NoArgs, RunE: overview,
 		Long: "Make, list and revoke API keys. The cluster keeps their hashes: a key is shown once, when it\n" +
-			"is made. Only administrators' keys may do this; where no key exists yet, anybody may make the\n" +
-			"first, which must be an administrator's.",
+			"is made. Only administrators' keys may do this, as only they may change deployments and nodes;\n" +
+			"where no key exists yet, anybody may make the first, which must be an administrator's.",
 	}
 	command.AddCommand(createKeyCommand(), listKeysCommand(), revokeKeyCommand())
 	return command

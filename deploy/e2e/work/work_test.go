@@ -100,5 +100,13 @@ func TestCommands(t *testing.T) {
 	if list := manta("keys", "list"); !strings.Contains(list, "alice") || strings.Contains(list, user) {
 		t.Errorf("manta keys list: %s", list)
 	}
+	for _, args := range [][]string{
+		{"serve", "smollm2", "--served-model-name", "third"}, {"delete", "smollm2"}, {"jobs", "submit", "manta serve smollm2"},
+	} {
+		out, err := exec.CommandContext(t.Context(), binary, append(args, "--url", url, "--api-key", user)...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "no administrator's") {
+			t.Errorf("manta %v with a user's key: %v, %s", args, err, out)
+		}
+	}
 	manta("keys", "revoke", "alice")
 }

@@ -17,7 +17,7 @@ type linearArguments struct {
 	eps, softcap                                        float32
 	activation, gated, accumulate                       int32
 	xNarrow, outNarrow                                  int32
-	slots                                               int32
+	slots, parts                                        int32
 }
 
 type lineArguments struct {
@@ -32,7 +32,7 @@ type lineArguments struct {
 	eps                       float32
 }
 
-// wideArguments and widePromptArguments: tensor maps stand at multiples of 128 bytes.
+// wideArguments, jointArguments and widePromptArguments: tensor maps stand at multiples of 128 bytes.
 type wideArguments struct {
 	linearArguments
 	whole, tiles, weightTiles, rowTiles int32
@@ -46,6 +46,14 @@ type wideArguments struct {
 type headArguments struct {
 	rope, position, place, q, k, v pointer
 	heads, kvHeads, size, padding  int32
+}
+
+type jointArguments struct {
+	linearArguments
+	weightTiles, _      int32
+	next, gain, squares pointer
+	_                   [127 - (unsafe.Sizeof(linearArguments{})+8+24+127)%128]byte
+	x                   tensorMap
 }
 
 type widePromptArguments struct {

@@ -270,7 +270,7 @@ func (o *Ops) loadImage(image string, names []string) error {
 	o.modules = append(o.modules, module)
 	for _, name := range names {
 		f, err := module.Function(name)
-		if err != nil && strings.HasPrefix(name, "wide_") {
+		if err != nil && (strings.HasPrefix(name, "wide_") || strings.HasPrefix(name, "joint_")) {
 			continue // only in sm_90a's machine code
 		}
 		if err != nil {
@@ -388,6 +388,9 @@ func kernelNames() map[string][]string {
 		products = append(products, "gate"+t)
 		for _, w := range wideTiles {
 			products = append(products, w.kernel(t))
+		}
+		for _, n := range jointTiles {
+			products = append(products, fmt.Sprintf("joint%s_%d", t, n))
 		}
 		for _, n := range []string{"1", "2", "4", "8"} {
 			products = append(products, "gemv"+t+"_"+n)

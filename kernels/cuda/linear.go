@@ -164,7 +164,7 @@ func (o *Ops) product(a linearArguments, w *weight, x kernels.Tensor, n *kernels
 		o.launch(fmt.Sprintf("gemv%s_%d", o.suffix, kernel), min(o.info.Multiprocessor, units(a)), 1, 1, 512, shared, bytesOf(&a))
 		return
 	}
-	if n != nil || !b.narrow || x.Cols%64 != 0 {
+	if (n != nil || !b.narrow || x.Cols%64 != 0) && !(postponed && o.fed(&a, x, n)) {
 		o.prepare(&a, x, n, 64*ceil(x.Cols, 64), postponed)
 	}
 	o.tiles(a, x.Rows, 1, heads)
@@ -305,7 +305,9 @@ var tileKernels = []struct{ name, rows, shared int }{
 // tiles launches the product of many rows, of one weight or of each expert's.
 func (o *Ops) tiles(a linearArguments, rows, experts int, heads *headArguments) {
 	if o.wideKernels && experts == 1 {
-		o.wide(a, rows, heads)
+		if heads != nil || !o.joint(a, rows) {
+			o.wide(a, rows, heads)
+		}
 		return
 	}
 	k := tileKernels[len(tileKernels)-1]

@@ -53,7 +53,8 @@ type slot struct {
 	base        pointer // where the number of the first collective stands
 	collectives int     // written down so far
 	launched    int     // of them
-	err         error   // of this step alone
+	feed        feed
+	err         error // of this step alone
 
 	bring, take func(*slot) error // rows of other stages
 	taken       func() error      // sends those that were taken, once they are here
@@ -553,6 +554,7 @@ func (o *Ops) flush() error {
 		return err
 	})
 	s.list, s.names, s.arguments, s.launched = s.list[:0], s.names[:0], s.arguments[:0], s.collectives
+	s.feed = feed{}
 	if ofEpoch(err) {
 		s.err = err
 		return err

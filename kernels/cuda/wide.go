@@ -61,6 +61,7 @@ const (
 	segmentShare, segmentRowShare      = 2530., 20.
 	unsharedPower, unsharedFrom        = .2, 2048.
 	fewRows, staysInL2                 = 64, 32 << 20 // bytes
+	partsRows                          = 128          // of tiles that take scales in parts
 )
 
 // A widePlan is how a product is laid on the device. It does not show in the result.
@@ -79,7 +80,7 @@ func (o *Ops) planWide(a linearArguments, rows int, heads bool) (best widePlan) 
 	}
 	last := widePlan{}
 	for _, t := range wideTiles {
-		if !t.takes(a.segments, heads) || t.cluster == last.tile.cluster && ceil(rows, t.rows) == last.rowTiles {
+		if !t.takes(a.segments, heads) || a.parts > 0 && t.rows > partsRows || t.cluster == last.tile.cluster && ceil(rows, t.rows) == last.rowTiles {
 			continue // nothing, or as many tiles of fewer rows
 		}
 		p := widePlan{tile: t, weightTiles: ceil(blocks, t.cluster), rowTiles: ceil(rows, t.rows), clusters: o.info.Multiprocessor / t.cluster}
@@ -126,14 +127,19 @@ func partialBytes(tiles int, a linearArguments, t wideTile) int {
 	return tiles * int(a.segments) * 128 * t.rows * 4
 }
 
+// rowsTiling is how the copy engine takes x in tiles of so many rows, of which it brings
+// some at once. It takes longer for a box that ends outside: whole tiles are read, as far as
+// there is memory (a buffer has room for float32). What lies there reaches no output.
+func rowsTiling(a linearArguments, rows, tile, atOnce int) tiling {
+	read := min(ceil(rows, tile)*tile, 2*rows)
+	return tiling{at: a.x, dimensions: [5]uint64{uint64(a.chunks) * 32, uint64(read)}, strides: [4]uint64{2 * uint64(a.xStride)},
+		box: [5]uint32{64, uint32(atOnce)}, swizzled: true}
+}
+
 // wide launches the product of many rows on a Hopper device.
 func (o *Ops) wide(a linearArguments, rows int, heads *headArguments) {
 	p := o.planWide(a, rows, heads != nil)
-	// The copy engine takes longer for a box that ends outside: whole tiles are read, as
-	// far as there is memory (a buffer has room for float32). What lies there reaches no output.
-	read := min(p.rowTiles*p.tile.rows, 2*rows)
-	x := tiling{at: a.x, dimensions: [5]uint64{uint64(a.chunks) * 32, uint64(read)}, strides: [4]uint64{2 * uint64(a.xStride)},
-		box: [5]uint32{64, uint32(p.tile.rows / p.tile.cluster)}, swizzled: true}
+	x := rowsTiling(a, rows, p.tile.rows, p.tile.rows/p.tile.cluster)
 	grid := min(p.clusters, p.tiles)
 	if cut := p.tiles - p.whole; cut > 0 {
 		a.partial = o.need("partial", partialBytes(cut, a, p.tile)).at

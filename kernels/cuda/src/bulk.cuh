@@ -38,6 +38,11 @@ DEVICE uint32_t mapped(uint32_t at, int rank) {
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
   return there;
 }
+DEVICE float4 loadThere(uint32_t there) {
+  float4 v;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(there) : "memory");
+  return v;
+}
 DEVICE void sendPair(uint32_t there, float x, float y) { asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(there), "f"(x), "f"(y) : "memory"); }
 DEVICE void arriveCluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 DEVICE void waitCluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
@@ -83,4 +88,6 @@ DEVICE void storeTile(const CUtensorMap* map, int c0, int c1, uint32_t from, int
 DEVICE void copyTile(uint32_t to, const CUtensorMap* map, int c0, int c1, int c2, int c3, int c4, uint32_t barrier, uint64_t policy) {
   asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4, %5, %6}], [%7], %8;" ::"r"(to), "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "r"(barrier), "l"(policy) : "memory");
 }
+// Bytes that lie together, into L2.
+template <int BYTES> DEVICE void prefetchBulk(const void* from) { asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "n"(BYTES) : "memory"); }
 #endif

@@ -27,6 +27,7 @@ struct LinearArguments {
   int activation, gated, accumulate;
   int xNarrow, outNarrow;
   int slots; // gemv: pieces of a warp's ring
+  int parts; // of each row's sum of squares, which `scale` holds in place of 1/rms (joint.cuh), or 0
 };
 
 // Blocks of 8 weight rows that a unit of output takes: one, or with a gate two.
@@ -170,4 +171,14 @@ DEVICE float inverseRoot(const float* squares, int columns, float eps) {
 #pragma unroll
   for (int w = 0; w < 16; w++) sum += squares[w];
   return 1.f / sqrtf(sum / columns + eps);
+}
+
+// The same of row m of x, of which a.scale holds the sums of squares of 128 columns each.
+constexpr int squareParts = 16; // that there is room for
+DEVICE float inverseRootOf(const LinearArguments& a, int m) {
+  const float* from = a.scale + size_t(m) * squareParts;
+  float squares[squareParts];
+#pragma unroll
+  for (int i = 0; i < squareParts; i++) squares[i] = i < a.parts ? __ldcg(from + i) : 0.f;
+  return inverseRoot(squares, a.columns, a.eps);
 }

@@ -61,6 +61,7 @@ template <class T, int N, int CL, bool totals = N <= 192, bool heads = false> st
   static constexpr int afterStages = 4 * slotBytes + 2 * N * 4 * rowWords + 128; // slots and what rows have, of each warpgroup; barriers
   static constexpr int stagesThatFit = (wideShared - afterStages) / stageBytes, STAGES = stagesThatFit > 8 ? 8 : stagesThatFit;
   static constexpr int GROUP = N > 192 ? 8 : 16; // row tiles that share weights in L2
+  static constexpr bool takesParts = N <= 128; // scales may come as sums of squares (joint.cuh)
 
   // What a block works on, one after the other: whole tiles, then segments of tiles.
   struct Work {
@@ -134,9 +135,11 @@ template <class T, int N, int CL, bool totals = N <= 192, bool heads = false> st
   }
 
   // Has the scales of a tile's rows on their way into shared memory, and where the rows stand.
-  static DEVICE void fetchScales(const WideArguments& w, const float* scales, int m0) {
+  static DEVICE void fetchScales(const WideArguments& w, float* scales, int m0) {
     const LinearArguments& a = w.a;
-    if (a.scale)
+    if (takesParts && a.parts)
+      for (int m = threadIdx.x % 128; m < N; m += 128) scales[m] = inverseRootOf(a, min(m0 + m, a.rows - 1));
+    else if (a.scale)
       for (int m = threadIdx.x % 128; m < N; m += 128)
         asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared(scales + m)), "l"(a.scale + min(m0 + m, a.rows - 1)), "r"(m0 + m < a.rows ? 4 : 0) : "memory");
     if constexpr (heads) H::fetch(a, w.h, scales, m0);

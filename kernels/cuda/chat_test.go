@@ -114,25 +114,32 @@ func (d *dummy) stepWithout(t testing.TB, b *kernels.Batch, rows []kernels.Sampl
 }
 
 // BenchmarkChat says what parts of a step cost within it: steps of BENCH_DIR's chat-1000
-// on 8B, whole and without one part, in turn. What is missing without a part is µs a
-// layer; of head and sample, a step. At the power limit the figures of two runs differ
-// by some 30 µs.
+// on 8B and of its uniform-256 on 0.6B (MANTA_BENCH picks), whole and without one part, in
+// turn. What is missing without a part is µs a layer; of head and sample, a step. At the
+// power limit the figures of two runs differ by some 30 µs.
 func BenchmarkChat(b *testing.B) {
-	raw, err := os.ReadFile(filepath.Join(cmp.Or(os.Getenv("BENCH_DIR"), "."), "chat-1000.json"))
-	if err != nil {
-		b.Skip("no work: set BENCH_DIR")
+	for _, s := range wantedShapes() {
+		if file := map[string]string{"8B": "chat-1000.json", "0.6B": "uniform-256.json"}[s.name]; file != "" {
+			raw, err := os.ReadFile(filepath.Join(cmp.Or(os.Getenv("BENCH_DIR"), "."), file))
+			if err != nil {
+				b.Skip("no work: set BENCH_DIR")
+			}
+			var work [][2]int
+			if err := json.Unmarshal(raw, &work); err != nil {
+				b.Fatal(err)
+			}
+			s.chat(b, chatSteps(work))
+		}
 	}
-	var work [][2]int
-	if err := json.Unmarshal(raw, &work); err != nil {
-		b.Fatal(err)
-	}
+}
+
+func (s shape) chat(b *testing.B, steps []chatStep) {
 	ops, err := New(0, Options{Compute: kernels.BF16, Seats: 1024})
 	if err != nil {
 		b.Fatal(err)
 	}
 	o := ops.(*Ops)
 	const blocks = 1 << 15
-	s := shapes[0]
 	d := newDummy(b, o, s, 8192, 1024, blocks)
 	stored := d.attention[0].Cache.(*cache)
 	for i, at := range []pointer{stored.k, stored.v} {
@@ -141,9 +148,12 @@ func BenchmarkChat(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	steps := chatSteps(work)
+	most := len(slices.MaxFunc(steps, func(i, j chatStep) int { return cmp.Compare(len(i.contexts), len(j.contexts)) }).contexts)
 	list := []chatStep{steps[0], steps[16]}
 	for _, n := range []int{1000, 700, 400, 256, 128, 64, 32, 16, 8, 4, 1} {
+		if n > most {
+			continue
+		}
 		list = append(list, steps[slices.IndexFunc(steps, func(c chatStep) bool { return len(c.prompts) == 0 && len(c.contexts) <= n })])
 	}
 	parts := []string{"", "attention", "qkv", "out", "up", "down", "head", "sample"}
@@ -168,7 +178,7 @@ func BenchmarkChat(b *testing.B) {
 				}
 			}
 		}
-		fmt.Printf("8B, %d rows, %d of them decode at %d on average: ", len(batch.Tokens), len(c.contexts), all/max(1, len(c.contexts)))
+		fmt.Printf("%s, %d rows, %d of them decode at %d on average: ", s.name, len(batch.Tokens), len(c.contexts), all/max(1, len(c.contexts)))
 		for _, part := range parts {
 			t := times[part]
 			if len(t) == 0 {

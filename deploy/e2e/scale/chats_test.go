@@ -50,9 +50,9 @@ func (b *bench) chat(name string, sessions bool) (rate, busiest float64) {
 					prompt.WriteByte(byte('a' + draw.IntN(26)))
 				}
 				q := question{model: name, prompt: prompt.String(), tokens: 10 + draw.IntN(20)}
-				head := user % headCount
+				head := user % *headCount
 				if sessions {
-					head, q.session = (user+turn)%headCount, fmt.Sprint("user ", user)
+					head, q.session = (user+turn)%*headCount, fmt.Sprint("user ", user)
 				}
 				if err := q.ask(b.t.Context(), b.urls[head], func(int) {}); err != nil {
 					b.t.Errorf("%s: user %d, turn %d: %v", name, user, turn, err)

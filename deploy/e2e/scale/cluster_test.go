@@ -25,12 +25,11 @@ import (
 )
 
 const (
-	headCount = 3
-	devices   = 8 // a node
-	patience  = processtest.Patience
+	devices  = 8 // a node
+	patience = processtest.Patience
 )
 
-// bench is three heads as processes, and nodes in this one.
+// bench is heads as processes, and nodes in this one.
 type bench struct {
 	*processtest.Cluster
 	t      *testing.T
@@ -42,7 +41,7 @@ type bench struct {
 
 func start(t *testing.T) *bench {
 	t.Helper()
-	b := &bench{Cluster: processtest.NewCluster(t, headCount), t: t, model: llama8B(t)}
+	b := &bench{Cluster: processtest.NewCluster(t, *headCount), t: t, model: llama8B(t)}
 	for i, address := range b.API {
 		b.Head(i, "--stream-interval", fmt.Sprint(*every))
 		b.urls = append(b.urls, "http://"+address)
@@ -125,7 +124,7 @@ func (c cost) minus(before cost) cost {
 func (b *bench) cost() cost {
 	b.t.Helper()
 	var sum cost
-	for i := range headCount {
+	for i := range *headCount {
 		pid := b.Member(processtest.HeadName(i)).Pid()
 		var used unix.Timespec // clock_getcpuclockid(3): /proc tells but hundredths of a second
 		if err := unix.ClockGettime(int32(^pid<<3|2), &used); err != nil {

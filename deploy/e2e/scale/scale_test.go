@@ -25,11 +25,12 @@ import (
 )
 
 var (
-	sizes   = flag.String("nodes", "1,4", "how many nodes there are, one measurement each, growing")
-	streams = flag.Int("streams", 128, "streams that are open")
-	speed   = flag.Float64("speed", 0.04, "of a simulated device, in H200s: a step of an 8B model takes 4.2 ms over it")
-	length  = flag.Duration("length", 5*time.Second, "of each measurement")
-	every   = flag.Int("interval", 1, "the heads' --stream-interval")
+	sizes     = flag.String("nodes", "1,4", "how many nodes there are, one measurement each, growing")
+	streams   = flag.Int("streams", 128, "streams that are open")
+	speed     = flag.Float64("speed", 0.04, "of a simulated device, in H200s: a step of an 8B model takes 4.2 ms over it")
+	length    = flag.Duration("length", 5*time.Second, "of each measurement")
+	headCount = flag.Int("heads", 3, "how many heads there are")
+	every     = flag.Int("interval", 1, "the heads' --stream-interval")
 )
 
 // figures are what one size came to.
@@ -51,7 +52,7 @@ type figures struct {
 // What heads cost, from one node on: the table of `make bench-scale`.
 func TestScale(t *testing.T) {
 	b := start(t)
-	b.until("three heads", func(s *api.ClusterState) bool { return len(s.Heads) == headCount })
+	b.until("all heads", func(s *api.ClusterState) bool { return len(s.Heads) == *headCount })
 	// Requests to this replica take a step that hardly takes time: what they wait is
 	// the cluster's own.
 	b.add(1, fmt.Sprintf("sim:%d@100", devices), map[string]string{"pool": "probe"})
@@ -108,7 +109,7 @@ func (b *bench) measure(n int) figures {
 		ended.Go(func() {
 			var once sync.Once
 			defer once.Do(begun.Done)
-			err := stream(ctx, b.urls[i%headCount], "load", 3900, func(bytes int) {
+			err := stream(ctx, b.urls[i%*headCount], "load", 3900, func(bytes int) {
 				counted.events.Add(1)
 				counted.bytes.Add(int64(bytes))
 				once.Do(begun.Done)
@@ -216,7 +217,7 @@ func (b *bench) probe() []time.Duration {
 	for i := range 300 {
 		var first time.Duration
 		start := time.Now()
-		err := stream(b.t.Context(), b.urls[i%headCount], "probe", 1, func(int) {
+		err := stream(b.t.Context(), b.urls[i%*headCount], "probe", 1, func(int) {
 			if first == 0 {
 				first = time.Since(start)
 			}

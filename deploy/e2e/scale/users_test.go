@@ -37,7 +37,7 @@ func (b *bench) bound(holds bool, format string, args ...any) {
 // Many users share one cluster: three heads, simulated devices.
 func TestUsers(t *testing.T) {
 	b := start(t)
-	b.until("three heads", func(s *api.ClusterState) bool { return len(s.Heads) == headCount })
+	b.until("three heads", func(s *api.ClusterState) bool { return len(s.Heads) == *headCount })
 	for name, test := range map[string]func(*bench){"a flood": (*bench).flood, "overload": (*bench).overloaded, "from zero": (*bench).fromZero, "chats": (*bench).chats} {
 		t.Run(name, func(t *testing.T) {
 			on := *b
@@ -85,7 +85,7 @@ func (b *bench) flood() {
 				}
 				all.Go(func() {
 					sent.Add(1)
-					err := question{key: flood, model: "fair", prompt: "x", tokens: 8}.ask(ctx, b.urls[i%headCount], func(int) {})
+					err := question{key: flood, model: "fair", prompt: "x", tokens: 8}.ask(ctx, b.urls[i%*headCount], func(int) {})
 					var no *refused
 					switch {
 					case err == nil:
@@ -126,7 +126,7 @@ func (b *bench) ask(key string, requests int, every time.Duration) time.Duration
 	for i := range times {
 		all.Go(func() {
 			asked := time.Now()
-			err := question{key: key, model: "fair", prompt: "x", tokens: 8}.ask(b.t.Context(), b.urls[i%headCount], func(int) {
+			err := question{key: key, model: "fair", prompt: "x", tokens: 8}.ask(b.t.Context(), b.urls[i%*headCount], func(int) {
 				if times[i] == 0 {
 					times[i] = time.Since(asked)
 				}
@@ -206,7 +206,7 @@ func (b *bench) overloaded() {
 	for c := range 48 {
 		clients.Go(func() {
 			for time.Since(began) < 5*time.Second {
-				if err := stream(b.t.Context(), b.urls[c%headCount], "busy", answer, func(int) { best.tokens.Add(1) }); err != nil {
+				if err := stream(b.t.Context(), b.urls[c%*headCount], "busy", answer, func(int) { best.tokens.Add(1) }); err != nil {
 					b.t.Error(err)
 					return
 				}
@@ -230,7 +230,7 @@ func (b *bench) overloaded() {
 			for due += 0.01 * factor * goodput / answer; due >= 1; due-- {
 				i := offered
 				offered++
-				clients.Go(func() { f.visit(b.t.Context(), b.urls[i%headCount], i) })
+				clients.Go(func() { f.visit(b.t.Context(), b.urls[i%*headCount], i) })
 			}
 			if offered%100 < 10 {
 				peak = max(peak, b.cost().resident)
@@ -247,7 +247,7 @@ func (b *bench) overloaded() {
 		if f.answered.Load() == 0 || f.left.Load() == 0 || len(f.odd) > 0 || factor == 10 && f.refused.Load() == 0 {
 			b.t.Errorf("%d requests fared oddly", len(f.odd))
 		}
-		if peak-before > headCount*512<<20 {
+		if peak-before > int64(*headCount)*512<<20 {
 			b.t.Errorf("the heads grew from %d to %d MiB", before>>20, peak>>20)
 		}
 	}
@@ -295,14 +295,14 @@ func (b *bench) fromZero() {
 	if err := b.client.Post(b.t.Context(), "/api/cluster/deployments", body, nil); err != nil {
 		b.t.Fatal(err)
 	}
-	ended := make(chan error, headCount)
+	ended := make(chan error, *headCount)
 	for _, url := range b.urls {
 		go func() { ended <- stream(b.t.Context(), url, "zero", 3, func(int) {}) }()
 	}
-	b.until("requests that wait", func(*api.ClusterState) bool { return b.metric("vllm:num_requests_waiting", "zero") == headCount })
+	b.until("requests that wait", func(*api.ClusterState) bool { return b.metric("vllm:num_requests_waiting", "zero") == float64(*headCount) })
 	came := time.Now()
 	b.add(1, "sim:1", map[string]string{"pool": "zero"})
-	for range headCount {
+	for range *headCount {
 		if err := <-ended; err != nil {
 			b.t.Errorf("a request that waited: %v", err)
 		}

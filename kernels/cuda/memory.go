@@ -227,6 +227,11 @@ func (o *Ops) shape(rows, cols int) *weight {
 	for perBlock := ceil(ceil(rows, 8), 132); 2*split*perBlock <= 16 && split < min(4, most) && w.chunks/split >= 8; {
 		split *= 2
 	}
+	if cols >= 4096 { // a tensor rank's few rows of a wide model
+		for tiles := ceil(rows, 128); tiles*split < 64 && w.chunks/split >= 16; {
+			split *= 2
+		}
+	}
 	w.segment = ((w.chunks+split-1)/split + 1) / 2 * 2
 	w.segments = (w.chunks + w.segment - 1) / w.segment
 	return w

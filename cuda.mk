@@ -38,7 +38,7 @@ gpu-bench: gpu-binaries ## measure this machine's GPU: kernels and steps beside 
 	  --streams 1x1024x128,256x512x48 --workload $(BENCH_DIR)/uniform-256.json
 
 # All that a machine with nothing but a driver needs to test and measure. manta-fault
-# has a device that faults at SIGUSR2.
+# has a device that faults at SIGUSR2 and stands still at SIGUSR1 and SIGALRM.
 gpu-binaries: toolchain $(CUDA_IMAGE) $(CUDA_CACHE)/lib/libcuda.a
 	@mkdir -p $(GPU)
 	@$(CUDA_ENV) $(GO) build -trimpath -tags cuda -ldflags '$(LDFLAGS)' -o $(GPU)/manta .

@@ -69,7 +69,8 @@ func TestStreamsOutliveTheDeviceProcess(t *testing.T) {
 		{"killed", syscall.SIGKILL}, {"crashed", syscall.SIGSEGV}, {"ended", syscall.SIGTERM}, {"stopped", syscall.SIGSTOP},
 	}
 	if *faulty {
-		faults = append(faults, fault{"a kernel faults", syscall.SIGUSR2})
+		faults = append(faults, fault{"a kernel faults", syscall.SIGUSR2},
+			fault{"the device stands still", syscall.SIGUSR1}, fault{"its thread stands still", syscall.SIGALRM})
 	}
 	for _, c := range faults {
 		t.Run(c.name, func(t *testing.T) {

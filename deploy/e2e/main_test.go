@@ -18,7 +18,7 @@ var (
 	overloadTime  = flag.Duration("overload", 12*time.Second, "how long TestOverload offers too much")
 	overloadModel = flag.String("overload-model", "", "model of TestOverload; random weights by default")
 	overloadSize  = flag.Int("overload-tokens", 64, "tokens of each answer in TestOverload")
-	faulty        = flag.Bool("fault", false, "the program's device faults at SIGUSR2 (a GPU, make gpu-test)")
+	faulty        = flag.Bool("fault", false, "the program's device faults or stands still at signals (a GPU, make gpu-test)")
 	realModel     = flag.String("model", "smollm2", "model of the other tests")
 )
 

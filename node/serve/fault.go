@@ -11,14 +11,19 @@ import (
 	"manta/kernels/cuda"
 )
 
-// A test build's devices fault at SIGUSR2, in the middle of whatever they do.
+// A test build's devices fault at SIGUSR2, in the middle of whatever they do; at SIGUSR1
+// their queue stands still, at SIGALRM the thread that feeds them.
 func init() {
 	openedGPU = func(ops kernels.Ops) {
 		signals := make(chan os.Signal, 1)
-		signal.Notify(signals, syscall.SIGUSR2)
+		signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM)
 		go func() { // ends with the process, which is what it is for
-			<-signals
-			_ = cuda.Fault(ops) // the launch succeeds; what follows does not
+			switch s := <-signals; s {
+			case syscall.SIGUSR2:
+				_ = cuda.Fault(ops) // the launch succeeds; what follows does not
+			default:
+				_ = cuda.Stall(ops, s == syscall.SIGALRM) // what follows is not done
+			}
 		}()
 	}
 }

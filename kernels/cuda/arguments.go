@@ -136,12 +136,21 @@ type attentionArguments struct {
 }
 
 type reduceArguments struct {
-	part, box, signals                   [reduceRanks]pointer
-	fault, base, x, out, count, boxWords pointer
-	patience                             uint64
-	columns                              [reduceRanks]int32
-	outStride                            int32
-	rank, ranks, index, early, vectors   int32
+	part, box, signals                        [reduceRanks]pointer
+	fault, base, x, out, count                pointer
+	half, slot                                uint64 // floats
+	patience                                  uint64
+	columns                                   [reduceRanks]int32
+	outStride                                 int32
+	rank, ranks, index, early, vectors, moved int32
+	_                                         int32
+}
+
+type sumRowsArguments struct {
+	reduceArguments
+	gain, prepared, scale         pointer
+	rows, columns, preparedStride int32
+	eps                           float32
 }
 
 type reduceFault struct {

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -26,7 +27,16 @@ var shapes = []shape{
 	{"8B", 32, 4096, 32, 8, 128, 14336, 128256, false},
 	{"1B", 16, 2048, 32, 8, 64, 8192, 128256, false},
 	{"0.6B", 28, 1024, 16, 8, 128, 3072, 151936, true},
-	{"8B/2", 32, 4096, 16, 4, 128, 7168, 64128, false}, // of two tensor ranks, one
+	{"70B", 80, 8192, 64, 8, 128, 28672, 128256, false},
+}
+
+// of is one of n tensor ranks' slice.
+func (s shape) of(n int) shape {
+	if n > 1 {
+		s.name = fmt.Sprintf("%s/%d", s.name, n)
+		s.heads, s.kv, s.ffn, s.vocabulary = s.heads/n, s.kv/n, s.ffn/n, s.vocabulary/n
+	}
+	return s
 }
 
 func (s shape) layerWeights() int {
@@ -50,6 +60,10 @@ type dummy struct {
 	attention                                 []kernels.Attention
 	head                                      kernels.Linear
 	x, qkvT, attended, inner, wanted, logitsT kernels.Tensor
+
+	reduce   kernels.Reducer // of a tensor rank; nil: alone
+	part     kernels.Tensor  // of its sums
+	gathered kernels.Tensor  // logits of all ranks, on rank 0
 }
 
 func newDummy(t testing.TB, o *Ops, s shape, rows, wanted, blocks int) *dummy {
@@ -115,15 +129,39 @@ func (d *dummy) step(t testing.TB, b *kernels.Batch, rows []kernels.SampleRow) k
 	for l := range d.layers {
 		d.o.Linear(qkv, x, d.qkv[l])
 		d.o.Attention(attended, qkv, d.attention[l])
-		d.o.Linear(x, attended, d.out[l])
+		d.add(t, x, attended, d.out[l])
 		d.o.Linear(inner, x, d.up[l])
-		d.o.Linear(x, inner, d.down[l])
+		d.add(t, x, inner, d.down[l])
 	}
 	w := len(b.Wanted)
 	d.o.Gather(d.wanted.Top(w), x)
 	d.o.Linear(d.logitsT.Top(w), d.wanted.Top(w), d.head)
-	d.o.Sample(d.logitsT.Top(w), rows)
+	logits := d.logitsT
+	if d.reduce != nil {
+		logits = d.gathered
+		if err := d.reduce.Gather(d.o, logits.Top(w), d.logitsT.Top(w)); err != nil {
+			t.Error(err)
+		}
+	}
+	if d.reduce == nil || d.reduce.Rank() == 0 {
+		d.o.Sample(logits.Top(w), rows)
+	}
 	return d.o.End()
+}
+
+// add computes x += part · Wᵀ, over all ranks.
+func (d *dummy) add(t testing.TB, x, part kernels.Tensor, product kernels.Linear) {
+	if d.reduce == nil {
+		d.o.Linear(x, part, product)
+		return
+	}
+	y := d.part.Top(x.Rows)
+	product.Accumulate = false
+	d.o.Linear(y, part, product)
+	if err := d.reduce.AllReduce(d.o, y); err != nil {
+		t.Error(err)
+	}
+	d.o.Add(x, y, nil)
 }
 
 // decodeBatch is one token of each of n sequences that have so much context.
@@ -227,12 +265,16 @@ func (o *Ops) bandwidth(t testing.TB) float64 {
 	return best
 }
 
-// wantedShapes are those that MANTA_BENCH names, or all.
+// wantedShapes are those that MANTA_BENCH names, whole or, as in 8B/4, one of so many
+// tensor ranks' slices; or those that fit on one GPU.
 func wantedShapes() (list []shape) {
-	wanted := strings.Fields(cmp.Or(os.Getenv("MANTA_BENCH"), "8B 1B 0.6B"))
-	for _, s := range shapes {
-		if slices.Contains(wanted, s.name) {
-			list = append(list, s)
+	for _, wanted := range strings.Fields(cmp.Or(os.Getenv("MANTA_BENCH"), "8B 1B 0.6B")) {
+		name, ranks, _ := strings.Cut(wanted, "/")
+		n, _ := strconv.Atoi(ranks)
+		for _, s := range shapes {
+			if s.name == name {
+				list = append(list, s.of(n))
+			}
 		}
 	}
 	return list

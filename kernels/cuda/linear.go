@@ -179,7 +179,9 @@ func (o *Ops) prepare(a *linearArguments, x kernels.Tensor, n *kernels.Norm, str
 		p.scale = o.need("scale", x.Rows*4).at
 		a.scale = p.scale
 	}
-	o.launch("prepare"+o.suffix, x.Rows, 1, 1, 512, 0, bytesOf(&p))
+	if !postponed || !o.sumsRows(p) {
+		o.launch("prepare"+o.suffix, x.Rows, 1, 1, 512, 0, bytesOf(&p))
+	}
 	a.x, a.xStride, a.xNarrow = p.out, int32(stride), bit(o.half)
 }
 

@@ -3,8 +3,10 @@
 package cuda
 
 import (
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"unsafe"
 
@@ -16,10 +18,10 @@ import (
 const (
 	reduceRanks, reduceBlocks, reduceThreads = 8, 128, 512 // src/reduce.cuh
 	signalBytes                              = 4 * (2*reduceRanks*reduceBlocks + 1)
-	// pushedBytes bounds what a rank pushes to all others of one sum; larger ones
-	// go in two shots. The words that carry them are twice as long.
-	pushedBytes = 1 << 20
-	boxWords    = pushedBytes / 8
+	// A rank pushes at most onceBytes to the others in one shot, parts of at most
+	// twiceBytes in two.
+	onceBytes, twiceBytes = 2 << 20, 16 << 20
+	halfBytes             = 2 * twiceBytes // of a rank's box: all parts' shares, and the shares of the sum
 )
 
 // A part is what a rank brings to a collective.
@@ -89,7 +91,7 @@ func (o *Ops) Link(ranks []kernels.Ops) (kernels.Link, error) {
 		if err != nil {
 			return nil, err
 		}
-		box, err := r.allocate(2 * len(ranks) * boxWords * 16)
+		box, err := r.allocate(2 * halfBytes)
 		if err != nil {
 			return nil, err
 		}
@@ -97,11 +99,11 @@ func (o *Ops) Link(ranks []kernels.Ops) (kernels.Link, error) {
 		if err := r.do(func() (err error) {
 			r.fault, err = r.pin(64)
 			clear(r.fault)
-			return err
+			return errors.Join(err, wrapDevice(cu.MemsetD8Async(cu.DevicePtr(box), 0xff, 2*halfBytes, r.stream), "boxes"))
 		}); err != nil {
 			return nil, err
 		}
-		if err := r.do(r.synchronize); err != nil { // zeroed before anyone writes there
+		if err := r.do(r.synchronize); err != nil { // as it must be before anyone writes there
 			return nil, err
 		}
 		r.link, r.rank = l, i
@@ -202,14 +204,22 @@ func (l *link) exchange(rank, index int, own part) ([]part, error) {
 
 // Reducer gives a rank its way to the others.
 func (l *link) Reducer(rank int) kernels.Reducer {
-	return &linked{link: l, rank: rank, known: map[*buffer][]part{}}
+	return &linked{link: l, rank: rank, known: map[*buffer][]part{}, gathered: map[*buffer]pointer{}}
 }
 
 // linked is a rank's reducer. Its collectives are kernels of the step.
 type linked struct {
-	link  *link
-	rank  int
-	known map[*buffer][]part // where all ranks have what stands in this tensor here
+	link      *link
+	rank      int
+	known     map[*buffer][]part  // where all ranks have what stands in this tensor here
+	gathered  map[*buffer]pointer // where rank 0 has the columns of all
+	exchanges int
+}
+
+// exchange brings a tensor, and gives what all ranks bring with their call of that number.
+func (r *linked) exchange(own part) ([]part, error) {
+	r.exchanges++
+	return r.link.exchange(r.rank, r.exchanges-1, own)
 }
 
 func (r *linked) Rank() int { return r.rank }
@@ -224,12 +234,12 @@ func (r *linked) begin(t kernels.Tensor) (reduceArguments, error) {
 	parts, ok := r.known[b]
 	if !ok {
 		var err error
-		if parts, err = r.link.exchange(r.rank, len(r.known), part{b.at, int32(t.Cols)}); err != nil {
+		if parts, err = r.exchange(part{b.at, int32(t.Cols)}); err != nil {
 			return reduceArguments{}, err
 		}
 		r.known[b] = parts
 	}
-	a := reduceArguments{fault: pointer(uintptr(unsafe.Pointer(&o.fault[0]))), base: o.step.base, count: pointer(t.Rows * t.Cols), boxWords: boxWords,
+	a := reduceArguments{fault: pointer(uintptr(unsafe.Pointer(&o.fault[0]))), base: o.step.base, count: pointer(t.Rows * t.Cols), half: halfBytes / 4,
 		patience: uint64(o.options.Patience), rank: int32(r.rank), ranks: int32(len(parts)), index: int32(o.step.collectives), early: bit(r.link.early), vectors: 1}
 	for i, p := range parts {
 		a.part[i], a.box[i], a.signals[i], a.columns[i] = p.at, r.link.boxes[i], r.link.signals[i], p.columns
@@ -248,21 +258,43 @@ func (r *linked) AllReduce(_ kernels.Ops, t kernels.Tensor) error {
 	if err != nil {
 		return err
 	}
-	o, count := r.link.ranks[r.rank], t.Rows*t.Cols
-	if way := r.link.way; way == pushed || way == anyWay && 4*count*(len(r.link.ranks)-1) <= pushedBytes {
-		o.launch("sumPushed", min(r.link.blocks, ceil(count, 2*reduceThreads)), 1, 1, reduceThreads, 0, bytesOf(&a))
-		return nil
+	o, n, way := r.link.ranks[r.rank], len(r.link.ranks), r.link.way
+	quads := ceil(t.Rows*t.Cols, 4)
+	if way == anyWay {
+		way = wayOf(quads, n)
 	}
-	o.launch("sumShared", min(r.link.blocks, ceil(count, 4*reduceThreads*len(r.link.ranks))), 1, 1, reduceThreads, 0, bytesOf(&a))
+	kernel, share := "sumOnce", quads
+	switch way {
+	case pushedOnce:
+		a.slot = uint64(4 * quads)
+	case pushedTwice:
+		kernel, share = "sumTwice", ceil(quads, n)
+		a.slot = uint64(4 * share)
+	case readThere:
+		kernel, share = "sumRead", ceil(quads, n)
+	}
+	o.launch(kernel, min(r.link.blocks, ceil(share, reduceThreads)), 1, 1, reduceThreads, 0, bytesOf(&a))
 	return nil
 }
 
 // Ways of a sum; tests make all go one. Which is taken does not show in the result.
 const (
 	anyWay = iota
-	pushed
-	shared
+	pushedOnce
+	pushedTwice
+	readThere
 )
+
+// wayOf chooses the way of a sum of so many quads over n ranks.
+func wayOf(quads, n int) int {
+	switch bytes := 16 * quads; {
+	case bytes*(n-1) <= onceBytes:
+		return pushedOnce
+	case 2*n*16*ceil(quads, n) <= halfBytes:
+		return pushedTwice
+	}
+	return readThere
+}
 
 // Gather puts the columns of every rank's part side by side into out, on rank 0.
 func (r *linked) Gather(_ kernels.Ops, out, t kernels.Tensor) error {
@@ -273,8 +305,11 @@ func (r *linked) Gather(_ kernels.Ops, out, t kernels.Tensor) error {
 	if err != nil {
 		return err
 	}
-	o, width := r.link.ranks[r.rank], 0
-	for _, c := range a.columns[:a.ranks] {
+	b, o, width, at := bufferOf(t), r.link.ranks[r.rank], 0, 0
+	for i, c := range a.columns[:a.ranks] {
+		if i == r.rank {
+			at = width
+		}
 		width += int(c)
 		if c%4 != 0 {
 			a.vectors = 0
@@ -285,15 +320,64 @@ func (r *linked) Gather(_ kernels.Ops, out, t kernels.Tensor) error {
 		bufferOf(out).narrow = false
 		a.out, a.outStride = bufferOf(out).at, int32(width)
 	}
+	whole, ok := r.gathered[b]
+	if !ok {
+		parts, err := r.exchange(part{a.out, 0})
+		if err != nil {
+			return err
+		}
+		whole = parts[0].at
+		r.gathered[b] = whole
+	}
+	if r.rank == 0 && whole != a.out {
+		panic("cuda: a tensor's columns are gathered in one place")
+	}
+	// What rank 0 had there before has been read: it has come to this step's sums since.
+	if a.index > 0 && a.vectors == 1 && o.moves(b.at, whole+pointer(4*at), width) {
+		a.moved = 1
+	}
 	o.launch("gatherParts", min(r.link.blocks, ceil(t.Rows*width, 4*reduceThreads)), 1, 1, reduceThreads, 0, bytesOf(&a))
 	return nil
+}
+
+// moves has the product that was written down last write elsewhere what it would write at
+// from, row after row with a stride.
+func (o *Ops) moves(from, to pointer, stride int) bool {
+	s := o.step
+	last := len(s.list) - 1
+	if last < 0 {
+		return false
+	}
+	name, at := s.names[last], unsafe.Pointer(&s.arguments[s.list[last].argument])
+	switch kind, _, _ := strings.Cut(name, "_"); kind {
+	case "line":
+		a := (*lineArguments)(at)
+		if a.out != from {
+			return false
+		}
+		a.out = to
+	case "gemv", "gemm", "linear", "wide":
+		a := (*linearArguments)(at)
+		if a.out != from {
+			return false
+		}
+		a.out, a.outStride = to, int32(stride)
+		for _, t := range wideTiles {
+			if w := (*wideArguments)(at); t.kernel(o.suffix) == name {
+				w.layOut(o, t)
+			}
+		}
+	default:
+		return false
+	}
+	return true
 }
 
 // addsSum makes the sum of y that was written down last add y to x by itself.
 func (o *Ops) addsSum(x, y kernels.Tensor) bool {
 	s := o.step
 	last := len(s.list) - 1
-	if last < 0 || s.names[last] != "sumPushed" && s.names[last] != "sumShared" {
+	if last < 0 || !strings.HasPrefix(s.names[last], "sum") {
 		return false
 	}
 	a := (*reduceArguments)(unsafe.Pointer(&s.arguments[s.list[last].argument]))
@@ -301,6 +385,32 @@ func (o *Ops) addsSum(x, y kernels.Tensor) bool {
 		return false
 	}
 	a.x = bufferOf(x).at
+	return true
+}
+
+// sumsRows makes the sum that was written down last, whose rows are normalised next, do
+// so by itself, and lets the product in that reads them.
+func (o *Ops) sumsRows(p normArguments) bool {
+	s := o.step
+	last := len(s.list) - 1
+	if last < 0 || p.rows > reduceBlocks || s.names[last] != "sumOnce" && s.names[last] != "sumTwice" {
+		return false
+	}
+	a := (*reduceArguments)(unsafe.Pointer(&s.arguments[s.list[last].argument]))
+	if a.x != p.x || a.count != pointer(p.rows*p.columns) || p.xStride != p.columns || p.columns%4 != 0 {
+		return false
+	}
+	kernel, held := "sumRowsOnce", int(p.rows)
+	if s.names[last] == "sumTwice" {
+		kernel, held = "sumRowsTwice", ceil(int(p.rows), int(a.ranks))
+	}
+	r := sumRowsArguments{reduceArguments: *a, gain: p.gain, prepared: p.out, scale: p.scale, rows: p.rows, columns: p.columns, preparedStride: p.outStride, eps: p.eps}
+	r.slot = uint64(held) * uint64(p.columns)
+	if kernel == "sumRowsTwice" && 4*2*uint64(a.ranks)*r.slot > halfBytes {
+		return false
+	}
+	s.arguments, s.list, s.names = s.arguments[:s.list[last].argument], s.list[:last], s.names[:last]
+	o.launch(kernel, min(o.link.blocks, int(p.rows)), 1, 1, reduceThreads, 0, bytesOf(&r))
 	return true
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -90,10 +91,10 @@ func addTo(sum, part []byte) {
 // in rank order, step after step and as a graph; so has what it is added to.
 func TestSumsOverRanksAreTheHosts(t *testing.T) {
 	for _, n := range []int{2, 3, 4} {
-		for _, way := range []int{pushed, shared, anyWay} {
+		for _, way := range []int{pushedOnce, pushedTwice, readThere, anyWay} {
 			t.Run(fmt.Sprintf("%d ranks, way %d", n, way), func(t *testing.T) {
 				ranks, reducers, _ := linkedRanks(t, n, way, Options{Compute: kernels.F32, Patience: 20 * time.Second})
-				for _, size := range [][2]int{{1, 1}, {1, 2}, {1, 7}, {1, 13}, {1, 576}, {3, 1001}, {8, 4096}, {33, 2050}} {
+				for _, size := range [][2]int{{1, 1}, {1, 2}, {1, 7}, {1, 13}, {1, 576}, {3, 1001}, {8, 4096}, {33, 2050}, {64, 4096}, {300, 4098}} {
 					sumsOnce(t, ranks, reducers, size[0], size[1])
 				}
 			})
@@ -103,9 +104,6 @@ func TestSumsOverRanksAreTheHosts(t *testing.T) {
 
 func sumsOnce(t *testing.T, ranks []*Ops, reducers []kernels.Reducer, rows, cols int) {
 	t.Helper()
-	if rows*cols*4 > pushedBytes && ranks[0].link.way == pushed {
-		return
-	}
 	const steps, sums = 6, 5 // from the third step on as a graph
 	n, random := len(ranks), rand.New(rand.NewPCG(uint64(rows), uint64(cols)))
 	x, y, parts := make([]kernels.Tensor, n), make([]kernels.Tensor, n), make([][]byte, n)
@@ -218,7 +216,7 @@ func TestGatherOverRanks(t *testing.T) {
 
 // A rank whose kernel waits in vain says for whom, and its device counts as lost.
 func TestARankThatNeverArrivesIsNoticed(t *testing.T) {
-	for _, way := range []int{pushed, shared} {
+	for _, way := range []int{pushedOnce, pushedTwice, readThere} {
 		ranks, reducers, l := linkedRanks(t, 2, way, Options{Compute: kernels.F32, Patience: 200 * time.Millisecond})
 		y := make([]kernels.Tensor, 2)
 		for r, o := range ranks {
@@ -279,12 +277,13 @@ func TestAnEpochEndsWhereNotAllRanksCome(t *testing.T) {
 // BenchmarkSumsOverRanks is the time of one sum within a graph of 64. Ranks that
 // share a device tell what the kernels cost, not what a link does.
 func BenchmarkSumsOverRanks(b *testing.B) {
-	for _, n := range []int{2, 4} {
-		for _, way := range []int{pushed, shared} {
+	list, _ := Devices()
+	for _, n := range []int{max(2, len(list))} {
+		for _, way := range []int{pushedOnce, pushedTwice, readThere} {
 			ranks, reducers, _ := linkedRanks(b, n, way, Options{Compute: kernels.F32})
-			for _, rows := range []int{1, 4, 8, 16, 32, 64, 128, 512, 4096} {
+			for _, rows := range []int{1, 8, 16, 32, 64, 128, 256, 512, 1024, 4096} {
 				const cols, sums = 4096, 64
-				if way == pushed && 4*rows*cols > pushedBytes {
+				if way != readThere && 4*rows*cols > twiceBytes {
 					continue
 				}
 				y := make([]kernels.Tensor, n)
@@ -318,6 +317,202 @@ func BenchmarkSumsOverRanks(b *testing.B) {
 					}
 					b.ReportMetric(float64(best.Nanoseconds())/sums/1000, "µs/sum")
 				})
+			}
+		}
+	}
+}
+
+// BenchmarkRanks prints the time of steps over as many tensor ranks as there are GPUs.
+func BenchmarkRanks(b *testing.B) {
+	list, err := Devices()
+	if err != nil || len(list) < 2 {
+		b.Skipf("%d GPUs (%v)", len(list), err)
+	}
+	n := len(list)
+	for _, s := range wantedShapes() {
+		ranks, reducers, _ := linkedRanks(b, n, anyWay, Options{Compute: kernels.BF16, Seats: 256})
+		const most = 8192
+		dummies := make([]*dummy, n)
+		onRanks(b, n, func(r int) error {
+			d := newDummy(b, ranks[r], s.of(n), most, 256, 257*33+most/16+2)
+			d.reduce, d.part = reducers[r], must(d.o.Tensor(most, s.hidden))
+			if d.gathered = d.logitsT; r == 0 {
+				d.gathered = must(d.o.Tensor(256, s.vocabulary))
+			}
+			dummies[r] = d
+			return nil
+		})
+		line := func(name string, batch *kernels.Batch, rows []kernels.SampleRow, steps int) {
+			var times []time.Duration
+			for round := range 6 {
+				took := make([]time.Duration, n)
+				onRanks(b, n, func(r int) error {
+					took[r] = inARow(b, steps, func() kernels.Pending { return dummies[r].step(b, batch, rows) })
+					return nil
+				})
+				if round > 0 {
+					times = append(times, slices.Max(took))
+				}
+			}
+			slices.Sort(times)
+			fmt.Printf("| %s, %s | %.3f |\n", s.of(n).name, name, times[len(times)/2].Seconds()*1e3)
+		}
+		batch, rows := decodeBatch(1, 1024)
+		line("one stream, context 1k", batch, rows, 50)
+		for _, count := range []int{8, 64, 128, 256} {
+			batch, rows := decodeBatch(count, 512)
+			line(fmt.Sprintf("batch %d, context 512", count), batch, rows, 10)
+		}
+		for _, count := range []int{1024, 8192} {
+			batch, rows := promptBatch(count)
+			line(fmt.Sprintf("prompt of %d", count), batch, rows, 2)
+		}
+		for _, d := range dummies {
+			if err := d.o.Close(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
+
+// Products whose columns are gathered write them to rank 0 by themselves; the result is
+// that of products and a gather.
+func TestGatheredProductsOverRanks(t *testing.T) {
+	const hidden = 512
+	for _, widths := range [][]int{{1000, 1000}, {520, 264}, {36, 37}, {256, 128, 512, 64}} {
+		n, width := len(widths), 0
+		for _, w := range widths {
+			width += w
+		}
+		ranks, reducers, _ := linkedRanks(t, n, anyWay, Options{Compute: kernels.BF16, Patience: 20 * time.Second})
+		ones := make([]float32, hidden)
+		for i := range ones {
+			ones[i] = 1
+		}
+		for _, rows := range []int{1, 3, 6, 70, 200} {
+			random := rand.New(rand.NewPCG(uint64(rows), uint64(width)))
+			input := randomBytes(random, rows*hidden)
+			parts, got := make([][]byte, n), make([]byte, 4*rows*width)
+			onRanks(t, n, func(r int) error {
+				o := ranks[r]
+				x, y, part, out := must(o.Tensor(rows, hidden)), must(o.Tensor(rows, 8)), must(o.Tensor(rows, widths[r])), kernels.Tensor{}
+				if r == 0 {
+					out = must(o.Tensor(rows, width))
+				}
+				head := kernels.Linear{Weight: must(o.DummyWeight(widths[r], hidden, .1, uint32(r+1))), Norm: &kernels.Norm{Weight: must(o.Vector(ones)), Eps: 1e-5}}
+				parts[r] = make([]byte, 4*rows*widths[r])
+				for step := range 6 {
+					if err := errors.Join(o.Put(x, input), o.Begin(rowsOnly(rows))); err != nil {
+						return err
+					}
+					for range 3 { // so that it becomes a graph
+						if step > 0 {
+							if err := reducers[r].AllReduce(o, y); err != nil {
+								return err
+							}
+						}
+						o.Linear(part, x, head)
+						if step > 0 {
+							if err := reducers[r].Gather(o, out, part); err != nil {
+								return err
+							}
+						}
+					}
+					if _, err := o.End().Wait(); err != nil {
+						return err
+					}
+					if step == 0 {
+						if err := o.Get(parts[r], part); err != nil {
+							return err
+						}
+						if r == 0 {
+							if err := o.Put(out, make([]byte, 4*rows*width)); err != nil {
+								return err
+							}
+						}
+					}
+				}
+				if r == 0 {
+					return o.Get(got, out)
+				}
+				return nil
+			})
+			want, at := make([]byte, 4*rows*width), 0
+			for r, w := range widths {
+				for row := range rows {
+					copy(want[4*(row*width+at):], parts[r][4*row*w:4*(row+1)*w])
+				}
+				at += w
+			}
+			if string(got) != string(want) {
+				t.Errorf("widths %v, %d rows: rank 0 gathered other values", widths, rows)
+			}
+		}
+	}
+}
+
+// Rows that are summed, added to a residual and normalised in one kernel have the bits
+// that they have when each is done by itself.
+func TestRowsOverRanks(t *testing.T) {
+	const steps, sums, width = 5, 3, 264
+	for _, n := range []int{2, 4} {
+		ranks, reducers, l := linkedRanks(t, n, anyWay, Options{Compute: kernels.BF16, Patience: 20 * time.Second})
+		for _, size := range [][2]int{{5, 512}, {7, 4100}, {64, 4096}, {131, 520}, {200, 4096}} {
+			rows, hidden := size[0], size[1]
+			random := rand.New(rand.NewPCG(uint64(rows), uint64(hidden)))
+			start := randomBytes(random, rows*hidden)
+			parts, x, y, out, products := make([][]byte, n), make([]kernels.Tensor, n), make([]kernels.Tensor, n), make([]kernels.Tensor, n), make([]kernels.Linear, n)
+			onRanks(t, n, func(r int) error {
+				o := ranks[r]
+				gain := make([]float32, hidden)
+				for i := range gain {
+					gain[i] = 1 + float32(i%7)/8
+				}
+				x[r], y[r], out[r] = must(o.Tensor(rows, hidden)), must(o.Tensor(rows, hidden)), must(o.Tensor(rows, width))
+				products[r] = kernels.Linear{Weight: must(o.DummyWeight(width, hidden, .1, 7)), Norm: &kernels.Norm{Weight: must(o.Vector(gain)), Eps: 1e-5}}
+				return nil
+			})
+			for r := range parts {
+				parts[r] = randomBytes(random, rows*hidden)
+			}
+			got := make([][3][][]byte, 4) // way, what, rank
+			for way := range got {
+				l.(*link).way = []int{readThere, pushedOnce, pushedTwice, anyWay}[way]
+				for what := range got[way] {
+					got[way][what] = make([][]byte, n)
+				}
+				onRanks(t, n, func(r int) error {
+					o := ranks[r]
+					for range steps {
+						if err := errors.Join(o.Put(y[r], parts[r]), o.Put(x[r], start), o.Begin(rowsOnly(rows))); err != nil {
+							return err
+						}
+						for range sums {
+							if err := reducers[r].AllReduce(o, y[r]); err != nil {
+								return err
+							}
+							o.Add(x[r], y[r], nil)
+							o.Linear(out[r], x[r], products[r])
+						}
+						if _, err := o.End().Wait(); err != nil {
+							return err
+						}
+					}
+					for what, tensor := range []kernels.Tensor{x[r], y[r], out[r]} {
+						got[way][what][r] = make([]byte, 4*tensor.Rows*tensor.Cols)
+						if err := o.Get(got[way][what][r], tensor); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+				for what, name := range []string{"residual", "sum", "product"} {
+					for r := range n {
+						if string(got[way][what][r]) != string(got[0][what][0]) {
+							t.Errorf("%d ranks, %d×%d, way %d: rank %d has another %s", n, rows, hidden, way, r, name)
+						}
+					}
+				}
 			}
 		}
 	}

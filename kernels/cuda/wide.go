@@ -149,8 +149,8 @@ func (o *Ops) wide(a linearArguments, rows int, heads *headArguments) {
 		once: bit(p.rowTiles == 1), x: o.tensorMap(x)}
 	if heads != nil {
 		w.headArguments, w.weight = *heads, o.tensorMap(headTiling(a, int(heads.size)))
-	} else if to, fits := outputTiling(a, rows, p.tile); fits {
-		w.engine, w.out = 1, o.tensorMap(to)
+	} else {
+		w.layOut(o, p.tile)
 	}
 	o.launch(p.tile.kernel(o.suffix), grid*p.tile.cluster, 1, 1, wideThreads, wideShared, bytesOf(&w))
 }
@@ -166,6 +166,14 @@ func headTiling(a linearArguments, size int) tiling {
 		t.strides[0] = all
 	}
 	return t
+}
+
+// layOut says how the outputs leave.
+func (w *wideArguments) layOut(o *Ops, tile wideTile) {
+	to, fits := outputTiling(w.linearArguments, int(w.rows), tile)
+	if w.engine = bit(fits); fits {
+		w.out = o.tensorMap(to)
+	}
 }
 
 // outputTiling is how the outputs leave, piece by piece, where the copy engine can

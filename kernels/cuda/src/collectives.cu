@@ -1,2 +1,2 @@
 // What tensor ranks do together.
-#include "reduce.cuh"
+#include "sumrows.cuh"

@@ -22,8 +22,12 @@ import (
 	"manta/runtime/weights"
 )
 
-// tellEvery is the heartbeat that the node sees.
-const tellEvery = 500 * time.Millisecond
+const (
+	// tellEvery is the heartbeat that the node sees.
+	tellEvery = 500 * time.Millisecond
+	// breaking is what a device that is lost may take to be let go.
+	breaking = time.Second
+)
 
 // Errors that end a device process.
 var (
@@ -81,8 +85,7 @@ func (w *worker) run(ctx context.Context, cfg Config) error {
 	}
 	ctx, w.end = context.WithCancelCause(ctx)
 	defer w.end(nil)
-	// What does not end by itself then, in a driver that hangs say, is ended.
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(parting/2, func() { os.Exit(1) }) })()
+	defer context.AfterFunc(ctx, func() { w.leave(context.Cause(ctx)) })()
 	go w.hold(reader) // ends with the life line, at the latest with the process
 	devices, err := cfg.Kinds(w.life.Devices)
 	if err != nil {
@@ -117,6 +120,18 @@ func (w *worker) run(ctx context.Context, cfg Config) error {
 		return cause
 	}
 	return err
+}
+
+// leave ends what does not end by itself, in a driver that hangs say.
+func (w *worker) leave(cause error) {
+	grace := parting / 2
+	if errors.Is(cause, errBroken) {
+		grace = breaking
+	}
+	time.AfterFunc(grace, func() {
+		w.log.Error("device process", "error", cause.Error())
+		os.Exit(1)
+	})
 }
 
 // hold waits for the end of the life line.

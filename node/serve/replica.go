@@ -207,9 +207,15 @@ func (r *replica) follow(ctx context.Context, a wire.Assignment, live *liveEpoch
 func (r *replica) alive(ctx context.Context, a wire.Assignment, live *liveEpoch, run, prepare func(context.Context) error) error {
 	outer := ctx
 	group, ctx := errgroup.WithContext(ctx)
-	released := make(chan struct{})
-	defer close(released)
-	defer context.AfterFunc(ctx, func() { r.release(released) })()
+	released, watched := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watched)
+		r.release(live.epoch.Over(), released)
+	}()
+	defer func() {
+		close(released)
+		<-watched
+	}()
 	group.Go(func() error { return run(ctx) })
 	group.Go(func() error {
 		if err := prepare(ctx); err != nil {
@@ -238,15 +244,26 @@ func (r *replica) alive(ctx context.Context, a wire.Assignment, live *liveEpoch,
 	return err
 }
 
-// release gives the ranks of an epoch that ended their time to let go of the device.
-func (r *replica) release(released <-chan struct{}) {
+// release gives the ranks of an epoch that is over their time to let go of the device:
+// none where one has lost it, since the others may wait for that one for ever.
+func (r *replica) release(over context.Context, released <-chan struct{}) {
 	if r.server.cfg.Broken == nil {
 		return
 	}
 	select {
 	case <-released:
+		return
+	case <-over.Done():
+	}
+	cause := context.Cause(over)
+	if deviceLost(cause) {
+		r.server.cfg.Broken(cause)
+		return
+	}
+	select {
+	case <-released:
 	case <-time.After(releaseTime):
-		r.server.cfg.Broken(errHangs)
+		r.server.cfg.Broken(fmt.Errorf("%w: %w", errHangs, cause))
 	}
 }
 

@@ -37,9 +37,9 @@ type Local struct {
 	ranks   []Rank
 	in      []chan []byte
 	answers chan Answer
-	// End, if set before Run, is called once as soon as the epoch ends, so that
-	// ranks that wait for each other stop waiting.
-	End func()
+	// End, if set before Run, is called once as soon as the epoch ends, with why, so
+	// that ranks that wait for each other stop waiting.
+	End func(cause error)
 }
 
 // NewLocal makes a group of ranks that takes up to depth payloads unanswered.
@@ -75,7 +75,7 @@ func (g *Local) Run(ctx context.Context) error {
 	if g.End != nil {
 		run.Go(func() error {
 			<-ctx.Done()
-			g.End()
+			g.End(context.Cause(ctx))
 			return ctx.Err()
 		})
 	}

@@ -190,7 +190,12 @@ type Epoch struct {
 	Group  *group.Local
 	limits sched.Limits
 	depth  int
+	over   context.Context
 }
+
+// Over is done as soon as the epoch ends, with the cause, whatever its ranks still
+// wait for.
+func (e *Epoch) Over() context.Context { return e.over }
 
 // Where says where the ranks of an epoch run: nodes[stage][rank], this process as
 // Self. The zero Where has all of them here.
@@ -230,7 +235,10 @@ func (l *Local) Epoch(epoch uint64, where Where) (*Epoch, error) {
 	for _, j := range l.joins {
 		j.Open()
 	}
-	e.Group.End = func() {
+	over, finish := context.WithCancelCause(context.Background())
+	e.over = over
+	e.Group.End = func(cause error) {
+		finish(cause)
 		e.Mesh.Close()
 		for _, j := range l.joins {
 			j.Close()

@@ -173,6 +173,13 @@ type Reducer interface {
 	Gather(ops Ops, out, part Tensor) error
 }
 
+// A Follower is the Reducer of a rank whose device learns from rank 0's what that draws.
+type Follower interface {
+	// Follow has the tokens that rank 0 draws for rows stand at their seats on every rank.
+	// All ranks call it last in a step, rank 0 after Sample.
+	Follow(ops Ops, rows []SampleRow) error
+}
+
 // A Linker is an Ops whose device may address the memory of others.
 type Linker interface {
 	// Link joins the tensor ranks of a stage, given in rank order, once their models

@@ -153,6 +153,11 @@ type sumRowsArguments struct {
 	eps                           float32
 }
 
+type followArguments struct {
+	reduceArguments
+	seats, last pointer
+}
+
 type reduceFault struct {
 	rank, number, seen uint32
 }

@@ -402,7 +402,7 @@ func kernelNames() map[string][]string {
 			attention = append(attention, "spread"+t+"_"+n, "decode"+t+"_"+n, "decode_wide"+t+"_"+n, "walk"+t+"_"+n, "turn"+t+"_"+n, "prompt"+t+"_"+n, "wide_prompt"+t+"_"+n, "wide_prompt_capped"+t+"_"+n)
 		}
 	}
-	return map[string][]string{"products": products, "attention": attention, "rows": rows, "collectives": {"sumOnce", "sumTwice", "sumRead", "sumRowsOnce", "sumRowsTwice", "gatherParts"}}
+	return map[string][]string{"products": products, "attention": attention, "rows": rows, "collectives": {"sumOnce", "sumTwice", "sumRead", "sumRowsOnce", "sumRowsTwice", "gatherParts", "followDrawn"}}
 }
 
 func addressOf(b []byte) pointer { return pointer(uintptr(unsafe.Pointer(&b[0]))) }

@@ -207,6 +207,8 @@ func (l *link) Reducer(rank int) kernels.Reducer {
 	return &linked{link: l, rank: rank, known: map[*buffer][]part{}, gathered: map[*buffer]pointer{}}
 }
 
+var _ kernels.Follower = (*linked)(nil)
+
 // linked is a rank's reducer. Its collectives are kernels of the step.
 type linked struct {
 	link      *link
@@ -227,7 +229,7 @@ func (r *linked) Size() int { return len(r.link.ranks) }
 
 // begin gives the arguments of the next collective, of a tensor.
 func (r *linked) begin(t kernels.Tensor) (reduceArguments, error) {
-	o, b := r.link.ranks[r.rank], bufferOf(t)
+	b := bufferOf(t)
 	if b.narrow {
 		panic("cuda: a collective of a narrow tensor: parts of sums are float32")
 	}
@@ -239,14 +241,23 @@ func (r *linked) begin(t kernels.Tensor) (reduceArguments, error) {
 		}
 		r.known[b] = parts
 	}
-	a := reduceArguments{fault: pointer(uintptr(unsafe.Pointer(&o.fault[0]))), base: o.step.base, count: pointer(t.Rows * t.Cols), half: halfBytes / 4,
-		patience: uint64(o.options.Patience), rank: int32(r.rank), ranks: int32(len(parts)), index: int32(o.step.collectives), early: bit(r.link.early), vectors: 1}
+	a := r.collective(t.Rows * t.Cols)
 	for i, p := range parts {
-		a.part[i], a.box[i], a.signals[i], a.columns[i] = p.at, r.link.boxes[i], r.link.signals[i], p.columns
+		a.part[i], a.columns[i] = p.at, p.columns
 	}
+	return a, nil
+}
+
+// collective gives the arguments of the next one that need no tensor.
+func (r *linked) collective(count int) reduceArguments {
+	o := r.link.ranks[r.rank]
+	a := reduceArguments{fault: pointer(uintptr(unsafe.Pointer(&o.fault[0]))), base: o.step.base, count: pointer(count), half: halfBytes / 4,
+		patience: uint64(o.options.Patience), rank: int32(r.rank), ranks: int32(len(r.link.ranks)), index: int32(o.step.collectives), early: bit(r.link.early), vectors: 1}
+	copy(a.box[:], r.link.boxes)
+	copy(a.signals[:], r.link.signals)
 	o.step.collectives++
 	o.number++
-	return a, nil
+	return a
 }
 
 // AllReduce adds t over all ranks, in place.
@@ -337,6 +348,24 @@ func (r *linked) Gather(_ kernels.Ops, out, t kernels.Tensor) error {
 		a.moved = 1
 	}
 	o.launch("gatherParts", min(r.link.blocks, ceil(t.Rows*width, 4*reduceThreads)), 1, 1, reduceThreads, 0, bytesOf(&a))
+	return nil
+}
+
+// Follow implements kernels.Follower.
+func (r *linked) Follow(_ kernels.Ops, rows []kernels.SampleRow) error {
+	o := r.link.ranks[r.rank]
+	var seats []int32
+	for _, row := range rows {
+		if row.Seat >= 0 && row.Target < 0 {
+			seats = append(seats, row.Seat)
+		}
+	}
+	if len(seats) == 0 {
+		return nil
+	}
+	a := followArguments{reduceArguments: r.collective(len(seats)), seats: o.step.put(listBytes(seats)), last: o.last}
+	a.slot = uint64(len(seats))
+	o.launch("followDrawn", 1, 1, 1, reduceThreads, 0, bytesOf(&a))
 	return nil
 }
 

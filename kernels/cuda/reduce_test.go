@@ -451,6 +451,81 @@ func TestGatheredProductsOverRanks(t *testing.T) {
 	}
 }
 
+// What rank 0 draws is what a following step's rows stand for on every rank.
+func TestDrawnTokensFollowOverRanks(t *testing.T) {
+	const vocabulary, hidden = 1000, 64
+	for _, n := range []int{2, 4} {
+		ranks, reducers, _ := linkedRanks(t, n, anyWay, Options{Compute: kernels.BF16, Patience: 20 * time.Second})
+		random := rand.New(rand.NewPCG(1, uint64(n)))
+		seats, odd := []int32{7, 0, 3, 200, 12}, kernels.SampleRow{Seat: -1, Target: 5, TopLogprobs: -1}
+		wanted := make([]int, len(seats))
+		logits := make([]byte, 4*(len(seats)+1)*vocabulary)
+		b := rowsOnly(len(seats))
+		rows := []kernels.SampleRow{odd} // of a prompt whose tokens are scored
+		rows[0].Row = int32(len(seats))
+		for i, seat := range seats {
+			b.Tokens[i] = -1 - seat
+			rows = append(rows, kernels.SampleRow{Row: int32(i), Seat: seat, Target: -1, TopP: 1, RepetitionPenalty: 1, TopLogprobs: -1})
+		}
+		tables, out, at := make([]kernels.Embed, n), make([]kernels.Tensor, n), make([]kernels.Tensor, n)
+		var first []byte // the whole table, as rows
+		onRanks(t, n, func(r int) error {
+			o := ranks[r]
+			tables[r] = kernels.Embed{Table: must(o.DummyWeight(vocabulary, hidden, 1, 3)), Scale: 1}
+			out[r], at[r] = must(o.Tensor(vocabulary, hidden)), must(o.Tensor(len(seats)+1, vocabulary))
+			all := rowsOnly(vocabulary)
+			for i := range all.Tokens {
+				all.Tokens[i] = int32(i)
+			}
+			if err := o.Begin(all); err != nil {
+				return err
+			}
+			o.Embed(out[r], tables[r])
+			if _, err := o.End().Wait(); err != nil || r > 0 {
+				return err
+			}
+			first = make([]byte, 4*vocabulary*hidden)
+			return o.Get(first, out[r])
+		})
+		for step := range 6 {
+			for i := range logits {
+				logits[i] = 0
+			}
+			last := slices.Clone(wanted)
+			for i := range wanted {
+				wanted[i] = random.IntN(vocabulary)
+				binary.LittleEndian.PutUint32(logits[4*(i*vocabulary+wanted[i]):], math.Float32bits(1))
+			}
+			onRanks(t, n, func(r int) error {
+				o, x := ranks[r], out[r].Top(len(seats))
+				if err := errors.Join(o.Put(at[r], logits), o.Begin(b)); err != nil {
+					return err
+				}
+				o.Embed(x, tables[r])
+				if r == 0 {
+					o.Sample(at[r], rows)
+				}
+				if err := reducers[r].(kernels.Follower).Follow(o, rows); err != nil {
+					return err
+				}
+				if _, err := o.End().Wait(); err != nil {
+					return err
+				}
+				got := make([]byte, 4*len(seats)*hidden)
+				if err := o.Get(got, x); err != nil || step == 0 {
+					return err
+				}
+				for i, token := range last {
+					if string(got[4*i*hidden:4*(i+1)*hidden]) != string(first[4*token*hidden:4*(token+1)*hidden]) {
+						return fmt.Errorf("%d ranks, step %d: rank %d has another token at seat %d", n, step, r, seats[i])
+					}
+				}
+				return nil
+			})
+		}
+	}
+}
+
 // Rows that are summed, added to a residual and normalised in one kernel have the bits
 // that they have when each is done by itself.
 func TestRowsOverRanks(t *testing.T) {

@@ -225,6 +225,9 @@ func (l *Local) Epoch(epoch uint64, where Where) (*Epoch, error) {
 				r.reduce.Reducer = e.Mesh.Reducer(r.slice.Stage, r.slice.Rank)
 			}
 		}
+		if l.cfg.Layout.Pipeline == 1 {
+			place.Follow, _ = r.linked.(kernels.Follower)
+		}
 		member, err := NewRank(r.ops, r.model, e.limits, place)
 		if err != nil {
 			return nil, err

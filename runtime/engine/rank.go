@@ -44,6 +44,9 @@ type Place struct {
 	// Before and After take hidden rows from the stage before and to the next one,
 	// where devices do so by themselves; nil: Pipe does.
 	Before, After kernels.Hop
+	// Follow brings drawn tokens to all ranks where their devices do so by themselves;
+	// nil: Pipe does.
+	Follow kernels.Follower
 }
 
 // Alone is the place of the only rank.
@@ -145,6 +148,9 @@ func (r *Rank) compute(step *sched.Step, result *sched.Result) (func() error, er
 		err = r.send(step, out)
 	case r.place.Samples && len(rows) > 0:
 		r.ops.Sample(out, rows)
+	}
+	if r.place.Follow != nil && err == nil {
+		err = r.place.Follow.Follow(r.ops, rows)
 	}
 	if later {
 		if err := r.hear(step); err != nil {

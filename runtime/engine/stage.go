@@ -62,7 +62,7 @@ func (r *Rank) send(step *sched.Step, hidden kernels.Tensor) error {
 
 // tell gives the drawn tokens to the first stage.
 func (r *Rank) tell(result *sched.Result) error {
-	if r.place.Pipe == nil {
+	if r.place.Pipe == nil || r.place.Follow != nil {
 		return nil
 	}
 	var drawn []comm.Drawn
@@ -77,7 +77,7 @@ func (r *Rank) tell(result *sched.Result) error {
 // hear brings tokens that the last stage has drawn to this rank's seats: those
 // that have come, and whatever the step's rows need.
 func (r *Rank) hear(step *sched.Step) error {
-	if !r.place.First || r.place.Samples || r.place.Pipe == nil {
+	if !r.place.First || r.place.Samples || r.place.Pipe == nil || r.place.Follow != nil {
 		return nil
 	}
 	needs := func() bool {

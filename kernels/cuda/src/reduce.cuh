@@ -3,6 +3,7 @@
 //
 //	sum:    y[i] = ((part₀[i] + part₁[i]) + part₂[i]) + …, on every rank; x[i] += y[i] with it
 //	gather: out = [part₀ | part₁ | …] row by row, on rank 0
+//	follow: what stands at some seats on rank 0 stands there on every rank
 //
 // Every sum runs in rank order in float32, so its bits are those of comm.Add
 // whatever the way. Small ones are pushed: each rank writes its part into boxes of all
@@ -285,5 +286,32 @@ KERNEL __launch_bounds__(reduceThreads) gatherParts(const __grid_constant__ Redu
     at += columns;
   }
   meet(a, number, true); // all have read: parts may be written again
+  ends(a);
+}
+
+struct FollowArguments : ReduceArguments {
+  const int* seats; // count of them
+  int* last;        // by seat: the token that was drawn last, which is never 0x7fffffff
+};
+
+// Rank 0 pushes tokens to all others; they tell that they are there. Grid: one block.
+KERNEL __launch_bounds__(reduceThreads) followDrawn(const __grid_constant__ FollowArguments a) {
+  begins(a);
+  Wait wait{a, a.number()};
+  auto take = [&](int slot, int i) {
+    volatile unsigned* place = (volatile unsigned*)a.at(a.rank, slot) + i;
+    unsigned word;
+    while ((word = *place) == absentWord && !wait.over(slot)) {}
+    *place = absentWord;
+    return word;
+  };
+  if (a.rank == 0) {
+    for (int i = threadIdx.x; i < a.count; i += reduceThreads)
+      for (int k = 1; k < a.ranks; k++) *((volatile unsigned*)a.at(k, 0) + i) = a.last[a.seats[i]] ^ 0x80000000u;
+    if (threadIdx.x && threadIdx.x < a.ranks) take(threadIdx.x, 0);
+  } else {
+    if (threadIdx.x == 0) *(volatile unsigned*)a.at(0, a.rank) = 0;
+    for (int i = threadIdx.x; i < a.count; i += reduceThreads) a.last[a.seats[i]] = take(0, i) ^ 0x80000000u;
+  }
   ends(a);
 }

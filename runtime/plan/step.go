@@ -8,13 +8,12 @@ var H200 = Speed{Bandwidth: 4.1e12, Operations: 550e12}
 // What a step on GPUs costs beside its bytes and operations, fitted to RESULTS.md: a
 // chain of kernels for each layer, norms among them, which one row does not need;
 // attention that reads keys and values at a part of the bandwidth; and a sum over
-// ranks, which a few rows push.
+// ranks.
 const (
-	oneRowLayer, layerSeconds = 15e-6, 50e-6
+	oneRowLayer, layerSeconds = 8e-6, 34e-6
 	cacheBandwidth            = 0.9
-	pushedSum, sumSeconds     = 8e-6, 20e-6
-	fewRows                   = 32
-	linkBandwidth             = 300e9 // of NVLink, each way
+	sumSeconds                = 3e-6
+	linkBandwidth             = 330e9 // of NVLink, each way
 )
 
 // StepSeconds is how long a step takes on each stage of a layout on GPUs, where so many
@@ -25,15 +24,12 @@ func StepSeconds(s Shapes, layout shard.Layout, b Budget, rows, context int) []f
 		return nil
 	}
 	t := s.times(layout, b)
-	fixed, sum := layerSeconds, sumSeconds
+	fixed := layerSeconds
 	if rows == 1 {
 		fixed = oneRowLayer
 	}
-	if rows <= fewRows {
-		sum = pushedSum
-	}
 	others := float64(layout.Tensor-1) / float64(layout.Tensor)
-	sum += 2 * others * float64(rows*s.Hidden*activationBytes) / linkBandwidth
+	sum := sumSeconds + 2*others*float64(rows*s.Hidden*activationBytes)/linkBandwidth
 	var seconds []float64
 	for stage := range layout.Pipeline {
 		slice, err := shard.Cut(layout, s.Shape(), stage, 0)

@@ -299,7 +299,9 @@ func (b *bench) fromZero() {
 	for _, url := range b.urls {
 		go func() { ended <- stream(b.t.Context(), url, "zero", 3, func(int) {}) }()
 	}
-	b.until("requests that wait", func(*api.ClusterState) bool { return b.metric("vllm:num_requests_waiting", "zero") == float64(*headCount) })
+	b.until("requests that wait", func(*api.ClusterState) bool {
+		return b.metric("vllm:num_requests_waiting", "zero") == float64(*headCount)
+	})
 	came := time.Now()
 	b.add(1, "sim:1", map[string]string{"pool": "zero"})
 	for range *headCount {

@@ -3,6 +3,7 @@ package head
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"manta/head/api"
 	"manta/head/place"
@@ -18,11 +19,12 @@ func (c *control) waitings() []place.Waiting {
 	return c.waiting
 }
 
-// explain says why replicas of a deployment wait, on the leader.
+// explain says why no node takes the replicas of a deployment, on the leader. While
+// there is no node yet, nothing is clear: one that starts beside its head may be slower.
 func (c *control) explain(deployment string) []string {
 	var lines []string
 	for _, w := range told(c.waitings()) {
-		if w.Deployment == deployment {
+		if w.Deployment == deployment && slices.ContainsFunc(w.Reasons, func(r api.Reason) bool { return r.Node != "" }) {
 			lines = append(lines, w.Lines()...)
 		}
 	}

@@ -182,6 +182,11 @@ func (l *Link) connectFeed(ctx context.Context, f *feed) error {
 		return fmt.Errorf("link: follow %s: %w", f.peer, err)
 	}
 	l.feeds.polled[f] = true
+	// What came right behind the server's last answer was read with it, and no socket
+	// tells of it: the answer to this does.
+	if _, err := f.sub.conn.Write([]byte("PING\r\n")); err != nil {
+		f.plain.shut() // whoever reads it sees the end
+	}
 	return nil
 }
 

@@ -34,14 +34,15 @@ type part struct {
 //
 // Kernels of several ranks wait for each other, and the driver may wait for running
 // kernels when it allocates or makes a graph. So a step with collectives is launched
-// only once all ranks have theirs ready to launch, which is where they meet.
+// only once all ranks have theirs ready to launch, which is where they meet. Ranks of
+// another stage do not meet these: on a device that both use, one may still wait so.
 type link struct {
 	ranks   []*Ops
 	signals []pointer
 	boxes   []pointer
-	early   bool
-	blocks  int // of a collective, at most
-	way     int // of all sums
+	early   bool // the next kernel is let in while a collective waits: no two ranks share a device
+	blocks  int  // of a collective, at most
+	way     int  // of all sums
 
 	launches, tables meeting
 
